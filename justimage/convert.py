@@ -1,0 +1,265 @@
+"""Foreign weight layouts, both ways. The tables name every tensor; a tensor that no table names is an error.
+
+The official layout (github.com/LTH14/JiT) is the state dict of its network with the prefix `net.`, in a .pth that
+holds `model`, `model_ema1`, `model_ema2` and the command line as `args`, or alone in a .safetensors.
+"""
+
+import argparse
+import pickle
+import re
+from dataclasses import replace
+from math import isqrt
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from justimage.model import Denoiser
+from justimage.networks.jit import JiT, JiTConfig
+from justimage.samplers import Sampling
+from justimage.weights import read_tensors, write_tensors
+
+# official -> ours; `#` stands for the number of a block. A name covers its .weight and .bias.
+OFFICIAL_NAMES = {
+    "net.pos_embed": "positions",
+    "net.in_context_posemb": "condition.positions",
+    "net.y_embedder.embedding_table": "condition.table",
+    "net.t_embedder.mlp.0": "time.hidden",
+    "net.t_embedder.mlp.2": "time.out",
+    "net.x_embedder.proj1": "embedding.down",
+    "net.x_embedder.proj2": "embedding.up",
+    "net.blocks.#.norm1": "blocks.#.norm1",
+    "net.blocks.#.norm2": "blocks.#.norm2",
+    "net.blocks.#.attn.qkv": "blocks.#.attention.qkv",
+    "net.blocks.#.attn.q_norm": "blocks.#.attention.q_norm",
+    "net.blocks.#.attn.k_norm": "blocks.#.attention.k_norm",
+    "net.blocks.#.attn.proj": "blocks.#.attention.out",
+    "net.blocks.#.mlp.w12": "blocks.#.mlp.up",
+    "net.blocks.#.mlp.w3": "blocks.#.mlp.out",
+    "net.blocks.#.adaLN_modulation.1": "blocks.#.modulation.linear",
+    "net.final_layer.norm_final": "head.norm",
+    "net.final_layer.linear": "head.linear",
+    "net.final_layer.adaLN_modulation.1": "head.modulation.linear",
+}
+OUR_NAMES = {ours: official for official, ours in OFFICIAL_NAMES.items()}
+
+# The start block is the one number that no tensor shows: Table 9 of arXiv 2511.13720, by the letter in args.model.
+OFFICIAL_VARIANTS = {"JiT-B": "B", "JiT-L": "L", "JiT-H": "H", "JiT-G": "G"}
+WEIGHT_SETS = {"model": "model", "ema1": "model_ema1", "ema2": "model_ema2"}
+
+
+def _renamed(name: str, table: dict[str, str]) -> str | None:
+    stem, suffix = name, ""
+    for ending in (".weight", ".bias"):
+        if name.endswith(ending):
+            stem, suffix = name.removesuffix(ending), ending
+    number = re.search(r"(?<=blocks\.)\d+(?=\.)", stem)
+    pattern = stem if number is None else stem[: number.start()] + "#" + stem[number.end() :]
+    found = table.get(pattern)
+    if found is None:
+        return None
+    return (found if number is None else found.replace("#", number.group())) + suffix
+
+
+def _rename_all(tensors: dict[str, Tensor], table: dict[str, str], layout: str) -> dict[str, Tensor]:
+    names = {name: _renamed(name, table) for name in tensors}
+    unknown = [name for name, new in names.items() if new is None]
+    if unknown:
+        shown = ", ".join(unknown[:10]) + (f" and {len(unknown) - 10} more" if len(unknown) > 10 else "")
+        raise ValueError(f"unknown tensors in {layout} weights: {shown}")
+    return {new: tensors[name] for name, new in names.items() if new is not None}
+
+
+def official_config(tensors: dict[str, Tensor], context_start: int | None = None) -> JiTConfig:
+    """Read the shape of the network from official tensors; only the start block must be told.
+
+    Raises ValueError where tensors it is read from are missing, or the start block is not given.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    needed = ["net.pos_embed", "net.x_embedder.proj1.weight", "net.x_embedder.proj2.weight"]
+    needed += ["net.y_embedder.embedding_table.weight", "net.blocks.0.attn.q_norm.weight"]
+    needed += ["net.blocks.0.mlp.w3.weight"]
+    missing = [name for name in needed if name not in shapes]
+    if missing:
+        raise ValueError(f"these are not official JiT weights; missing: {', '.join(missing)}")
+    bottleneck, channels, *patch = shapes["net.x_embedder.proj1.weight"]
+    width = shapes["net.x_embedder.proj2.weight"][0]
+    tokens, side = shapes["net.pos_embed"][1], isqrt(shapes["net.pos_embed"][1])
+    if side * side != tokens:
+        raise ValueError(f"net.pos_embed has {tokens} tokens, which is not a square grid as in official code")
+    context_tokens = shapes.get("net.in_context_posemb", (1, 0))[1]
+    if context_tokens and context_start is None:
+        raise ValueError(
+            "the in-context start block is in no tensor, and args.model does not name a variant that these tensors "
+            "have; give it: load(..., context_start=4) or --context-start 4 (4, 8, 10, 10 in B, L, H, G)"
+        )
+    hidden = shapes["net.blocks.0.mlp.w3.weight"][1]
+    ratio = next(r for r in (4.0, 1.5 * hidden / width, (1.5 * hidden + 1) / width) if _hidden(width, r) == hidden)
+    blocks = {int(found.group(1)) for name in shapes if (found := re.match(r"net\.blocks\.(\d+)\.", name))}
+    return JiTConfig(
+        size=(side * patch[0], side * patch[1]),
+        patch=(patch[0], patch[1]),
+        channels=channels,
+        num_classes=shapes["net.y_embedder.embedding_table.weight"][0] - 1,
+        width=width,
+        depth=max(blocks) + 1,
+        heads=width // shapes["net.blocks.0.attn.q_norm.weight"][0],
+        bottleneck=bottleneck,
+        context_tokens=context_tokens,
+        context_start=context_start or 0,
+        mlp_ratio=ratio,
+    )
+
+
+def _hidden(width: int, ratio: float) -> int:
+    return int(int(width * ratio) * 2 / 3)
+
+
+def from_official(tensors: dict[str, Tensor], config: JiTConfig) -> dict[str, Tensor]:
+    """Official tensors -> ours. Convolutions become linear maps of patches ordered (C, p, p), the head likewise."""
+    ours = _rename_all(tensors, OFFICIAL_NAMES, "official")
+    p, q = config.patch
+    for name in ("positions", "condition.positions"):
+        if name in ours:
+            ours[name] = ours[name].squeeze(0)
+    for name in ("embedding.down.weight", "embedding.up.weight"):
+        ours[name] = ours[name].flatten(1)
+    for name in ("head.linear.weight", "head.linear.bias"):  # rows (p, q, C) -> (C, p, q)
+        if name in ours:
+            ours[name] = ours[name].unflatten(0, (p, q, config.channels)).permute(2, 0, 1, *range(3, ours[name].ndim + 2))
+            ours[name] = ours[name].flatten(0, 2)
+    return ours
+
+
+def to_official(tensors: dict[str, Tensor], config: JiTConfig) -> dict[str, Tensor]:
+    """Our tensors -> official. Raises ValueError where the official code has no such network."""
+    if len(config.size) != 2 or config.size[0] != config.size[1] or config.patch[0] != config.patch[1]:
+        raise ValueError(f"official JiT is for squares; this network has size {config.size} and patch {config.patch}")
+    plain = config.rotary and config.qk_norm and config.rms_norm and config.swiglu and config.bottleneck
+    if not plain or config.num_classes == 0:
+        raise ValueError(
+            "official JiT has rotary positions, qk-norm, RMSNorm, SwiGLU, a bottleneck and class labels; "
+            "this network lacks some of them"
+        )
+    ours = dict(tensors)
+    p, q = config.patch
+    for name in ("positions", "condition.positions"):
+        if name in ours:
+            ours[name] = ours[name].unsqueeze(0)
+    ours["embedding.down.weight"] = ours["embedding.down.weight"].unflatten(1, (config.channels, p, q))
+    ours["embedding.up.weight"] = ours["embedding.up.weight"][:, :, None, None]
+    for name in ("head.linear.weight", "head.linear.bias"):  # rows (C, p, q) -> (p, q, C)
+        ours[name] = ours[name].unflatten(0, (config.channels, p, q)).permute(1, 2, 0, *range(3, ours[name].ndim + 2))
+        ours[name] = ours[name].flatten(0, 2)
+    return {name: tensor.contiguous() for name, tensor in _rename_all(ours, OUR_NAMES, "our").items()}
+
+
+def read_official(path: Path, weights: str | None = None) -> tuple[dict[str, Tensor], argparse.Namespace]:
+    """One set of weights (model, ema1 or ema2; ema1 by default) and the args of an official checkpoint.
+
+    A .pth is read with an allow-list (tensors, plain containers, argparse.Namespace): no code in it is run.
+    Raises ValueError for a truncated or foreign file, or a set that it does not hold.
+    """
+    if path.suffix == ".safetensors":
+        if weights not in (None, "model"):
+            raise ValueError(f"{path} holds one set of weights; {weights} cannot be chosen from it")
+        return read_tensors(path), argparse.Namespace()
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{path} holds more than tensors and settings, and is not read ({reason})") from error
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        raise ValueError(f"{path} cannot be read; it is truncated, or not a checkpoint ({error})") from error
+    key = WEIGHT_SETS.get(weights or "ema1")
+    if key is None:
+        raise ValueError(f"an official checkpoint has the weights {', '.join(WEIGHT_SETS)}, not {weights!r}")
+    if not isinstance(checkpoint, dict) or key not in checkpoint:
+        held = ", ".join(map(str, checkpoint)) if isinstance(checkpoint, dict) else type(checkpoint).__name__
+        raise ValueError(f"{path} holds {held}, but no {key}; it is not an official JiT checkpoint")
+    args = checkpoint.get("args")
+    return checkpoint[key], args if isinstance(args, argparse.Namespace) else argparse.Namespace()
+
+
+def load_official(path: Path, weights: str | None = None, context_start: int | None = None) -> Denoiser:
+    """An official checkpoint as a Denoiser. What the tensors show wins over what args say.
+
+    context_start: the in-context start block, where args.model does not name the variant that the tensors have.
+    Raises ValueError as `read_official`, `official_config` and `from_official` do.
+    """
+    tensors, args = read_official(path, weights)
+    settings: dict[str, Any] = vars(args)
+    if context_start is None:
+        named = OFFICIAL_VARIANTS.get(str(settings.get("model", "")).partition("/")[0])
+        if named is not None and "net.pos_embed" in tensors:
+            expected = JiTConfig.variant(f"{named}/16")
+            depth = sum(name.endswith(".norm1.weight") for name in tensors)
+            if (tensors["net.pos_embed"].shape[-1], depth) == (expected.width, expected.depth):
+                context_start = expected.context_start
+    config = official_config(tensors, context_start)
+    config = replace(
+        config,
+        dropout=float(settings.get("proj_dropout", 0.0)),
+        dropout_scores=float(settings.get("attn_dropout", 0.0)),
+    )
+    sampling = Sampling(
+        steps=settings.get("num_sampling_steps", 50),
+        sampler=settings.get("sampling_method", "heun"),
+        guidance=float(settings.get("cfg", 1.0)),
+        interval=(float(settings.get("interval_min", 0.1)), float(settings.get("interval_max", 1.0))),
+    )
+    description = Denoiser(
+        _on_meta(config),
+        t_eps=float(settings.get("t_eps", 0.05)),
+        noise_scale=float(settings.get("noise_scale", max(config.size[0] / 256, 1.0))),
+        sampling=sampling,
+        licence="mit",
+    ).describe()
+    pixels = {"size": config.size, "channels": ("red", "green", "blue"), "mean": (127.5,) * 3, "scale": (127.5,) * 3}
+    if config.channels == 3:
+        classes = tuple(str(i) for i in range(config.num_classes))
+        description["data"] = {**pixels, "dtype": "uint8", "classes": classes}
+    return Denoiser.from_description(description, from_official(tensors, config)).eval()
+
+
+def _on_meta(config: JiTConfig) -> JiT:
+    with torch.device("meta"):
+        return JiT(config)
+
+
+def save_official(model: Denoiser, path: Path) -> None:
+    """Write a model in the official layout: .safetensors, or a .pth that the official code resumes from.
+
+    The .pth is a pickle of tensors and an argparse.Namespace, the only one this package writes, as that is what the
+    official code reads; it holds the same tensors as model, model_ema1 and model_ema2.
+    """
+    if path.suffix not in (".pth", ".safetensors"):
+        raise ValueError(f"official weights are written to a .pth or a .safetensors, not to {path.name}")
+    if path.exists():
+        raise ValueError(f"{path} exists and is not written over")
+    if model.space != "x" or model.preconditioner != "none":
+        raise ValueError(f"official JiT predicts x; this network predicts {model.space} ({model.preconditioner})")
+    c = model.config
+    tensors = to_official(model.net.state_dict(), c)
+    if path.suffix == ".safetensors":
+        write_tensors(path, tensors)
+        return
+    named = [name for name, letter in OFFICIAL_VARIANTS.items() if c.width == JiTConfig.variant(f"{letter}/16").width]
+    args = argparse.Namespace(
+        model=f"{named[0] if named else 'JiT'}/{c.patch[0]}",
+        img_size=c.size[0],
+        class_num=c.num_classes,
+        attn_dropout=c.dropout_scores,
+        proj_dropout=c.dropout,
+        noise_scale=model.noise_scale,
+        t_eps=model.t_eps,
+        cfg=model.sampling.guidance,
+        interval_min=model.sampling.interval[0],
+        interval_max=model.sampling.interval[1],
+        num_sampling_steps=model.sampling.steps,
+        sampling_method=model.sampling.sampler,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({**dict.fromkeys(WEIGHT_SETS.values(), tensors), "epoch": 0, "args": args}, path)

@@ -1,0 +1,1 @@
+"""Data: raw arrays on disk, what they mean, and the order in which training sees them."""

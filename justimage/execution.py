@@ -1,0 +1,76 @@
+"""How a network is run, applied from outside to an unmodified module: device, precision, compiled blocks.
+
+Names in the state dict stay those of the plain module whatever is applied. The order, for training: checkpoint
+the blocks, compile the blocks, then replicate; for sampling: cast the parameters, then compile the blocks.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+
+def best_device() -> torch.device:
+    """The accelerator if there is one, otherwise the CPU."""
+    device = torch.accelerator.current_accelerator(check_available=True)
+    return device or torch.device("cpu")
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the hardware multiplies it faster than float32, otherwise float32.
+
+    That is any CUDA GPU from Ampere on, and CPUs with AMX; elsewhere bfloat16 is emulated and slower.
+    """
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    amx = device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if amx else torch.float32
+
+
+def compiling_pays(net: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether compiling is worth its half minute: large networks whose matrix products are fast.
+
+    In float32 on a CPU the products take nearly all the time, and fusing the rest gains nothing
+    (benchmarks/results); small networks are done before the compiler is.
+    """
+    large = sum(p.numel() for p in net.parameters()) >= 50_000_000
+    return large and (device.type == "cuda" or dtype == torch.bfloat16)
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
+    """Mixed precision for training: matrix products in `dtype`, parameters and residual stream in float32."""
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=dtype)
+
+
+def cast_parameters(net: nn.Module, dtype: torch.dtype) -> None:
+    """Parameters to `dtype`, in place; fixed tables (positions, rotations) keep float32.
+
+    For sampling: autocast would cast every weight again at every evaluation.
+    """
+    for parameter in net.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
+def blocks_of(net: nn.Module) -> Iterator[nn.Module]:
+    """The repeated blocks of a network. Raises ValueError where it has no `blocks`."""
+    blocks = getattr(net, "blocks", None)
+    if not isinstance(blocks, nn.ModuleList):
+        raise ValueError(f"{type(net).__name__} has no `blocks`, the ModuleList that is compiled or checkpointed")
+    yield from blocks
+
+
+def compile_blocks(net: nn.Module) -> None:
+    """torch.compile each block in place: one compilation serves all, as they are alike."""
+    for block in blocks_of(net):
+        block.compile()
+
+
+def checkpoint_blocks(net: nn.Module) -> None:
+    """Recompute activations in the backward pass instead of keeping them: less memory, a third more work."""
+    for block in blocks_of(net):
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)

@@ -1,0 +1,236 @@
+"""JiT, "Just image Transformers" (arXiv 2511.13720): a plain Vision Transformer on large patches of raw data.
+
+    patches -> bottleneck embedding + fixed positions -> blocks (adaLN-Zero, qk-norm, rotary, SwiGLU)
+            -> head -> patches
+
+In-context class tokens join the sequence at a start block and leave it before the head. Every ingredient of
+the paper's ladder (Table 4) is a switch of `JiTConfig`; every size (Table 9) is a row of `VARIANTS`.
+"""
+
+from dataclasses import dataclass, fields
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from justimage.networks.conditions import ClassCondition, TimeEmbedding
+from justimage.networks.layers import MLP, Attention, Block, Head, RMSNorm, SwiGLU
+from justimage.networks.patch import PatchEmbedding, grid_of, unpatchify
+from justimage.networks.position import rotations, sincos_positions, without_rotation
+
+
+@dataclass(frozen=True)
+class JiTConfig:
+    """The shape of a JiT.
+
+    Raises ValueError where the patch does not divide the size, the heads do not divide the width, or the
+    start block is not one of the blocks.
+    """
+
+    size: tuple[int, ...] = (256, 256)
+    """Length of each spatial axis (1, 2 or 3 axes). The network also runs on other sizes the patch divides."""
+    patch: tuple[int, ...] = (16, 16)
+    """Length of a patch along each axis."""
+    channels: int = 3
+    """Channels of the data."""
+    num_classes: int = 1000
+    """Number of class labels; the null label is one more. 0: unconditional."""
+    width: int = 768
+    """Features of a token."""
+    depth: int = 12
+    """Number of blocks."""
+    heads: int = 12
+    """Attention heads."""
+    bottleneck: int = 128
+    """Width of the low-rank patch embedding (Fig. 4). 0: one linear map, no bottleneck."""
+    context_tokens: int = 32
+    """In-context class tokens (Table 4). 0: none."""
+    context_start: int = 4
+    """The block that first sees the in-context tokens."""
+    dropout: float = 0.0
+    """Dropout after attention and inside the feed-forward layer, in the middle half of the blocks."""
+    dropout_scores: float = 0.0
+    """Dropout of attention probabilities, in the middle half of the blocks."""
+    mlp_ratio: float = 4.0
+    """Hidden width of the feed-forward layer over the width (SwiGLU takes two thirds of it)."""
+    rotary: bool = True
+    """Axial rotary positions in attention (Table 4)."""
+    qk_norm: bool = True
+    """RMSNorm of queries and keys, per head (Table 4)."""
+    rms_norm: bool = True
+    """RMSNorm; otherwise LayerNorm (footnote 5)."""
+    swiglu: bool = True
+    """SwiGLU feed-forward; otherwise a GELU-MLP (footnote 5)."""
+    float32_attention: bool = False
+    """Attention in float32 whatever the precision around it, as in the official code."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.size) <= 3:
+            raise ValueError(f"size has {len(self.size)} axes: {self.size}; 1, 2 or 3 are possible")
+        grid_of(self.size, self.patch)
+        positive = ("channels", "width", "depth", "heads")
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.width % self.heads:
+            raise ValueError(f"{self.heads} heads do not divide a width of {self.width}")
+        if self.num_classes < 0 or self.context_tokens < 0 or self.bottleneck < 0:
+            raise ValueError("num_classes, context_tokens and bottleneck must not be negative; 0 turns each off")
+        if self.context_tokens and not 0 <= self.context_start < self.depth:
+            raise ValueError(f"context_start is {self.context_start}; the blocks are 0 to {self.depth - 1}")
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Patches along each axis."""
+        return grid_of(self.size, self.patch)
+
+    @classmethod
+    def variant(cls, name: str, size: int | tuple[int, ...] = (256, 256), **overrides) -> "JiTConfig":
+        """A size of the paper at any patch: variant("B/16"), variant("L/4", size=(64, 64), num_classes=10).
+
+        The name is one of VARIANTS and the patch, as one number for all axes ("B/16") or one for each
+        ("B/8x16"). size is a tuple, or one number for a square image. Raises ValueError for an unknown name.
+        """
+        letters, _, patch = name.partition("/")
+        lengths = patch.split("x")
+        if letters not in VARIANTS or not all(length.isdigit() for length in lengths):
+            names = ", ".join(VARIANTS)
+            raise ValueError(f"no variant is called {name!r}; write SIZE/PATCH, as in B/16, with SIZE one of {names}")
+        size = (size, size) if isinstance(size, int) else tuple(size)
+        patches = tuple(int(length) for length in lengths)
+        patches = patches * len(size) if len(patches) == 1 else patches
+        row = dict(zip(VARIANT_COLUMNS, VARIANTS[letters], strict=True))
+        return cls(**{"size": size, "patch": patches, **row, **overrides})
+
+
+# Table 9 of arXiv 2511.13720 for B to G; the rows above are ours, for laptops.
+VARIANT_COLUMNS = ("depth", "width", "heads", "bottleneck", "dropout", "context_tokens", "context_start")
+VARIANTS = {
+    "XS": (6, 192, 3, 64, 0.0, 4, 2),
+    "S": (12, 384, 6, 128, 0.0, 16, 4),
+    "B": (12, 768, 12, 128, 0.0, 32, 4),
+    "L": (24, 1024, 16, 128, 0.0, 32, 8),
+    "H": (32, 1280, 16, 256, 0.2, 32, 10),
+    "G": (40, 1664, 16, 256, 0.2, 32, 10),
+}
+
+
+class JiT(nn.Module):
+    """net(z, t, y) -> (B, C, *S), raw: z (B, C, *S), t (B,) in [0, 1], y (B,) labels or None if unconditional.
+
+    S may be any size that the patch divides; `config.size` is the one it is meant for.
+    """
+
+    def __init__(self, config: JiTConfig):
+        super().__init__()
+        self.config = c = config
+        head_dim = c.width // c.heads
+
+        def norm() -> nn.Module:
+            return RMSNorm(c.width) if c.rms_norm else nn.LayerNorm(c.width, eps=1e-6)
+
+        def block(i: int) -> Block:
+            middle = c.depth // 4 <= i < c.depth // 4 * 3
+            dropout, drop_scores = (c.dropout, c.dropout_scores) if middle else (0.0, 0.0)
+            attention = Attention(
+                c.width,
+                c.heads,
+                qk_norm=c.qk_norm,
+                in_float32=c.float32_attention,
+                dropout=dropout,
+                drop_scores=drop_scores,
+            )
+            feed_forward = SwiGLU if c.swiglu else MLP
+            mlp = feed_forward(c.width, int(c.width * c.mlp_ratio), dropout=dropout)
+            return Block(attention, mlp, (norm(), norm()), c.width)
+
+        self.embedding = PatchEmbedding(c.patch, c.channels, c.bottleneck, c.width)
+        self.time = TimeEmbedding(c.width)
+        self.condition = ClassCondition(c.num_classes, c.context_tokens, c.width)
+        self.blocks = nn.ModuleList(block(i) for i in range(c.depth))
+        self.head = Head(norm(), c.width, c.channels * prod(c.patch))
+        # Kept in the weights though fixed: a released checkpoint's table is used, and given back, to the bit.
+        self.register_buffer("positions", torch.empty(prod(c.grid), c.width))
+        self.positions: Tensor
+        self.register_buffer("rotation", torch.empty(prod(c.grid), head_dim // 2, 2), persistent=False)
+        self.rotation: Tensor
+        self.initialise()
+
+    def forward(self, z: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        grid = grid_of(z.shape[2:], self.config.patch)
+        positions, rotation = self._places(grid, z.device)
+
+        dtype = self.embedding.up.weight.dtype  # the residual stream has it: float32 also under autocast
+        x = (self.embedding(z.to(dtype)) + positions).to(dtype)  # (B, T, D)
+        c = self.time(t)
+        vector, context = self.condition(y, c)
+        c = c + vector  # (B, D)
+
+        for i, block in enumerate(self.blocks):
+            if context is not None and i == self.config.context_start:
+                x = torch.cat((context.to(x.dtype), x), 1)  # (B, K + T, D)
+                if rotation is not None:
+                    rotation = torch.cat((without_rotation(context.shape[1], rotation), rotation))
+            x = block(x, c, rotation)
+        if context is not None:
+            x = x[:, context.shape[1] :]
+        return unpatchify(self.head(x, c), grid, self.config.patch)
+
+    def _places(self, grid: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """Positions (T, D) and rotation (T, d / 2, 2) of a grid: the stored tables, or new ones for another grid."""
+        c = self.config
+        if grid == c.grid:
+            return self.positions, self.rotation if c.rotary else None
+        rotation = rotations(grid, c.width // c.heads).to(device) if c.rotary else None
+        return sincos_positions(grid, c.width).to(device), rotation
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator | None = None) -> None:
+        """Fill every parameter and buffer.
+
+        | what                                             | with                                   |
+        |--------------------------------------------------|----------------------------------------|
+        | linear maps                                      | Xavier-uniform weight, zero bias       |
+        | label table, in-context positions, time MLP      | normal, standard deviation 0.02        |
+        | all adaLN maps, the head's linear map            | zero: blocks are the identity, net = 0 |
+        | norms                                            | weight 1, bias 0                       |
+        | positions, rotation                              | their fixed tables                     |
+        """
+        if self.positions.device.type == "meta":
+            return
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight, generator=generator)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, RMSNorm | nn.LayerNorm):
+                nn.init.ones_(module.weight)
+                if isinstance(module, nn.LayerNorm):
+                    nn.init.zeros_(module.bias)
+        small = [self.time.hidden.weight, self.time.out.weight, self.condition.positions]
+        if self.condition.table is not None:
+            small.append(self.condition.table.weight)
+        for weight in small:
+            if weight is not None:
+                nn.init.normal_(weight, std=0.02, generator=generator)
+        for name, module in self.named_modules():
+            if name.endswith("modulation.linear") or name == "head.linear":
+                nn.init.zeros_(module.weight)
+        self.positions.copy_(sincos_positions(self.config.grid, self.config.width))
+        self.rebuild_rotation()
+
+    def rebuild_rotation(self) -> None:
+        """Make the rotation table anew, where the positions are: weights do not carry it."""
+        c = self.config
+        table = rotations(c.grid, c.width // c.heads) if c.rotary else torch.zeros_like(self.rotation, device="cpu")
+        self.rotation = table.to(self.positions.device)
+
+    @property
+    def num_parameters(self) -> int:
+        """Trainable parameters (the fixed positions are not)."""
+        return sum(p.numel() for p in self.parameters())
+
+
+def architecture(config: JiTConfig) -> dict:
+    """The configuration as plain values for JSON, one key for each field."""
+    return {field.name: getattr(config, field.name) for field in fields(config)}

@@ -1,0 +1,128 @@
+"""The parts of a transformer block: norms, attention, feed-forward, adaLN-Zero. Tokens are (B, T, D)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from justimage.networks.position import rotate
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last axis, computed in float32 (arXiv 1910.07467)."""
+
+    def __init__(self, width: int, eps: float = 1e-6):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Written out: F.rms_norm is ten times slower on CPUs (torch 2.15), and compilers fuse this as well.
+        y = x.float()
+        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)
+        return (y * self.weight).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with per-head qk-norm and rotary positions, (B, T, D) -> (B, T, D).
+
+    in_float32 computes scores and averages in float32 whatever the precision around it, as the official
+    code does for the scores; otherwise PyTorch chooses the fastest attention there is.
+    """
+
+    def __init__(self, width: int, heads: int, *, qk_norm: bool, in_float32: bool, dropout: float, drop_scores: float):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.q_norm = RMSNorm(width // heads) if qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(width // heads) if qk_norm else nn.Identity()
+        self.out = nn.Linear(width, width)
+        self.in_float32 = in_float32
+        self.dropout = nn.Dropout(dropout)
+        self.drop_scores = drop_scores
+
+    def forward(self, x: Tensor, rotation: Tensor | None) -> Tensor:
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # (B, T, 3, H, d)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()  # each (B, H, T, d)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
+        dtype = torch.float32 if self.in_float32 else v.dtype
+        drop = self.drop_scores if self.training else 0.0
+        with torch.autocast(x.device.type, enabled=False):
+            y = F.scaled_dot_product_attention(q.to(dtype), k.to(dtype), v.to(dtype), dropout_p=drop)
+        return self.dropout(self.out(y.transpose(1, 2).flatten(2).to(v.dtype)))
+
+
+class SwiGLU(nn.Module):
+    """out(silu(a) * b) with (a, b) = up(x) (arXiv 2002.05202); two thirds of the usual hidden width."""
+
+    def __init__(self, width: int, hidden: int, *, dropout: float):
+        super().__init__()
+        hidden = int(hidden * 2 / 3)
+        self.up = nn.Linear(width, 2 * hidden)
+        self.out = nn.Linear(hidden, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.up(x).chunk(2, -1)
+        return self.out(self.dropout(F.silu(a) * b))
+
+
+class MLP(nn.Module):
+    """out(gelu(up(x))): the plain feed-forward layer of ViT, the other end of the ablation ladder."""
+
+    def __init__(self, width: int, hidden: int, *, dropout: float):
+        super().__init__()
+        self.up = nn.Linear(width, hidden)
+        self.out = nn.Linear(hidden, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.dropout(F.gelu(self.up(x), approximate="tanh")))
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x (1 + scale) + shift: tokens (B, T, D) modulated by the condition, shift and scale (B, 1, D)."""
+    return torch.addcmul(shift, x, 1 + scale)
+
+
+class Modulation(nn.Module):
+    """adaLN (arXiv 2212.09748): the condition c (B, D) -> `parts` tensors (B, 1, D). Zero at initialisation."""
+
+    def __init__(self, width: int, parts: int):
+        super().__init__()
+        self.parts = parts
+        self.linear = nn.Linear(width, parts * width)
+
+    def forward(self, c: Tensor) -> tuple[Tensor, ...]:
+        return self.linear(F.silu(c)).unsqueeze(1).chunk(self.parts, -1)
+
+
+class Block(nn.Module):
+    """A transformer block with adaLN-Zero: tokens (B, T, D), condition (B, D) -> (B, T, D)."""
+
+    def __init__(self, attention: Attention, mlp: nn.Module, norms: tuple[nn.Module, nn.Module], width: int):
+        super().__init__()
+        self.norm1, self.norm2 = norms
+        self.attention = attention
+        self.mlp = mlp
+        self.modulation = Modulation(width, 6)
+
+    def forward(self, x: Tensor, c: Tensor, rotation: Tensor | None) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c)
+        x = torch.addcmul(x, gate1, self.attention(modulate(self.norm1(x), shift1, scale1), rotation))
+        return torch.addcmul(x, gate2, self.mlp(modulate(self.norm2(x), shift2, scale2)))
+
+
+class Head(nn.Module):
+    """Tokens (B, T, D) -> patches (B, T, features). Zero at initialisation, so that the network begins at 0."""
+
+    def __init__(self, norm: nn.Module, width: int, features: int):
+        super().__init__()
+        self.norm = norm
+        self.modulation = Modulation(width, 2)
+        self.linear = nn.Linear(width, features)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        shift, scale = self.modulation(c)
+        return self.linear(modulate(self.norm(x), shift, scale))

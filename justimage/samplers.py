@@ -1,0 +1,164 @@
+"""Samplers: from noise at t = 0 to data at t = 1 along dz/dt = v (Eq. 4, arXiv 2511.13720).
+
+A step takes (predict, z, t, t_next) to the state at t_next, where predict(z, t) -> Prediction and t is a
+0-dimensional tensor on the CPU. `integrate` walks a time grid; guidance is a closure around the model. There
+is nothing else: whoever wants to watch the predictions wraps `predict`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from justimage.process import Prediction
+
+Predict = Callable[[Tensor, Tensor], Prediction]
+Step = Callable[[Predict, Tensor, Tensor, Tensor], Tensor]
+
+
+def euler(predict: Predict, z: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
+    """One step of Euler's method, first order, one evaluation (Alg. 2, arXiv 2511.13720). z (B, C, *S)."""
+    return z + (t_next - t) * predict(z, t).to("v")
+
+
+def heun(predict: Predict, z: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
+    """One step of Heun's method, second order, two evaluations (the paper's default, Table 9). z (B, C, *S)."""
+    v = predict(z, t).to("v")
+    v_next = predict(z + (t_next - t) * v, t_next).to("v")
+    return z + (t_next - t) / 2 * (v + v_next)
+
+
+def adams_bashforth2() -> Step:
+    """A step of the two-step Adams-Bashforth method, second order, one evaluation; its first step is Euler's.
+
+    Returns a fresh step, since it remembers the velocity of the step before (Hairer, Norsett, Wanner, Solving
+    Ordinary Differential Equations I, III.1, Eq. 1.10, for variable step lengths).
+    """
+    before: tuple[Tensor, Tensor] | None = None
+
+    def step(predict: Predict, z: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
+        nonlocal before
+        v, length = predict(z, t).to("v"), t_next - t
+        slope = v
+        if before is not None:
+            v_before, length_before = before
+            slope = v + length / (2 * length_before) * (v - v_before)
+        before = v, length
+        return z + length * slope
+
+    return step
+
+
+def land(predict: Predict, z: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
+    """The last step without the floor: from any t to 1 along a straight line is the predicted x itself.
+
+    Euler's step with 1 - t floored at 0.05 goes only part of the way (40 % from t = 0.98).
+    """
+    if t_next != 1:
+        raise ValueError(f"landing on the predicted x ends at t = 1, not at {float(t_next)}")
+    return predict(z, t).to("x")
+
+
+STEPS: dict[str, Callable[[], Step]] = {"euler": lambda: euler, "heun": lambda: heun, "ab2": adams_bashforth2}
+FINALS: dict[str, Step] = {"official": euler, "x": land}
+
+
+def linear_grid(steps: int) -> Tensor:
+    """steps + 1 times from 0 to 1, equally far apart (Table 9, arXiv 2511.13720): (steps + 1,) float64."""
+    if steps < 1:
+        raise ValueError(f"{steps} steps; at least 1 is needed")
+    return torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+
+
+def integrate(predict: Predict, z: Tensor, times: Tensor, step: Step = heun, final: Step = euler) -> Tensor:
+    """Walk z (B, C, *S) along the grid of times (N + 1,), the last step by `final`; Eq. 4, arXiv 2511.13720.
+
+    The state, the velocity and the step are float32 (or float64, if z is) whatever the network computes in:
+    a state in bfloat16 decays into noise over many steps.
+    """
+    z = z.to(torch.promote_types(z.dtype, torch.float32))
+    legs = list(pairwise(times.cpu()))
+    for t, t_next in legs[:-1]:
+        z = step(predict, z, t, t_next)
+    t, t_next = legs[-1]
+    return final(predict, z, t, t_next)
+
+
+def guided(
+    model: Callable[[Tensor, Tensor, Tensor | None], Prediction],
+    y: Tensor | None,
+    null: Tensor | None = None,
+    scale: float = 1.0,
+    interval: tuple[float, float] = (0.0, 1.0),
+) -> Predict:
+    """The model as predict(z, t), with classifier-free guidance (arXiv 2207.12598) inside an interval of t.
+
+    y, null: (B,) labels and null labels. Inside lo < t < hi (from t = 0 on if lo is 0; arXiv 2404.07724) the
+    result is null + scale (conditional - null), both from one call on a doubled batch; elsewhere, and
+    everywhere at scale 1, the null pass is not run. All spaces are affine in each other at a given z and t,
+    so guidance is the same in every space.
+    """
+    lo, hi = interval
+
+    def predict(z: Tensor, t: Tensor) -> Prediction:
+        times = t.to(z.device, z.dtype).expand(z.shape[0])
+        # The tolerance keeps a grid point that is meant to lie on the edge outside, whatever its rounding.
+        inside = (lo == 0 or float(t) > lo + 1e-6) and float(t) < hi - 1e-6
+        if scale == 1 or not inside or y is None or null is None:
+            return model(z, times, y)
+        both = model(torch.cat((z, z)), torch.cat((times, times)), torch.cat((y, null)))
+        conditional, unconditional = both.value.chunk(2)
+        value = unconditional + scale * (conditional - unconditional)
+        return Prediction(value, z, times, both.space, both.t_eps)
+
+    return predict
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw samples; a checkpoint carries the settings recommended for it."""
+
+    steps: int = 50
+    """Steps of the linear time grid."""
+    sampler: Literal["heun", "euler", "ab2"] = "heun"
+    """heun: 2 evaluations a step, the paper's; ab2: Adams-Bashforth, 1 evaluation a step; euler: first order."""
+    guidance: float = 1.0
+    """Classifier-free guidance scale; 1 is none, and costs half."""
+    interval: tuple[float, float] = (0.1, 1.0)
+    """The times between which guidance acts."""
+    final: Literal["official", "x"] = "official"
+    """The last step: official, floored like every other; or x, landing on the predicted x."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps is {self.steps}; at least 1 is needed")
+        if self.sampler not in STEPS:
+            raise ValueError(f"no sampler is called {self.sampler!r}; there are {', '.join(STEPS)}")
+        if self.final not in FINALS:
+            raise ValueError(f"no final step is called {self.final!r}; there are {', '.join(FINALS)}")
+        lo, hi = self.interval
+        if not 0 <= lo <= hi <= 1:
+            raise ValueError(f"the guidance interval is {self.interval}; it must be 0 <= lo <= hi <= 1")
+
+    def evaluations(self) -> int:
+        """Network evaluations for one sample, a guided one counting twice (NFE)."""
+        count = 0
+
+        def predict(z: Tensor, t: Tensor) -> Prediction:
+            def model(z: Tensor, times: Tensor, y: Tensor | None) -> Prediction:
+                nonlocal count
+                count += len(z)
+                return Prediction(z, z, times, "x")
+
+            y = torch.zeros(1, dtype=torch.long)
+            return guided(model, y, y, self.guidance, self.interval)(z, t)
+
+        self.run(predict, torch.zeros(1, 1))
+        return count
+
+    def run(self, predict: Predict, z: Tensor) -> Tensor:
+        """Integrate from z = noise at t = 0 to data at t = 1 with these settings. (B, C, *S) -> (B, C, *S)."""
+        return integrate(predict, z, linear_grid(self.steps), STEPS[self.sampler](), FINALS[self.final])
