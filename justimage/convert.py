@@ -24,7 +24,7 @@ from justimage.weights import read_tensors, write_tensors
 OFFICIAL_NAMES = {
     "net.pos_embed": "positions",
     "net.in_context_posemb": "condition.positions",
-    "net.y_embedder.embedding_table": "condition.table",
+    "net.y_embedder.embedding_table.weight": "condition.table",
     "net.t_embedder.mlp.0": "time.hidden",
     "net.t_embedder.mlp.2": "time.out",
     "net.x_embedder.proj1": "embedding.down",
@@ -50,6 +50,8 @@ WEIGHT_SETS = {"model": "model", "ema1": "model_ema1", "ema2": "model_ema2"}
 
 
 def _renamed(name: str, table: dict[str, str]) -> str | None:
+    if name in table:
+        return table[name]
     stem, suffix = name, ""
     for ending in (".weight", ".bias"):
         if name.endswith(ending):

@@ -99,7 +99,9 @@ class Denoiser(nn.Module):
         return self.config.num_classes
 
     def forward(self, z: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
-        """z (B, C, *S), t (B,) in [0, 1], y (B,) labels or None if unconditional -> Prediction, float32."""
+        """z (B, C, *S), t (B,) in [0, 1], y (B,) labels -> Prediction, float32. No y: the null label for all."""
+        if y is None and self.config.num_classes:
+            y = torch.full((len(z),), self.null_label, device=z.device)
         raw = self.net(z, t, y)
         raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
         scalings = SCALINGS[self.preconditioner]
@@ -141,8 +143,8 @@ class Denoiser(nn.Module):
     ) -> Tensor:
         """Draw samples, one for each seed: raw values (B, C, *S) on the CPU, or model values with raw=False.
 
-        labels: a class (index or name) for each seed, or one for all; None for an unconditional model, and for a
-        conditional one the null label. seeds: one for each sample, 0, 1, 2, ... by default; sample k depends on its
+        labels: a class (index or name) for each seed, or one for all; None: without condition, and so without
+        guidance. seeds: one for each sample, 0, 1, 2, ... by default; sample k depends on its
         seed and label alone. size: other than the model's, any that the patch divides. settings: fields of
         `Sampling` (steps, sampler, guidance, interval, final) in place of the recommended ones.
 
@@ -160,18 +162,13 @@ class Denoiser(nn.Module):
         seeds = [seeds] if isinstance(seeds, int) else [int(seed) for seed in seeds]
         if any(seed < 0 for seed in seeds):
             raise ValueError(f"seeds are whole numbers from 0 on, not {min(seeds)}")
-        if indices is None:
-            indices = [self.null_label] * len(seeds)
-        elif len(indices) == 1:
+        if indices is not None and len(indices) == 1:
             indices = indices * len(seeds)
-        if len(indices) != len(seeds):
+        if indices is not None and len(indices) != len(seeds):
             raise ValueError(f"{len(indices)} labels and {len(seeds)} seeds; one of each is needed for every sample")
 
-        conditional = self.config.num_classes > 0
-        if not conditional and sampling.guidance != 1:
-            raise ValueError(f"guidance is {sampling.guidance}, but an unconditional model has nothing to guide with")
-        y = torch.tensor(indices, device=self.device) if conditional else None
-        null = torch.full_like(y, self.null_label) if y is not None else None
+        y = None if indices is None else torch.tensor(indices, device=self.device)
+        null = None if y is None else torch.full_like(y, self.null_label)
         shape = (self.config.channels, *(size or self.config.size))
         z = self.noise_scale * noise(seeds, shape).to(self.device)
 

@@ -37,7 +37,11 @@ def keys(seed: int, stream: Stream, positions: Iterable[int]) -> np.ndarray:
     """A 64-bit key for each position, (B,) uint64."""
     h = _mix(np.array([seed % 2**64], dtype=np.uint64))
     h = _mix(h ^ np.uint64(stream))
-    return _mix(h ^ np.fromiter(positions, dtype=np.uint64))
+    if isinstance(positions, range):  # the usual case, without a step through Python for each
+        numbers = np.arange(positions.start, positions.stop, positions.step, dtype=np.uint64)
+    else:
+        numbers = np.fromiter(positions, dtype=np.uint64)
+    return _mix(h ^ numbers)
 
 
 def key(seed: int, stream: Stream, position: int) -> int:

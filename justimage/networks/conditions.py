@@ -36,11 +36,11 @@ class ClassCondition(nn.Module):
 
     def __init__(self, num_classes: int, tokens: int, width: int):
         super().__init__()
-        self.table = nn.Embedding(num_classes + 1, width) if num_classes else None
+        self.table = nn.Parameter(torch.empty(num_classes + 1, width)) if num_classes else None
         self.positions = nn.Parameter(torch.empty(tokens, width)) if tokens else None
 
     def forward(self, y: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor | None]:
         """y (B,), like (B, D) the time embedding -> vector (B, D), tokens (B, K, D) or None."""
-        vector = torch.zeros_like(like) if self.table is None else self.table(y)
+        vector = torch.zeros_like(like) if self.table is None else F.embedding(y, self.table)
         tokens = None if self.positions is None else vector[:, None] + self.positions
         return vector, tokens

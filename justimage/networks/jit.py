@@ -207,10 +207,7 @@ class JiT(nn.Module):
                 nn.init.ones_(module.weight)
                 if isinstance(module, nn.LayerNorm):
                     nn.init.zeros_(module.bias)
-        small = [self.time.hidden.weight, self.time.out.weight, self.condition.positions]
-        if self.condition.table is not None:
-            small.append(self.condition.table.weight)
-        for weight in small:
+        for weight in (self.time.hidden.weight, self.time.out.weight, self.condition.table, self.condition.positions):
             if weight is not None:
                 nn.init.normal_(weight, std=0.02, generator=generator)
         for name, module in self.named_modules():

@@ -1,0 +1,70 @@
+"""Several processes: one per device, started by torchrun, each with its part of every batch."""
+
+import contextlib
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process's number, how many there are, and its device."""
+
+    rank: int = 0
+    world: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes and shows."""
+        return self.rank == 0
+
+
+def join(device: torch.device) -> Processes:
+    """Join the other processes if torchrun started this one, else stand alone on `device`."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        return Processes(device=device)
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return Processes(dist.get_rank(), world, device)
+
+
+def leave(processes: Processes) -> None:
+    """Leave the group, if there is one."""
+    if processes.world > 1 and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def replicate(model: nn.Module, processes: Processes) -> nn.Module:
+    """The model with gradients averaged over the processes; itself if there is only one.
+
+    The wrapper shares the parameters: saving and sampling go on with the plain model.
+    """
+    if processes.world == 1:
+        return model
+    devices = [processes.device.index] if processes.device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(
+        model, device_ids=devices, gradient_as_bucket_view=True, broadcast_buffers=False
+    )
+
+
+def mean_over(value: torch.Tensor, processes: Processes) -> torch.Tensor:
+    """The mean of a tensor over the processes; itself if there is only one."""
+    if processes.world > 1:
+        dist.all_reduce(value)
+        value /= processes.world
+    return value
+
+
+def without_exchange(model: nn.Module) -> contextlib.AbstractContextManager:
+    """Gradients stay in this process: for all but the last of several backward passes that accumulate."""
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        return model.no_sync()
+    return contextlib.nullcontext()
