@@ -1,0 +1,83 @@
+"""`make demo`: train mnist-demo on 5,000 real digits, draw every class, and let a classifier judge the digits.
+
+Writes runs/mnist-demo/samples.png and runs/mnist-demo/along-t.png; its last line is the class agreement.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import track
+from sklearn.svm import SVC
+
+import justimage as ji
+from justimage.cli import main as jit
+from justimage.data.arrays import digits
+from justimage.generate import generate
+from justimage.pictures import grid, save
+from justimage.process import Prediction
+from justimage.randomness import noise
+from justimage.samplers import Predict, guided
+
+RUN = Path("runs/mnist-demo")
+EACH = 50  # digits drawn of each class
+
+
+def draw(model: ji.Denoiser) -> tuple[torch.Tensor, np.ndarray]:
+    """EACH digits of each class: raw (10 * EACH, 1, 28, 28), and the classes asked for."""
+    labels = [digit for _ in range(EACH) for digit in range(10)]
+    batches = generate(model, range(len(labels)), labels, batch_size=125)
+    drawn = list(track(batches, description="sampling", total=-(-len(labels) // 125), transient=True))
+    return torch.cat([batch.raw for batch in drawn]), np.array(labels)
+
+
+def along_t(model: ji.Denoiser, digit: int, seed: int, show: int = 10) -> None:
+    """One sample on its way from noise to data: above the state z, below the x predicted from it."""
+    states: list[torch.Tensor] = []
+    guesses: list[torch.Tensor] = []
+    times: list[float] = []
+
+    def watched(predict: Predict) -> Predict:
+        def seen(z: torch.Tensor, t: torch.Tensor) -> Prediction:
+            prediction = predict(z, t)
+            states.append(z[0])
+            guesses.append(prediction.to("x")[0])
+            times.append(float(t))
+            return prediction
+
+        return seen
+
+    y = torch.tensor([digit])
+    settings = model.sampling
+    predict = guided(model, y, torch.full_like(y, model.null_label), settings.guidance, settings.interval)
+    with torch.no_grad():
+        settings.run(watched(predict), model.noise_scale * noise([seed], (1, 28, 28)))
+    chosen = np.linspace(0, len(times) - 1, show).round().astype(int)
+    images = torch.stack([states[i] for i in chosen] + [guesses[i] for i in chosen])
+    assert model.spec is not None
+    save(grid(images, model.spec, show, [f"t = {times[i]:.2f}" for i in chosen], raw=False), RUN / "along-t.png")
+
+
+def main() -> int:
+    """Returns the exit code of the training, 0 if all went well."""
+    code = jit(["train", "mnist-demo", "--run", str(RUN), "--device", "cpu"])
+    if code:
+        return code
+    model = ji.load(RUN, device="cpu")
+    samples, labels = draw(model)
+    assert model.spec is not None
+    save(grid(samples[:100], model.spec, 10, [str(i) for i in range(10)]), RUN / "samples.png")
+    along_t(model, digit=3, seed=3)
+    print(f"wrote {RUN / 'samples.png'} and {RUN / 'along-t.png'}")
+
+    real = digits()
+    assert real.y is not None
+    judge = SVC(C=10.0).fit(real.x.reshape(len(real), -1) / 255.0, real.y)
+    agreement = judge.predict(samples.reshape(len(samples), -1).numpy() / 255.0) == labels
+    print(f"class agreement: {100 * agreement.mean():.1f} %")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

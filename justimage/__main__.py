@@ -1,0 +1,7 @@
+"""python -m justimage: the command `jit`, also under torchrun and from a plain checkout."""
+
+import sys
+
+from justimage.cli import main
+
+sys.exit(main())

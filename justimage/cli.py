@@ -1,0 +1,218 @@
+"""The command `jit`: derived from the dataclasses and functions it calls."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import track
+
+from justimage.convert import load_official, save_official
+from justimage.data.sources import open_source
+from justimage.execution import best_device
+from justimage.generate import generate
+from justimage.load import load, read
+from justimage.parallel import join, leave
+from justimage.pictures import grid, save
+from justimage.recipes import RECIPES, Recipe
+from justimage.run import Interrupted, train_run
+from justimage.samplers import Sampling
+from justimage.train import NonFiniteLoss
+
+console = Console()
+DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 3
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a recipe. The same command again resumes where it stopped."""
+
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+    data: str | None = None
+    """A folder of class folders or of images, a .npy or .npz, or `mnist`."""
+    run: Path | None = None
+    """The run folder; runs/RECIPE by default."""
+    minutes: float | None = None
+    """Stop and save after this many minutes; the same command goes on from there."""
+    device: str | None = None
+    """cpu, cuda, ...; the accelerator by default, if there is one."""
+    name: tyro.conf.Suppress[str] = ""
+
+    def __call__(self) -> int:
+        data = self.data or self.recipe.default_data
+        if not data:
+            raise ValueError(f"{self.name} needs --data: a folder of class folders or of images, a .npy or an .npz")
+        processes = join(torch.device(self.device) if self.device else best_device())
+        try:
+            network = self.recipe.network
+            source = open_source(data, network.size, network.channels, self.recipe.data_options)
+            folder = self.run or Path("runs") / self.name
+            train_run(
+                self.recipe, source, folder, processes=processes, console=console, minutes=self.minutes, data=data
+            )
+        except Interrupted as stop:
+            console.print(str(stop))
+            return DONE if self.minutes else INTERRUPTED
+        except NonFiniteLoss as error:
+            console.print(f"[red]stopped:[/] {error}", soft_wrap=True)
+            return FAILED
+        finally:
+            leave(processes)
+        if processes.first:
+            console.print(f"done; draw samples with: jit sample {folder}")
+        return DONE
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw samples: PNGs or arrays, and a grid."""
+
+    model: tyro.conf.Positional[str]
+    """A run folder, a weights folder, a hub id (USER/NAME), or an official .pth."""
+    classes: tuple[str, ...] = ()
+    """Classes by name or index, for example --classes cat dog 7; all of them (at most 10) by default."""
+    count: int = 8
+    """Samples of each class; or in all, without classes."""
+    seeds: tuple[int, ...] = ()
+    """Seeds, one for each sample of a class; 0, 1, 2, ... by default. Overrides --count."""
+    out: Path = Path("samples")
+    """Folder for the samples and grid.png. Files of the same name are replaced."""
+    format: Literal["png", "npy"] = "png"
+    """One PNG for each sample, or one array samples.npy (N, C, *S) of raw values. Fields are written as arrays."""
+    steps: int | None = None
+    """Steps of the time grid. This and the next four: the settings in the checkpoint by default."""
+    sampler: Literal["heun", "euler", "ab2"] | None = None
+    """heun: 2 evaluations a step, the paper's; ab2: second order with 1; euler: first order."""
+    guidance: float | None = None
+    """Classifier-free guidance scale; 1 is none."""
+    interval: tuple[float, float] | None = None
+    """The times between which guidance acts, for example 0.1 1."""
+    final: Literal["official", "x"] | None = None
+    """The last step: floored as in the official code, or landing on the predicted x."""
+    weights: Annotated[str | None, tyro.conf.arg(aliases=["--ema"])] = None
+    """Which weights: ema-0.9999 or raw of a run; ema1, ema2 or model of an official .pth."""
+    context_start: int | None = None
+    """In-context start block of an official checkpoint that does not tell it."""
+    batch_size: int = 16
+    """Samples drawn at once; it changes the speed only."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 where the hardware is faster in it."""
+    device: str | None = None
+    """cpu, cuda, ...; the accelerator by default, if there is one."""
+
+    def __call__(self) -> int:
+        dtypes = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+        model = load(
+            self.model,
+            weights=self.weights,
+            context_start=self.context_start,
+            device=self.device,
+            dtype=dtypes[self.precision],
+        )
+        known = model.config.num_classes
+        classes = [str(i) for i in range(min(known, 10))] if known and not self.classes else list(self.classes)
+        per_class = list(self.seeds or range(self.count))
+        if not per_class:
+            raise ValueError("nothing to draw: --count is 0")
+        labels = [label for label in model.labels(classes) for _ in per_class] if classes else None
+        seeds = per_class * max(len(classes), 1)
+        asked = {field.name: getattr(self, field.name) for field in fields(Sampling)}
+        settings = {name: value for name, value in asked.items() if value is not None}
+
+        batches = generate(model, seeds, labels, batch_size=self.batch_size, **settings)
+        rounds = -(-len(seeds) // self.batch_size)
+        drawn = list(track(batches, description="sampling", total=rounds, console=console, transient=True))
+        raw = torch.cat([batch.raw for batch in drawn])
+
+        self.out.mkdir(parents=True, exist_ok=True)
+        spec = model.spec
+        pixels = spec is not None and spec.dtype == "uint8" and len(spec.size) == 2 and len(spec.channels) in (1, 3)
+        if self.format == "png" and pixels:
+            for sample, seed, label in zip(raw, seeds, labels or [-1] * len(seeds), strict=True):
+                save(grid_of_one(sample), self.out / f"{file_stem(model, label)}seed{seed:04d}.png")
+            written = f"{len(raw)} PNGs"
+        else:
+            np.save(self.out / "samples.npy", raw.numpy())
+            if labels is not None:
+                np.save(self.out / "labels.npy", np.array(labels))
+            written = f"samples.npy {tuple(raw.shape)}"
+        if spec is not None:
+            save(grid(raw, spec, len(per_class), classes), self.out / "grid.png")
+            written += " and grid.png"
+        console.print(f"wrote {written} to {self.out}")
+        return DONE
+
+
+def file_stem(model: Any, label: int) -> str:
+    """The class in a file's name: its name where that can be one, else its number."""
+    if label < 0:
+        return ""
+    name = model.spec.classes[label] if label < len(model.spec.classes) else "none"
+    safe = "".join(c if c.isalnum() or c in "-_" else "-" for c in name)
+    return f"{safe}-"
+
+
+def grid_of_one(sample: torch.Tensor) -> Any:
+    """A raw 8-bit sample (C, h, w) as a PIL image of its own size."""
+    from PIL import Image
+
+    pixels = sample.numpy()
+    return Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(np.moveaxis(pixels, 0, -1)))
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Convert weights: an official .pth or .safetensors to a weights folder, or a weights folder to one of these."""
+
+    source: tyro.conf.Positional[Path]
+    """An official checkpoint; or a run or weights folder."""
+    target: tyro.conf.Positional[Path]
+    """A weights folder to make; or a .pth or .safetensors in the official layout."""
+    weights: str | None = None
+    """Which weights of the source: ema1 (default), ema2 or model of a .pth; ema-0.9999 or raw of a run."""
+    context_start: int | None = None
+    """In-context start block of an official checkpoint that does not tell it (4, 8, 10, 10 in B, L, H, G)."""
+
+    def __call__(self) -> int:
+        if self.source.is_file():
+            if self.target.exists() and (not self.target.is_dir() or any(self.target.iterdir())):
+                raise ValueError(f"{self.target} exists and is not written over")
+            load_official(self.source, self.weights, self.context_start).save_pretrained(self.target)
+        else:
+            save_official(read(self.source, weights=self.weights), self.target)
+        console.print(f"wrote {self.target}")
+        return DONE
+
+
+def command() -> Any:
+    """The type of the command line: train with a subcommand for each recipe, sample, convert."""
+    jobs = {name: Train(recipe, name=name) for name, recipe in RECIPES.items()}
+    promises = {name: f"{r.promise.what}. {r.promise.paper}" for name, r in RECIPES.items()}
+    recipes = tyro.extras.subcommand_type_from_defaults(jobs, promises)
+    train = Annotated[recipes, tyro.conf.subcommand("train", description=Train.__doc__)]
+    sample = Annotated[Sample, tyro.conf.subcommand("sample", description=Sample.__doc__)]
+    convert = Annotated[Convert, tyro.conf.subcommand("convert", description=Convert.__doc__)]
+    return train | sample | convert  # type: ignore[operator]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit code: 0 done, 1 failed, 2 refused, 3 interrupted."""
+    try:
+        chosen: Callable[[], int] = tyro.cli(
+            command(), prog="jit", description="Diffusion transformers directly on raw arrays.", args=arguments
+        )
+        return chosen()
+    except ValueError as error:
+        Console(stderr=True).print(f"[red]jit:[/] {error}", soft_wrap=True, highlight=False)
+        return REFUSED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

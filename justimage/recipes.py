@@ -1,0 +1,174 @@
+"""Recipes: complete trainings as values, each with the command, the hardware and the number it promises.
+
+The paper's are Table 9 of arXiv 2511.13720; one ImageNet epoch is 1,281,167 images. A recipe's network takes its
+channels and classes from the data it is given, and its size too where the data are arrays.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Annotated
+
+import tyro
+
+from justimage.data.sources import DataOptions
+from justimage.data.spec import DataSpec
+from justimage.model import Denoiser, Preconditioner
+from justimage.networks.jit import JiT, JiTConfig
+from justimage.process import Space
+from justimage.samplers import Sampling
+from justimage.train import Training
+
+IMAGENET = 1_281_167
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run leaves behind, and how often. All in samples (nimg)."""
+
+    tick_nimg: int = 131_072
+    """Between lines of log.jsonl."""
+    sample_nimg: int = 6_400_000
+    """Between grids of samples, samples/NIMG.png."""
+    save_nimg: int = 6_400_000
+    """Between saves of the state and the weights."""
+    keep_states: int = 2
+    """States kept; older ones are removed."""
+    preview_steps: int = 25
+    """Steps of Adams-Bashforth for the grids."""
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What a recipe is for, what it runs on, and what comes out."""
+
+    what: str
+    command: str
+    hardware: str
+    paper: str = ""
+    """The paper's number, if it is the paper's recipe."""
+    measured: str = ""
+    """Ours, only where measured: with the machine, and the file under benchmarks/results."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a training run but the data."""
+
+    promise: Annotated[Promise, tyro.conf.Suppress]
+    network: JiTConfig
+    training: Training
+    sampling: Sampling
+    report: Report
+    data_options: DataOptions = field(default_factory=DataOptions)
+    prediction: Space = "x"
+    """What the network predicts: x (the paper's choice), eps or v."""
+    preconditioner: Preconditioner = "none"
+    """Turn the output into x by c_skip z + c_out net, as EDM does or linearly (Table 10)."""
+    noise_scale: float = 1.0
+    """Standard deviation of the noise; image size / 256 in the paper."""
+    t_eps: float = 0.05
+    """Floor of the denominators 1 - t and t."""
+    default_data: Annotated[str, tyro.conf.Suppress] = ""
+    """Data that come with a package; empty: --data is needed."""
+
+    def fitted_to(self, spec: DataSpec) -> "Recipe":
+        """The recipe for these data. Raises ValueError where the patch does not divide their size."""
+        if len(spec.size) != len(self.network.size):
+            raise ValueError(
+                f"the data have {len(spec.size)} spatial axes and this recipe's network {len(self.network.size)}; "
+                f"give --network.size and --network.patch with {len(spec.size)} numbers each"
+            )
+        network = replace(
+            self.network, size=spec.size, channels=len(spec.channels), num_classes=len(spec.classes)
+        )
+        guidance = self.sampling.guidance if spec.classes else 1.0
+        return replace(self, network=network, sampling=replace(self.sampling, guidance=guidance))
+
+    def model(self, spec: DataSpec) -> Denoiser:
+        """The model this recipe trains on these data, before its first step."""
+        return Denoiser(
+            JiT(self.network),
+            space=self.prediction,
+            t_eps=self.t_eps,
+            noise_scale=self.noise_scale,
+            preconditioner=self.preconditioner,
+            spec=spec,
+            sampling=self.sampling,
+        )
+
+
+def _imagenet(name: str, size: int, epochs: int, guidance: float, paper: str) -> Recipe:
+    letters = name.partition("/")[0]
+    recipe = f"{name.lower().replace('/', '')}-{size}"
+    return Recipe(
+        promise=Promise(
+            what=f"JiT-{name} on ImageNet {size}x{size}, {epochs} epochs, as in the paper",
+            command=f"torchrun --nproc-per-node 8 -m justimage train {recipe} --data imagenet",
+            hardware="8 GPUs (the official code was tested on 8 H200)",
+            paper=paper,
+        ),
+        network=JiTConfig.variant(name, size=(size, size), num_classes=1000),
+        training=Training(
+            duration_nimg=epochs * IMAGENET,
+            batch_size=1024,
+            lr=2e-4,
+            warmup_nimg=5 * IMAGENET,
+            checkpoint=letters == "G",
+        ),
+        sampling=Sampling(steps=50, sampler="heun", guidance=guidance, interval=(0.1, 1.0)),
+        report=Report(),
+        noise_scale=size / 256,
+    )
+
+
+RECIPES: dict[str, Recipe] = {
+    "mnist-demo": Recipe(
+        promise=Promise(
+            what="5,000 real digits in about a minute on two CPU cores; what `make demo` trains",
+            command="jit train mnist-demo",
+            hardware="a laptop's CPU",
+        ),
+        network=JiTConfig.variant("XS/14", size=(28, 28), channels=1, num_classes=10, context_tokens=2),
+        training=Training(
+            duration_nimg=38_400,
+            batch_size=128,
+            lr=1e-3,
+            warmup_nimg=6_400,
+            schedule="cosine",
+            clip_norm=1.0,
+            ema_decays=(0.999,),
+            flip=False,
+        ),
+        sampling=Sampling(steps=20, sampler="ab2", guidance=2.0, interval=(0.1, 1.0), final="x"),
+        report=Report(tick_nimg=1_280, sample_nimg=12_800, save_nimg=12_800, preview_steps=20),
+        default_data="mnist",
+    ),
+    "cifar10": Recipe(
+        promise=Promise(
+            what="CIFAR-10 as a folder of class folders, 32x32, patch 4; any small-image folder works",
+            command="jit train cifar10 --data DIR",
+            hardware="one GPU for the whole of it; minutes on a CPU show shapes and colours",
+        ),
+        network=JiTConfig.variant("XS/4", size=(32, 32), num_classes=10),
+        training=Training(
+            duration_nimg=10_000_000,
+            batch_size=256,
+            lr=5e-4,
+            warmup_nimg=25_600,
+            clip_norm=1.0,
+            ema_decays=(0.9995, 0.9999),
+        ),
+        sampling=Sampling(steps=50, sampler="heun", guidance=2.0, interval=(0.1, 1.0)),
+        report=Report(tick_nimg=2_560, sample_nimg=25_600, save_nimg=25_600),
+    ),
+    # FID-50K with guidance interval: Table 6, and Table 5 for B/64. Guidance: the official README for B, L and H,
+    # the captions of Fig. 8 to 11 for G. The G models stopped at about 320 epochs.
+    "b16-256": _imagenet("B/16", 256, 600, 3.0, "FID 3.66 (200 epochs: 4.37)"),
+    "l16-256": _imagenet("L/16", 256, 600, 2.4, "FID 2.36 (200 epochs: 2.79)"),
+    "h16-256": _imagenet("H/16", 256, 600, 2.2, "FID 1.86 (200 epochs: 2.29)"),
+    "g16-256": _imagenet("G/16", 256, 320, 2.2, "FID 1.82 (200 epochs: 2.15)"),
+    "b32-512": _imagenet("B/32", 512, 600, 3.0, "FID 4.02 (200 epochs: 4.64)"),
+    "l32-512": _imagenet("L/32", 512, 600, 2.5, "FID 2.53 (200 epochs: 3.06)"),
+    "h32-512": _imagenet("H/32", 512, 600, 2.3, "FID 1.94 (200 epochs: 2.51)"),
+    "g32-512": _imagenet("G/32", 512, 320, 2.2, "FID 1.78 (200 epochs: 2.11)"),
+    "b64-1024": _imagenet("B/64", 1024, 200, 3.0, "FID 4.82 (200 epochs)"),
+}
