@@ -56,7 +56,10 @@ def along_t(model: ji.Denoiser, digit: int, seed: int, show: int = 10) -> None:
     chosen = np.linspace(0, len(times) - 1, show).round().astype(int)
     images = torch.stack([states[i] for i in chosen] + [guesses[i] for i in chosen])
     assert model.spec is not None
-    save(grid(images, model.spec, show, [f"t = {times[i]:.2f}" for i in chosen], raw=False), RUN / "along-t.png")
+    save(
+        grid(images, model.spec, show, [f"t = {times[i]:.2f}" for i in chosen], raw=False),
+        RUN / "along-t.png",
+    )
 
 
 def main() -> int:

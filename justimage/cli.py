@@ -53,7 +53,13 @@ class Train:
             source = open_source(data, network.size, network.channels, self.recipe.data_options)
             folder = self.run or Path("runs") / self.name
             train_run(
-                self.recipe, source, folder, processes=processes, console=console, minutes=self.minutes, data=data
+                self.recipe,
+                source,
+                folder,
+                processes=processes,
+                console=console,
+                minutes=self.minutes,
+                data=data,
             )
         except Interrupted as stop:
             console.print(str(stop))
@@ -204,7 +210,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code: 0 done, 1 failed, 2 refused, 3 interrupted."""
     try:
         chosen: Callable[[], int] = tyro.cli(
-            command(), prog="jit", description="Diffusion transformers directly on raw arrays.", args=arguments
+            command(),
+            prog="jit",
+            description="Diffusion transformers directly on raw arrays.",
+            args=arguments,
         )
         return chosen()
     except ValueError as error:

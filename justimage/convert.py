@@ -129,7 +129,9 @@ def from_official(tensors: dict[str, Tensor], config: JiTConfig) -> dict[str, Te
         ours[name] = ours[name].flatten(1)
     for name in ("head.linear.weight", "head.linear.bias"):  # rows (p, q, C) -> (C, p, q)
         if name in ours:
-            ours[name] = ours[name].unflatten(0, (p, q, config.channels)).permute(2, 0, 1, *range(3, ours[name].ndim + 2))
+            ours[name] = (
+                ours[name].unflatten(0, (p, q, config.channels)).permute(2, 0, 1, *range(3, ours[name].ndim + 2))
+            )
             ours[name] = ours[name].flatten(0, 2)
     return ours
 
@@ -219,7 +221,12 @@ def load_official(path: Path, weights: str | None = None, context_start: int | N
         sampling=sampling,
         licence="mit",
     ).describe()
-    pixels = {"size": config.size, "channels": ("red", "green", "blue"), "mean": (127.5,) * 3, "scale": (127.5,) * 3}
+    pixels = {
+        "size": config.size,
+        "channels": ("red", "green", "blue"),
+        "mean": (127.5,) * 3,
+        "scale": (127.5,) * 3,
+    }
     if config.channels == 3:
         classes = tuple(str(i) for i in range(config.num_classes))
         description["data"] = {**pixels, "dtype": "uint8", "classes": classes}

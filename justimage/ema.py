@@ -35,7 +35,9 @@ class EMA:
         """Move the averages towards the network, after its update number `updates` (from 1 on)."""
         parameters = [p.detach() for p in self.net.parameters()]
         for decay, averages in self.averages.items():
-            torch._foreach_lerp_(averages, parameters, 1 - effective_decay(decay, updates))
+            torch._foreach_lerp_(  # pyright: ignore[reportPrivateImportUsage]
+                averages, parameters, 1 - effective_decay(decay, updates)
+            )
 
     def tensors(self, decay: float) -> dict[str, Tensor]:
         """The state dict of the network with the averages in place of its parameters."""

@@ -36,13 +36,17 @@ def linear_scalings(t: Tensor, noise_scale: float) -> tuple[Tensor, Tensor]:
 
 
 Preconditioner = Literal["none", "edm", "linear"]
-SCALINGS: dict[Preconditioner, Scalings | None] = {"none": None, "edm": edm_scalings, "linear": linear_scalings}
+SCALINGS: dict[Preconditioner, Scalings | None] = {
+    "none": None,
+    "edm": edm_scalings,
+    "linear": linear_scalings,
+}
 
 
 class Denoiser(nn.Module):
     """A network, the space it predicts in, and the noise it was trained with.
 
-    net(z, t, y) -> (B, C, *S) has a `config` with size, channels and num_classes, as `JiT` has. space is what it
+    net(z, t, y) -> (B, C, *S) is a `JiT`, or a module with the same `config` and `initialise`. space is what it
     predicts: x (the paper's choice), eps or v. preconditioner turns the output into x by c_skip z + c_out net.
     noise_scale is the standard deviation of eps; t_eps floors denominators. spec says what values mean; sampling
     are the settings recommended; training and licence are facts to travel with the weights.
@@ -52,7 +56,7 @@ class Denoiser(nn.Module):
 
     def __init__(
         self,
-        net: nn.Module,
+        net: JiT,
         *,
         space: Space = "x",
         t_eps: float = 0.05,
@@ -72,13 +76,13 @@ class Denoiser(nn.Module):
             raise ValueError(f"a pre-conditioner yields x; it does not go with a network that predicts {space}")
         if not 0 < t_eps < 1 or noise_scale <= 0:
             raise ValueError(f"t_eps is {t_eps} (between 0 and 1) and noise_scale {noise_scale} (above 0)")
-        config: Any = net.config
+        config = net.config
         if spec is not None and len(spec.channels) != config.channels:
             raise ValueError(f"the network has {config.channels} channels and the data {len(spec.channels)}")
         if spec is not None and len(spec.classes) != config.num_classes:
             raise ValueError(f"the network has {config.num_classes} classes and the data {len(spec.classes)}")
         self.net = net
-        self.config: JiTConfig = config
+        self.config = config
         self.space: Space = space
         self.t_eps = t_eps
         self.noise_scale = noise_scale
@@ -124,7 +128,9 @@ class Denoiser(nn.Module):
             elif self.spec is not None:
                 indices.append(self.spec.label(label))
             elif isinstance(label, str) and not label.isdecimal():
-                raise ValueError(f"class {label!r}: this model carries no class names; use numbers below {self.null_label}")
+                raise ValueError(
+                    f"class {label!r}: this model carries no class names; use numbers below {self.null_label}"
+                )
             elif not 0 <= int(label) < self.null_label:
                 raise ValueError(f"label {label} is out of range: there are {self.null_label} classes, counted from 0")
             else:

@@ -77,9 +77,7 @@ class Recipe:
                 f"the data have {len(spec.size)} spatial axes and this recipe's network {len(self.network.size)}; "
                 f"give --network.size and --network.patch with {len(spec.size)} numbers each"
             )
-        network = replace(
-            self.network, size=spec.size, channels=len(spec.channels), num_classes=len(spec.classes)
-        )
+        network = replace(self.network, size=spec.size, channels=len(spec.channels), num_classes=len(spec.classes))
         guidance = self.sampling.guidance if spec.classes else 1.0
         return replace(self, network=network, sampling=replace(self.sampling, guidance=guidance))
 

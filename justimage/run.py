@@ -11,12 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from torch import Tensor
 
 from justimage import __version__
-from justimage.data.spec import Source
+from justimage.data.spec import DataSpec, Source
 from justimage.execution import autocast
 from justimage.model import Denoiser
 from justimage.parallel import Processes
@@ -53,7 +61,11 @@ def train_run(
     facts = {
         "recipe": asdict(recipe),
         "data": {"path": data, "fingerprint": source.fingerprint(), "found": source.describe()},
-        "versions": {"justimage": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": {
+            "justimage": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
     }
     check_folder(folder, facts)
 
@@ -107,10 +119,10 @@ def train_run(
                     show(tick)
                 over = state.nimg >= recipe.training.duration_nimg
                 timed_out = deadline is not None and time.monotonic() > deadline
-                if over or _passed(before, tick.nimg, report.sample_nimg) or timed_out:
-                    if processes.first:
-                        image = preview(state, source, steps=report.preview_steps, dtype=recipe.training.dtype(processes.device))
-                        save(image, folder / "samples" / f"{tick.nimg:09d}.png")
+                show_now = over or timed_out or _passed(before, tick.nimg, report.sample_nimg)
+                if show_now and processes.first:
+                    image = preview(state, source.spec, report.preview_steps, recipe.training.dtype(processes.device))
+                    save(image, folder / "samples" / f"{tick.nimg:09d}.png")
                 if over or stop or timed_out or _passed(before, tick.nimg, report.save_nimg):
                     save_all()
                 if (stop or timed_out) and not over:
@@ -130,7 +142,7 @@ def weight_sets(state: TrainingState) -> dict[str, Denoiser]:
     return {name: Denoiser.from_description(description, tensors) for name, tensors in sets.items()}
 
 
-def preview(state: TrainingState, source: Source, *, steps: int, dtype: torch.dtype, count: int = 10) -> Any:
+def preview(state: TrainingState, spec: DataSpec, steps: int, dtype: torch.dtype, count: int = 10) -> Image.Image:
     """A grid from fixed seeds: raw weights and the first average, without and with guidance, a row each."""
     model, classes = state.model, state.model.config.num_classes
     labels = [i % classes for i in range(count)] if classes else None
@@ -141,9 +153,11 @@ def preview(state: TrainingState, source: Source, *, steps: int, dtype: torch.dt
     for name in list(sets)[:2]:
         for scale in scales:
             with autocast(model.device, dtype):
-                rows.append(sets[name].sample(labels, range(count), steps=steps, sampler="ab2", guidance=scale, final="x"))
+                rows.append(
+                    sets[name].sample(labels, range(count), steps=steps, sampler="ab2", guidance=scale, final="x")
+                )
             titles.append(f"{name}, guidance {scale:g}")
-    return grid(torch.cat(rows), source.spec, count, titles)
+    return grid(torch.cat(rows), spec, count, titles)
 
 
 def check_folder(folder: Path, facts: dict[str, Any]) -> None:
@@ -157,7 +171,9 @@ def check_folder(folder: Path, facts: dict[str, Any]) -> None:
         old = json.loads(path.read_text())
         theirs, ours = flat(old["recipe"]), flat(json.loads(json.dumps(facts["recipe"])))
     except (ValueError, KeyError) as error:
-        raise ValueError(f"{path} is damaged ({error}); choose another folder with --run, or remove this one") from error
+        raise ValueError(
+            f"{path} is damaged ({error}); choose another folder with --run, or remove this one"
+        ) from error
     free = FREE_TO_CHANGE
     if theirs.get("training.schedule") == "constant":  # a cosine depends on its end, a constant rate does not
         free = (*free, "training.duration_nimg")

@@ -27,7 +27,7 @@ class TrainingState:
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor under a name that says what it is: net/..., ema/DECAY/..., optimizer/exp_avg/..., ..."""
-        named = {parameter: name for name, parameter in self.model.net.named_parameters()}
+        named: dict[Tensor, str] = {parameter: name for name, parameter in self.model.net.named_parameters()}
         moments = {
             f"optimizer/{kind}/{named[parameter]}": value
             for parameter, values in self.optimizer.state.items()
@@ -57,8 +57,12 @@ class TrainingState:
         expected = {name for name in self.tensors() if not name.startswith("optimizer/")}
         if expected != saved.keys() - set(moments):
             odd = sorted(expected ^ (saved.keys() - set(moments)))
-            raise ValueError(f"{place} is the state of another network or other averages; they differ in {', '.join(odd[:5])}")
-        self.model.net.load_state_dict({name.removeprefix("net/"): saved[name] for name in expected if name[:4] == "net/"})
+            raise ValueError(
+                f"{place} is the state of another network or other averages; they differ in {', '.join(odd[:5])}"
+            )
+        self.model.net.load_state_dict(
+            {name.removeprefix("net/"): saved[name] for name in expected if name[:4] == "net/"}
+        )
         self.ema.load_state_dict({name.removeprefix("ema/"): saved[name] for name in expected if name[:4] == "ema/"})
         for full in moments:
             _, kind, name = full.split("/", 2)

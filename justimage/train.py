@@ -105,8 +105,8 @@ class NonFiniteLoss(RuntimeError):
         self.nimg, self.indices = nimg, indices
         shown = ", ".join(map(str, indices[:32])) + (f" and {len(indices) - 32} more" if len(indices) > 32 else "")
         super().__init__(
-            f"the loss or its gradient is not finite in the batch that starts at nimg = {nimg}; its samples are {shown}. "
-            "Look at them with the data's index; if they are sound, try a lower learning rate or clip_norm = 1"
+            f"the loss or its gradient is not finite in the batch that starts at nimg = {nimg}; its samples are, by their "
+            f"index in the data, {shown}. If they are sound, try a lower learning rate or clip_norm = 1"
         )
 
 
@@ -220,7 +220,8 @@ def train(
         )
         for group in state.optimizer.param_groups:
             group["lr"] = lr
-        state.optimizer.found_inf = bad.float()  # the fused step leaves everything as it is where this is 1
+        # The fused step leaves everything as it is where found_inf is 1, without a look from the host.
+        state.optimizer.found_inf = bad.float()  # pyright: ignore[reportAttributeAccessIssue]
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
         before = state.nimg

@@ -119,4 +119,3 @@ def card(config: dict) -> str:
     if config.get("training"):
         lines += ["", "Training:", "", *(f"- {name}: {value}" for name, value in config["training"].items())]
     return "\n".join(lines) + "\n"
-

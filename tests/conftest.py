@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ def real_data() -> Path:
 
 def small_config(size: tuple[int, ...] = (8, 8), patch: int = 4, **overrides) -> JiTConfig:
     """A network that takes milliseconds."""
-    small = {"channels": 2, "num_classes": 3, "width": 32, "depth": 2, "heads": 4, "bottleneck": 8}
+    small: dict[str, Any] = {"channels": 2, "num_classes": 3, "width": 32, "depth": 2, "heads": 4, "bottleneck": 8}
     small |= {"context_tokens": 2, "context_start": 1}
     return JiTConfig(size=size, patch=(patch,) * len(size), **(small | overrides))
 

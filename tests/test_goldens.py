@@ -100,7 +100,9 @@ def test_released_sizes_tensor_by_tensor(name):
     assert net.num_parameters + net.positions.numel() == facts["parameters"]
 
 
-@pytest.mark.parametrize(("name", "size", "parameters"), [("G/16", 256, 2.007e9), ("G/32", 512, 2.012e9), ("B/64", 1024, 141e6)])
+@pytest.mark.parametrize(
+    ("name", "size", "parameters"), [("G/16", 256, 2.007e9), ("G/32", 512, 2.012e9), ("B/64", 1024, 141e6)]
+)
 def test_sizes_without_released_weights(name, size, parameters):
     with torch.device("meta"):
         net = JiT(JiTConfig.variant(name, size=size))

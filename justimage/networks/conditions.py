@@ -41,6 +41,11 @@ class ClassCondition(nn.Module):
 
     def forward(self, y: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor | None]:
         """y (B,), like (B, D) the time embedding -> vector (B, D), tokens (B, K, D) or None."""
-        vector = torch.zeros_like(like) if self.table is None else F.embedding(y, self.table)
+        if self.table is None:
+            vector = torch.zeros_like(like)
+        elif y is None:
+            raise ValueError(f"this network is conditional and needs labels y; the null label is {len(self.table) - 1}")
+        else:
+            vector = F.embedding(y, self.table)
         tokens = None if self.positions is None else vector[:, None] + self.positions
         return vector, tokens

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from justimage.networks.conditions import ClassCondition, TimeEmbedding
-from justimage.networks.layers import MLP, Attention, Block, Head, RMSNorm, SwiGLU
+from justimage.networks.layers import MLP, Attention, Block, Head, Modulation, RMSNorm, SwiGLU
 from justimage.networks.patch import PatchEmbedding, grid_of, unpatchify
 from justimage.networks.position import rotations, sincos_positions, without_rotation
 
@@ -207,12 +207,17 @@ class JiT(nn.Module):
                 nn.init.ones_(module.weight)
                 if isinstance(module, nn.LayerNorm):
                     nn.init.zeros_(module.bias)
-        for weight in (self.time.hidden.weight, self.time.out.weight, self.condition.table, self.condition.positions):
+        for weight in (
+            self.time.hidden.weight,
+            self.time.out.weight,
+            self.condition.table,
+            self.condition.positions,
+        ):
             if weight is not None:
                 nn.init.normal_(weight, std=0.02, generator=generator)
-        for name, module in self.named_modules():
-            if name.endswith("modulation.linear") or name == "head.linear":
-                nn.init.zeros_(module.weight)
+        for module in self.modules():
+            if isinstance(module, Modulation | Head):
+                nn.init.zeros_(module.linear.weight)
         self.positions.copy_(sincos_positions(self.config.grid, self.config.width))
         self.rebuild_rotation()
 

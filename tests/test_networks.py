@@ -1,0 +1,162 @@
+"""The network in 1, 2 and 3 dimensions, its switches, and its beginning at zero."""
+
+from math import prod
+
+import pytest
+import torch
+from conftest import small_config, small_net
+
+from justimage.execution import cast_parameters, checkpoint_blocks
+from justimage.networks.jit import JiT, JiTConfig
+from justimage.networks.patch import patchify, unpatchify
+from justimage.networks.position import rotate, rotations
+
+SIZES = [((12,), (3,)), ((8, 12), (4, 3)), ((4, 6, 8), (2, 3, 4)), ((5, 5), (5, 5))]
+
+
+@pytest.mark.parametrize(("size", "patch"), SIZES)
+def test_patches_round_trip(size, patch):
+    x = torch.randn(5, 3, *size)
+    tokens = patchify(x, patch)
+    grid = tuple(s // p for s, p in zip(size, patch, strict=True))
+    assert tokens.shape == (5, prod(grid), 3 * prod(patch))
+    assert torch.equal(unpatchify(tokens, grid, patch), x)
+
+
+def test_patches_are_what_a_convolution_sees():
+    x, weight = torch.randn(2, 3, 8, 12), torch.randn(7, 3, 4, 4)
+    convolved = torch.nn.functional.conv2d(x, weight, stride=4).flatten(2).mT
+    torch.testing.assert_close(patchify(x, (4, 4)) @ weight.flatten(1).T, convolved)
+
+
+def test_rotations_turn_and_know_relative_places_only():
+    grid = (3, 4)
+    rotation = rotations(grid, 16)
+    q, k = torch.randn(1, 1, 1, 16), torch.randn(1, 1, 1, 16)
+    turned = rotate(q.expand(1, 1, 12, 16), rotation)
+    torch.testing.assert_close(turned.norm(dim=-1), q.norm(dim=-1).expand(1, 1, 12))
+    scores = (turned[0, 0] @ rotate(k.expand(1, 1, 12, 16), rotation)[0, 0].T).view(3, 4, 3, 4)
+    torch.testing.assert_close(scores[0, 0, 1, 2], scores[1, 1, 2, 3])  # the same step down and right
+
+
+def test_both_ways_to_rotate_agree(monkeypatch):
+    x, rotation = torch.randn(2, 3, 12, 16), rotations((3, 4), 16)
+    complex_way = rotate(x, rotation)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    torch.testing.assert_close(rotate(x, rotation), complex_way)
+
+
+@pytest.mark.parametrize("size", [(8,), (8, 12), (4, 4, 8)])
+@pytest.mark.parametrize("num_classes", [0, 3])
+def test_any_number_of_axes_and_any_grid(size, num_classes):
+    net = small_net(size, num_classes=num_classes)
+    y = torch.tensor([0, num_classes]) if num_classes else None
+    for factor in (1, 2, 3):
+        shape = (2, 2, size[0] * factor, *size[1:])
+        assert net(torch.randn(shape), torch.rand(2), y).shape == shape
+    with pytest.raises(ValueError, match="does not divide"):
+        net(torch.randn(2, 2, size[0] + 1, *size[1:]), torch.rand(2), y)
+
+
+SWITCHES = [
+    {},
+    {"bottleneck": 0},
+    {"rotary": False, "qk_norm": False},
+    {"context_tokens": 0},
+    {"rms_norm": False, "swiglu": False},
+    {"bottleneck": 0, "rotary": False, "qk_norm": False, "context_tokens": 0, "rms_norm": False, "swiglu": False},
+    {"context_start": 0},
+    {"float32_attention": True},
+    {"dropout": 0.3, "dropout_scores": 0.1, "depth": 4},
+]
+
+
+@pytest.mark.parametrize("switches", SWITCHES, ids=str)
+def test_every_switch_changes_the_network_and_all_of_it_learns(switches):
+    config = small_config((8, 8), **switches)
+    assert torch.equal(
+        JiT(config)(torch.randn(2, 2, 8, 8), torch.rand(2), torch.tensor([0, 1])), torch.zeros(2, 2, 8, 8)
+    )
+    net = small_net((8, 8), **switches)
+    net(torch.randn(4, 2, 8, 8), torch.rand(4), torch.tensor([0, 1, 2, 3])).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
+
+
+def test_dropout_sits_in_the_middle_half():
+    net = JiT(small_config(depth=8, dropout=0.2, dropout_scores=0.1))
+    rates = [(block.attention.dropout.p, block.mlp.dropout.p, block.attention.drop_scores) for block in net.blocks]  # type: ignore[union-attr]
+    assert rates == [(0, 0, 0)] * 2 + [(0.2, 0.2, 0.1)] * 4 + [(0, 0, 0)] * 2
+
+
+def test_in_context_tokens_join_at_their_block():
+    net = small_net(depth=3, context_tokens=5, context_start=2)
+    lengths = []
+    for block in net.blocks:
+        block.register_forward_pre_hook(lambda module, inputs: lengths.append(inputs[0].shape[1]))
+    net(torch.randn(1, 2, 8, 8), torch.rand(1), torch.tensor([0]))
+    assert lengths == [4, 4, 9]
+
+
+def test_initialise_fills_everything():
+    net = JiT(small_config())
+    with torch.no_grad():
+        for tensor in [*net.parameters(), *net.buffers()]:
+            tensor.fill_(float("nan"))
+    net.initialise(torch.Generator().manual_seed(0))
+    assert not any(tensor.isnan().any() for tensor in [*net.parameters(), *net.buffers()])
+    again = JiT(small_config())
+    again.initialise(torch.Generator().manual_seed(0))
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), again.parameters(), strict=True))
+
+
+def test_checkpointing_changes_no_gradient():
+    z, t, y = torch.randn(2, 2, 8, 8), torch.rand(2), torch.tensor([0, 1])
+    plain, checkpointed = small_net(), small_net()
+    checkpoint_blocks(checkpointed)
+    for net in (plain, checkpointed):
+        net.train()(z, t, y).square().sum().backward()
+    assert plain.state_dict().keys() == checkpointed.state_dict().keys()
+    for a, b in zip(plain.parameters(), checkpointed.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("cast", ["autocast", "parameters"])
+def test_bfloat16_stays_near_float32(cast):
+    z, t, y = torch.randn(2, 2, 8, 8), torch.rand(2), torch.tensor([0, 1])
+    net = small_net()
+    with torch.no_grad():
+        exact = net(z, t, y)
+        if cast == "parameters":
+            cast_parameters(net, torch.bfloat16)
+            assert net.rotation.dtype == net.positions.dtype == torch.float32
+            near = net(z, t, y)
+        else:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                near = net(z, t, y)
+    assert (near.float() - exact).norm() / exact.norm() < 0.03
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"size": (8, 9)}, "4x4 does not divide a size of 8x9"),
+        ({"size": (8, 8, 8, 8)}, "4 axes"),
+        ({"heads": 5}, "5 heads do not divide a width of 32"),
+        ({"context_start": 2}, "the blocks are 0 to 1"),
+        ({"num_classes": -1}, "must not be negative"),
+        ({"depth": 0}, "depth is 0"),
+    ],
+)
+def test_shapes_that_make_no_sense(change, message):
+    size = change.pop("size", (8, 8))
+    with pytest.raises(ValueError, match=message):
+        small_config(size, **change)
+
+
+def test_variants():
+    assert JiTConfig.variant("B/4", size=64).grid == (16, 16)
+    assert JiTConfig.variant("L/8x16", size=(64, 64)).patch == (8, 16)
+    assert JiTConfig.variant("S/4", size=(16, 16, 16)).patch == (4, 4, 4)
+    for wrong in ("X/16", "B", "B/x", "JiT-B/16"):
+        with pytest.raises(ValueError, match="no variant is called"):
+            JiTConfig.variant(wrong)

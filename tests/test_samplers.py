@@ -1,0 +1,160 @@
+"""Orders of convergence, numbers of evaluations, guidance, and what a sample depends on."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from conftest import small_net
+from torch import Tensor
+
+from justimage.model import Denoiser
+from justimage.process import Prediction
+from justimage.samplers import Sampling, adams_bashforth2, euler, guided, heun, integrate, land, linear_grid
+
+SHAPES = [(3, 2, 3), (3, 2, 3, 3), (2, 1, 2, 2, 2)]
+
+
+def gaussian(
+    mean: float, std: float
+) -> tuple[Callable[[Tensor, Tensor], Prediction], Callable[[Tensor, float], Tensor]]:
+    """The best x for data N(mean, std²), and the exact solution of dz/dt = v with it: the closed-form test case.
+
+    z_t is N(t mean, t² std² + (1 - t)²), and the flow maps quantile to quantile.
+    """
+
+    def predict(z: Tensor, t: Tensor) -> Prediction:
+        variance = t**2 * std**2 + (1 - t) ** 2
+        x = mean + t * std**2 / variance * (z - t * mean)
+        return Prediction(x, z, t.expand(len(z)).to(z.dtype), "x", t_eps=1e-9)
+
+    def exact(noise: Tensor, t: float) -> Tensor:
+        return t * mean + (t**2 * std**2 + (1 - t) ** 2) ** 0.5 * noise
+
+    return predict, exact
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("new_step", "order"), [(lambda: euler, 1), (lambda: heun, 2), (adams_bashforth2, 2)])
+def test_order_of_convergence(shape, new_step, order):
+    predict, exact = gaussian(0.7, 0.4)
+    noise = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    errors = []
+    for steps in (40, 80, 160):
+        times = linear_grid(steps) * 0.9
+        errors.append((integrate(predict, noise, times, new_step()) - exact(noise, 0.9)).abs().max())
+    slopes = [torch.log2(a / b).item() for a, b in zip(errors, errors[1:], strict=False)]
+    assert slopes == pytest.approx([order] * 2, abs=0.12)
+
+
+def test_multistep_keeps_its_order_on_an_uneven_grid():
+    predict, exact = gaussian(0.7, 0.4)
+    noise = torch.randn(8, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def error(steps: int) -> Tensor:
+        times = 0.9 * linear_grid(steps) ** 1.5
+        return (integrate(predict, noise, times, adams_bashforth2()) - exact(noise, 0.9)).abs().max()
+
+    assert torch.log2(error(80) / error(160)).item() == pytest.approx(2, abs=0.15)
+
+
+def test_final_steps():
+    """From t = 0.98 the floored step goes 40 % of the way; landing goes all of it."""
+    x, z = torch.ones(1, 1, 2), torch.zeros(1, 1, 2)
+
+    def predict(z: Tensor, t: Tensor) -> Prediction:
+        return Prediction(x, z, t.expand(1).float(), "x", 0.05)
+
+    t, one = torch.tensor(0.98, dtype=torch.float64), torch.tensor(1.0, dtype=torch.float64)
+    torch.testing.assert_close(euler(predict, z, t, one), 0.4 * x)
+    assert torch.equal(land(predict, z, t, one), x)
+    with pytest.raises(ValueError, match="ends at t = 1"):
+        land(predict, z, t, torch.tensor(0.99))
+
+
+def counting() -> tuple[Callable[..., Prediction], list[int]]:
+    calls: list[int] = []
+
+    def model(z: Tensor, t: Tensor, y: Tensor | None) -> Prediction:
+        calls.append(len(z))
+        return Prediction(torch.zeros_like(z), z, t, "x")
+
+    return model, calls
+
+
+@pytest.mark.parametrize(
+    ("settings", "calls", "evaluations"),
+    [
+        (Sampling(50, "heun", guidance=1.0), 99, 99),
+        (Sampling(50, "heun", guidance=2.9, interval=(0.1, 1.0)), 99, 187),
+        (Sampling(50, "heun", guidance=2.9, interval=(0.0, 1.0)), 99, 198),
+        (Sampling(50, "heun", guidance=2.9, interval=(0.4, 0.4)), 99, 99),
+        (Sampling(50, "euler", guidance=2.0, interval=(0.1, 1.0)), 50, 94),
+        (Sampling(20, "ab2", guidance=2.0, interval=(0.0, 1.0)), 20, 40),
+    ],
+)
+def test_number_of_evaluations(settings, calls, evaluations):
+    """The null pass runs only where guidance acts, and then in one call with the other (NFE)."""
+    model, seen = counting()
+    y = torch.tensor([1, 2])
+    settings.run(guided(model, y, y * 0 + 3, settings.guidance, settings.interval), torch.zeros(2, 1, 4))
+    assert len(seen) == calls
+    assert sum(seen) == 2 * evaluations
+    assert settings.evaluations() == evaluations
+
+
+def test_guidance_is_the_same_in_every_space():
+    z, t = torch.randn(2, 1, 4, dtype=torch.float64), torch.tensor(0.3, dtype=torch.float64)
+    y, null = torch.tensor([0, 1]), torch.tensor([3, 3])
+    results = []
+    for space in ("x", "eps", "v"):
+
+        def model(z: Tensor, t: Tensor, y: Tensor | None, space=space) -> Prediction:
+            assert y is not None
+            as_x = Prediction(torch.sin(z + y.view(-1, 1, 1)), z, t, "x")
+            return Prediction(as_x.to(space), z, t, space)
+
+        results.append(guided(model, y, null, 2.5)(z, t).to("v"))
+    torch.testing.assert_close(results[0], results[1])
+    torch.testing.assert_close(results[0], results[2])
+
+
+def test_state_is_float32_whatever_the_network_computes_in():
+    seen = []
+
+    def predict(z: Tensor, t: Tensor) -> Prediction:
+        seen.append(z.dtype)
+        value = (0.5 * z).bfloat16()
+        return Prediction(value.float(), z, t.expand(len(z)).float(), "x")
+
+    out = integrate(predict, torch.randn(1, 1, 4).bfloat16(), linear_grid(4))
+    assert set(seen) == {torch.float32}
+    assert out.dtype == torch.float32
+
+
+@pytest.mark.parametrize("size", [(8,), (8, 12), (4, 4, 8)])
+def test_sample_depends_on_seed_and_label_alone(size):
+    """The same noise to the bit and the same result to 1e-5, at batch size 1 and 8."""
+    model = Denoiser(small_net(size, patch=4))
+    settings = {"steps": 6, "guidance": 2.0}
+    labels, seeds = [0, 1, 2, 0, 1, 2, 0, 1], [7, 3, 11, 0, 5, 2, 9, 4]
+    together = model.sample(labels, seeds, **settings)
+    alone = torch.cat([model.sample([y], [s], **settings) for y, s in zip(labels, seeds, strict=True)])
+    assert (together - alone).abs().max() < 1e-5
+    assert together.std() > 0.1
+    reordered = model.sample(labels[::-1], seeds[::-1], **settings).flip(0)
+    assert (together - reordered).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": 0}, "at least 1"),
+        ({"sampler": "dpm"}, "no sampler is called 'dpm'"),
+        ({"final": "zero"}, "no final step is called 'zero'"),
+        ({"interval": (0.5, 0.2)}, "0 <= lo <= hi <= 1"),
+        ({"cfg": 2.0}, "no sampling setting is called cfg"),
+    ],
+)
+def test_settings_that_make_no_sense(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Denoiser(small_net()).sample([0], [0], **settings)
