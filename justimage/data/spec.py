@@ -73,8 +73,8 @@ class DataSpec:
                 return self.classes.index(name)
             if name.isdecimal():
                 return self.label(int(name))
-            near = difflib.get_close_matches(name, self.classes, n=3, cutoff=0.0)
-            known = f"the nearest are {', '.join(near)}" if near else "this data has no class names"
+            near = difflib.get_close_matches(name, self.classes, n=3, cutoff=0.3) or list(self.classes[:10])
+            known = f"the nearest are {', '.join(near)}" if near else "these data have no classes"
             raise ValueError(f"there is no class {name!r}; {known}")
         if not 0 <= name < len(self.classes):
             raise ValueError(f"label {name} is out of range: there are {len(self.classes)} classes, counted from 0")

@@ -1,0 +1,199 @@
+"""Sources: what is found, how it is cropped and scaled, and what is refused before the first step."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from justimage.data.arrays import Arrays, digits
+from justimage.data.images import ImageFolder, centre_crop
+from justimage.data.loader import batches
+from justimage.data.sources import DataOptions, open_source
+from justimage.data.spec import DataSpec
+
+GOLDEN_CROPS = np.load(__file__.replace("test_data.py", "goldens/centre-crop.npz"))
+
+
+def image(path, size=(20, 16), colour=(200, 30, 60)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+    return path
+
+
+@pytest.mark.parametrize("i", range(5))
+def test_centre_crop_is_the_official_one(i):
+    size = int(GOLDEN_CROPS[f"size_{i}"])
+    cropped = centre_crop(Image.fromarray(GOLDEN_CROPS[f"in_{i}"]), (size, size))
+    assert np.array_equal(cropped, GOLDEN_CROPS[f"out_{i}"])
+
+
+@pytest.mark.parametrize("size", [(96, 160), (160, 96), (10, 30)])
+@pytest.mark.parametrize("shape", [(300, 300), (500, 100), (40, 41), (96, 160)])
+def test_rectangles_are_filled(size, shape):
+    assert centre_crop(Image.new("L", shape), size).shape == size
+
+
+def test_pixels_round_trip():
+    spec = DataSpec.pixels((16, 16), 3)
+    raw = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(2, 3, 16, 16)
+    x = spec.encode(raw)
+    assert (x.min(), x.max()) == (-1, 1)
+    assert torch.equal(spec.decode(x), raw)
+
+
+def test_fields_round_trip_and_are_measured():
+    g = np.random.default_rng(0)
+    x = (g.normal(size=(500, 2, 6, 7)) * [[[[3.0]], [[0.01]]]] + [[[[280.0]], [[-1.0]]]]).astype(np.float32)
+    source = Arrays(x)
+    encoded = source.spec.encode(torch.from_numpy(x))
+    assert encoded.mean((0, 2, 3)).abs().max() < 1e-3
+    torch.testing.assert_close(encoded.std((0, 2, 3)), torch.tensor([0.5, 0.5]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(source.spec.decode(encoded), torch.from_numpy(x))
+
+
+def test_class_folders_flat_folders_and_train(tmp_path):
+    for name in ("cat", "dog"):
+        for i in range(3):
+            image(tmp_path / "set" / "train" / name / f"{i}.png")
+    source = ImageFolder(tmp_path / "set", (8, 8))
+    assert (len(source), source.spec.classes) == (6, ("cat", "dog"))
+    raw, label = source[5]
+    assert (raw.shape, raw.dtype, label) == ((3, 8, 8), np.uint8, 1)
+    assert tuple(raw[:, 0, 0]) == (200, 30, 60)
+    flat = ImageFolder(tmp_path / "set" / "train" / "cat", (8, 12), channels=1)
+    assert (len(flat), flat.spec.classes, flat[0][0].shape, flat[0][1]) == (3, (), (1, 8, 12), -1)
+
+
+def test_folders_larger_than_memory_read_the_same(tmp_path):
+    for i in range(4):
+        image(tmp_path / f"{i}.png", colour=(i * 50, 0, 0))
+    kept, read = (ImageFolder(tmp_path, (8, 8), memory_gb=gb) for gb in (1.0, 0.0))
+    assert read.memory is None
+    assert all(np.array_equal(kept[i][0], read[i][0]) for i in range(4))
+    assert kept.fingerprint() == read.fingerprint()
+
+
+@pytest.mark.parametrize("memory_gb", [1.0, 0.0])
+def test_undecodable_images_stop_by_name_or_are_skipped_by_request(tmp_path, memory_gb):
+    for i in range(4):
+        image(tmp_path / f"{i}.png")
+    (tmp_path / "1.png").write_bytes(b"not an image")
+    if memory_gb:
+        whole = image(tmp_path / "5.jpg", (64, 64)).read_bytes()
+        (tmp_path / "5.jpg").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"(?s)--on-error skip.*1\.png"):
+        ImageFolder(tmp_path, (8, 8), memory_gb=memory_gb)
+    source = ImageFolder(tmp_path, (8, 8), memory_gb=memory_gb, on_error="skip")
+    assert len(source) == 3
+    assert [path.name for path in source.skipped] == (["1.png", "5.jpg"] if memory_gb else ["1.png"])
+    assert "unreadable, skipped" in source.describe()
+
+
+def test_folders_that_cannot_be_used(tmp_path):
+    image(tmp_path / "mixed" / "a.png")
+    image(tmp_path / "mixed" / "cat" / "b.png")
+    (tmp_path / "empty" / "sub").mkdir(parents=True)
+    for path, message in [
+        ("none", "does not exist"),
+        ("mixed", "1 images and 1 folders of images"),
+        ("empty", "holds no images"),
+        ("mixed/a.png", "is no folder of images"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            open_source(str(tmp_path / path), (8, 8), 3, DataOptions())
+
+
+ARRAYS = {
+    "complex": (np.zeros((4, 1, 8, 8), np.complex64), None, "complex64"),
+    "objects": (np.zeros((4, 1, 8, 8), object), None, "object"),
+    "rank": (np.zeros((4, 8), np.float32), None, r"\(4, 8\)"),
+    "channels last": (np.zeros((4, 32, 32, 3), np.uint8), None, "channels last"),
+    "none": (np.zeros((0, 1, 8, 8), np.float32), None, "holds no samples"),
+    "constant": (np.ones((4, 1, 8, 8), np.float32), None, "never changes"),
+    "labels": (np.random.rand(4, 1, 8, 8), np.array([0, 1, -1, 0]), "label -1 of sample 2"),
+    "too few labels": (np.random.rand(4, 1, 8, 8), np.array([0, 1]), r"\(2,\)"),
+    "fractional labels": (np.random.rand(2, 1, 8, 8), np.array([0.5, 1.0]), "float64"),
+}
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_arrays_that_cannot_be_used(name):
+    x, y, message = ARRAYS[name]
+    with pytest.raises(ValueError, match=message):
+        Arrays(x, y)
+
+
+def test_values_that_are_not_finite_are_found(tmp_path):
+    x = np.random.rand(50, 2, 8, 8).astype(np.float32)
+    x[41, 1, 3, 3] = np.nan
+    np.save(tmp_path / "x.npy", x)
+    with pytest.raises(ValueError, match=r"1 values.*the first in sample 41, channel 1"):
+        open_source(str(tmp_path / "x.npy"), (8, 8), 2)
+
+
+def test_array_files(tmp_path):
+    x, y = np.random.rand(6, 4, 8, 8).astype(np.float32), np.arange(6) % 2
+    np.save(tmp_path / "x.npy", x)
+    np.savez(tmp_path / "xy.npz", x=x, y=y, classes=np.array(["low", "high"]))
+    np.savez(tmp_path / "other.npz", images=x)
+    (tmp_path / "half.npy").write_bytes((tmp_path / "x.npy").read_bytes()[:400])
+    np.save(tmp_path / "objects.npy", np.array([{}, {}], dtype=object), allow_pickle=True)
+    plain, labelled = (open_source(str(tmp_path / name), (8, 8), 3) for name in ("x.npy", "xy.npz"))
+    assert (len(plain), plain.spec.classes, plain[0][1]) == (6, (), -1)
+    assert (labelled.spec.classes, labelled[3][1]) == (("low", "high"), 1)
+    assert plain.spec.shape == (4, 8, 8)
+    for name, message in [
+        ("other.npz", "an array called x"),
+        ("half.npy", "cannot be read"),
+        ("objects.npy", "cannot"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            open_source(str(tmp_path / name), (8, 8), 3)
+
+
+def test_digits_are_real():
+    source = digits()
+    assert (len(source), source.spec.shape, source.spec.classes) == (5000, (1, 28, 28), tuple("0123456789"))
+    assert 25 < source.x.mean() < 45
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_batches_are_the_same_for_any_number_of_processes_and_from_any_position(workers):
+    source = Arrays(np.random.rand(37, 1, 4, 4).astype(np.float32), np.arange(37))
+
+    def take(count, **kwargs):
+        reader = batches(source, seed=1, batch_size=12, workers=workers, **kwargs)
+        out = [next(reader) for _ in range(count)]
+        reader.close()
+        return out
+
+    alone = take(8, start=0)
+    pairs = zip(take(8, start=0, rank=0, world=2), take(8, start=0, rank=1, world=2), strict=True)
+    for one, (left, right) in zip(alone, pairs, strict=True):
+        assert torch.equal(one.raw, torch.cat((left.raw, right.raw)))
+        assert list(one.indices) == [*left.indices, *right.indices]
+    resumed = take(3, start=5 * 12)
+    assert all(
+        torch.equal(a.raw, b.raw) and a.positions == b.positions for a, b in zip(alone[5:], resumed, strict=True)
+    )
+    with pytest.raises(ValueError, match="does not split over 5"):
+        take(1, start=0, world=5)
+
+
+def test_class_names():
+    spec = DataSpec.pixels((8, 8), 3, ["airplane", "frog", "fog"])
+    assert [spec.label("frog"), spec.label(2), spec.label("1")] == [1, 2, 1]
+    with pytest.raises(ValueError, match=r"no class 'forg'; the nearest are fog, frog$"):
+        spec.label("forg")
+
+
+def test_real_photographs(real_data, tmp_path):
+    """The photographs, of many sizes, grey ones among them, at 64x64."""
+    import tarfile
+
+    with tarfile.open(real_data / "imagenet-one-per-class.tar") as tar:
+        tar.extractall(tmp_path, filter="data")
+    folder = next(path for path in (tmp_path, *sorted(tmp_path.iterdir())) if len(list(path.iterdir())) > 10)
+    source = ImageFolder(folder, (64, 64))
+    assert len(source) == len(source.spec.classes) == 192
+    assert source[0][0].shape == (3, 64, 64)

@@ -1,0 +1,396 @@
+"""Training: that it learns, that a run is one run however it is cut or shared out, and how it stops."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import small_config
+from safetensors.torch import load_file
+
+from justimage.data.arrays import Arrays
+from justimage.ema import EMA, TRAVELLING, effective_decay
+from justimage.execution import autocast
+from justimage.model import Denoiser
+from justimage.networks.jit import JiT
+from justimage.optim import learning_rate
+from justimage.process import SPACES, Prediction, denoising_loss, diffuse
+from justimage.randomness import training_noise
+from justimage.samplers import Sampling
+from justimage.state import TrainingState, saved_states
+from justimage.train import NonFiniteLoss, Training, flow_matching, fresh_state, train
+
+CPU = torch.device("cpu")
+CONFIG = Training(duration_nimg=160, batch_size=16, lr=2e-3, ema_decays=(0.9, 0.99), clip_norm=1.0, seed=3)
+
+
+def waves(size=(8, 8), channels=2, count=64, seed=0) -> Arrays:
+    """Two classes of smooth fields: cosines along the last axis, one or two periods."""
+    g = np.random.default_rng(seed)
+    label = np.arange(count) % 2
+    along = np.linspace(0, 2 * np.pi, size[-1], endpoint=False)
+    phase = g.uniform(0, 2 * np.pi, (count, channels))
+    values = np.cos(along * (1 + label)[:, None, None] + phase[..., None])
+    x = np.broadcast_to(values.reshape(count, channels, *[1] * (len(size) - 1), size[-1]), (count, channels, *size))
+    return Arrays(np.ascontiguousarray(x, dtype=np.float32), label)
+
+
+def begin(source: Arrays, config: Training = CONFIG, **network) -> TrainingState:
+    net = JiT(small_config(source.spec.size, channels=len(source.spec.channels), num_classes=2, **network))
+    return fresh_state(Denoiser(net, spec=source.spec), config, CPU)
+
+
+def go_on(state: TrainingState, source: Arrays, config: Training = CONFIG, until: int | None = None, **kwargs):
+    ticks = []
+    for tick in train(state, source, flow_matching(state.model, config), config, tick_nimg=config.batch_size, **kwargs):
+        ticks.append(tick)
+        if until is not None and tick.nimg >= until:
+            break
+    return ticks
+
+
+def equal(a: TrainingState, b: TrainingState) -> bool:
+    left, right = a.tensors(), b.tensors()
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.mark.parametrize("size", [(16,), (8, 8), (4, 4, 8)])
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_resuming_is_the_same_run(tmp_path, size, dropout):
+    """n + k steps equal n steps, a save, a restore in a new model, k steps: weights, averages and optimizer."""
+    source, network = waves(size), {"dropout": dropout, "dropout_scores": dropout, "depth": 4}
+    whole = begin(source, **network)
+    go_on(whole, source)
+    cut = begin(source, **network)
+    go_on(cut, source, until=96)
+    cut.save(tmp_path)
+    resumed = begin(source, **network)
+    resumed.restore(saved_states(tmp_path)[-1])
+    assert (resumed.nimg, resumed.updates) == (96, 6)
+    go_on(resumed, source)
+    assert equal(whole, resumed)
+    assert any("exp_avg_sq" in name for name in whole.tensors())
+    different = begin(source, replace(CONFIG, seed=4), **network)
+    go_on(different, source, replace(CONFIG, seed=4))
+    assert not equal(whole, different)
+
+
+def test_workers_and_microbatches_change_nothing():
+    source = waves()
+    plain, threaded, micro = (begin(source) for _ in range(3))
+    go_on(plain, source, workers=0)
+    go_on(threaded, source, workers=3)
+    config = replace(CONFIG, microbatch=5)
+    go_on(micro, source, config)
+    assert equal(plain, threaded)
+    for name, tensor in plain.tensors().items():
+        torch.testing.assert_close(micro.tensors()[name], tensor, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_rectangles_train_and_sample(channels):
+    """96 x 160 with 1 and 4 channels, flips on: the loss falls, and samples come back in raw units."""
+    source = waves((96, 160), channels, count=16)
+    config = replace(CONFIG, duration_nimg=160, batch_size=8)
+    net = JiT(small_config((96, 160), patch=32, channels=channels, num_classes=2, width=64))
+    state = fresh_state(Denoiser(net, spec=source.spec), config, CPU)
+    ticks = go_on(state, source, config)
+    assert ticks[-1].loss < 0.8 * ticks[0].loss
+    samples = state.model.sample([0, 1], [0, 1], steps=3)
+    assert samples.shape == (2, channels, 96, 160)
+    assert samples.isfinite().all()
+
+
+@pytest.mark.parametrize("prediction", SPACES)
+@pytest.mark.parametrize("measured", SPACES)
+def test_all_nine_combinations_learn(prediction, measured):
+    source = waves((8,))
+    config = replace(CONFIG, duration_nimg=6400, batch_size=64, lr=4e-3, loss_space=measured)
+    net = JiT(small_config((8,), channels=2, num_classes=2))
+    state = fresh_state(Denoiser(net, space=prediction, spec=source.spec), config, CPU)
+    ticks = go_on(state, source, config)
+    assert np.mean([tick.loss for tick in ticks[-10:]]) < 0.9 * np.mean([tick.loss for tick in ticks[:5]])
+
+
+def test_it_learns_what_it_is_shown():
+    """Classes are told apart: after a few seconds, samples of each class have its number of periods."""
+    source = waves((16,), channels=1, count=256)
+    config = Training(
+        duration_nimg=40_000, batch_size=128, lr=3e-3, warmup_nimg=2_000, ema_decays=(0.99,), schedule="cosine"
+    )
+    net = JiT(small_config((16,), channels=1, num_classes=2, width=48))
+    state = fresh_state(Denoiser(net, spec=source.spec, sampling=Sampling(20, "ab2", 1.5)), config, CPU)
+    for _ in train(state, source, flow_matching(state.model, config), config, tick_nimg=40_000):
+        pass
+    labels = [0, 1] * 32
+    spectrum = torch.fft.rfft(state.model.sample(labels, range(64))[:, 0]).abs()
+    periods = spectrum[:, 1:].argmax(1)
+    assert (periods == torch.tensor(labels)).float().mean() >= 0.95
+
+
+def test_learning_rates():
+    def at(nimg, schedule):
+        return learning_rate(nimg, peak=1.0, warmup_nimg=100, duration_nimg=1100, schedule=schedule)
+
+    assert [at(n, "constant") for n in (10, 100, 600, 1100)] == pytest.approx([0.1, 1, 1, 1])
+    assert [at(n, "cosine") for n in (10, 100, 600, 1100)] == pytest.approx([0.1, 1, 0.5, 0])
+
+
+def test_ema_is_the_average_it_says():
+    net = torch.nn.Linear(2, 2)
+    ema, expected = EMA(net, (0.5, 0.95)), {}
+    for decay in ema.decays:
+        expected[decay] = net.weight.detach().clone()
+    for update in range(TRAVELLING - 5, TRAVELLING + 30):
+        with torch.no_grad():
+            net.weight.add_(torch.randn(2, 2))
+        ema.update(update)
+        for decay, average in expected.items():
+            d = effective_decay(decay, update)
+            expected[decay] = d * average + (1 - d) * net.weight.detach()
+    for decay in ema.decays:
+        torch.testing.assert_close(ema.tensors(decay)["weight"], expected[decay])
+    assert effective_decay(0.9999, 1) == effective_decay(0.9999, TRAVELLING) == 0
+    assert effective_decay(0.9999, TRAVELLING + 9) == 0.5
+    assert effective_decay(0.9999, 10**6) == 0.9999
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        EMA(net, (1.0,))
+
+
+def held_out_loss(model: Denoiser, source: Arrays) -> float:
+    """The v-loss on a fixed grid of times and noise, without dropping labels."""
+    x = source.spec.encode(torch.from_numpy(source.x))
+    assert source.y is not None
+    losses = []
+    with torch.no_grad():
+        for i, t in enumerate(torch.linspace(0.05, 0.95, 7)):
+            eps = training_noise(99, range(i * len(x), (i + 1) * len(x)), x.shape[1:], CPU)
+            times = t.expand(len(x))
+            prediction = model(diffuse(x, eps, times), times, torch.from_numpy(source.y))
+            losses.append(denoising_loss(prediction, x, eps).mean())
+    return float(torch.stack(losses).mean())
+
+
+@pytest.mark.parametrize("lr", [3e-4, 3e-3])
+def test_an_early_average_is_no_worse_than_the_weights(lr):
+    """Held-out loss of every average against the raw weights, from the first steps on."""
+    source, other = waves(count=512), waves(count=64, seed=1)
+    config = Training(duration_nimg=32 * 2000, batch_size=32, lr=lr, warmup_nimg=32 * 20, ema_decays=(0.999, 0.9999))
+    state = begin(source, config)
+    compared = {}
+    for tick in train(state, source, flow_matching(state.model, config), config, tick_nimg=32 * 50):
+        if tick.nimg // 32 in (50, 100, 200, 400, 800, 1050, 1200, 1500, 2000):
+            raw = held_out_loss(state.model, other)
+            for decay in config.ema_decays:
+                average = Denoiser.from_description(state.model.describe(), state.ema.tensors(decay))
+                compared[tick.nimg // 32, decay] = held_out_loss(average, other) / raw
+    print(compared)
+    assert max(compared.values()) < 1.02
+
+
+def test_a_gradient_that_is_not_finite_stops_with_the_state_before_it():
+    source = waves()
+    state, reference = begin(source), begin(source)
+    go_on(reference, source, until=48)
+    inner = flow_matching(state.model, CONFIG)
+
+    def poisoned(model, x, y, positions):
+        losses = inner(model, x, y, positions)
+        return losses * float("nan") if 48 in positions else losses
+
+    with pytest.raises(NonFiniteLoss, match="starts at nimg = 48") as stopped:
+        for _ in train(state, source, poisoned, CONFIG, tick_nimg=64):
+            pass
+    assert len(stopped.value.indices) == 16
+    assert state.nimg == 48
+    assert equal(state, reference)
+
+
+def test_the_fused_step_leaves_everything_as_it_is_on_request():
+    """What accelerators rely on: found_inf = 1 skips the update without the host looking."""
+    state = begin(waves())
+    go_on(state, waves(), until=16)
+    before = {name: tensor.clone() for name, tensor in state.tensors().items()}
+    for parameter in state.model.net.parameters():
+        parameter.grad = torch.full_like(parameter, float("nan"))
+    state.optimizer.found_inf = torch.tensor(1.0)  # type: ignore[attr-defined]
+    state.optimizer.step()
+    after = state.tensors()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_mixed_precision_trains():
+    source = waves()
+    config = replace(CONFIG, precision="bfloat16", duration_nimg=3200, batch_size=64)
+    losses = [tick.loss for tick in go_on(begin(source, config), source, config)]
+    assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
+    with autocast(CPU, torch.bfloat16):
+        assert Prediction(torch.ones(1, 1, 2), torch.ones(1, 1, 2), torch.ones(1), "x").to("v").dtype == torch.float32
+
+
+TWO_PROCESSES = """
+import sys, torch
+sys.path.insert(0, sys.argv[1])
+torch.set_num_threads(1)
+from dataclasses import replace
+from safetensors.torch import save_file
+from justimage.parallel import join, leave
+from test_train import CONFIG, CPU, begin, go_on, waves
+processes = join(CPU)
+source = waves()
+state = begin(source)
+go_on(state, source, replace(CONFIG, microbatch=4), processes=processes)
+if processes.first:
+    save_file({name: tensor.clone() for name, tensor in state.tensors().items()}, sys.argv[2])
+leave(processes)
+"""
+
+
+def test_two_processes_are_one_run(tmp_path):
+    """torchrun with two processes on the CPU gives the weights of one, to rounding."""
+    (tmp_path / "two.py").write_text(TWO_PROCESSES)
+    tests = str(Path(__file__).parent)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29611"]
+    subprocess.run([*torchrun, str(tmp_path / "two.py"), tests, str(tmp_path / "out")], check=True, timeout=300)
+    alone = begin(waves())
+    go_on(alone, waves())
+    together = load_file(tmp_path / "out")
+    assert together.keys() == alone.tensors().keys()
+    for name, tensor in alone.tensors().items():
+        torch.testing.assert_close(together[name], tensor, atol=1e-5, rtol=1e-4)
+
+
+# --- the run folder, through the command
+
+
+def jit(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "COLUMNS": "200"}
+    command = [sys.executable, "-m", "justimage", *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+
+
+TINY = ["--network.width", "32", "--network.depth", "2", "--network.heads", "2", "--network.context-start", "1"]
+TINY += ["--training.batch-size", "32", "--report.tick-nimg", "320", "--report.save-nimg", "640"]
+TINY += ["--report.sample-nimg", "1280", "--report.preview-steps", "2", "--device", "cpu"]
+
+
+def final_tensors(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(saved_states(run / "state")[-1] / "state.safetensors")
+
+
+def test_a_killed_run_resumes_bit_for_bit(tmp_path):
+    """kill -9 in the middle, the same command again: the state of a run that was never killed."""
+    command = ["train", "mnist-demo", *TINY, "--training.duration-nimg", "6400"]
+    assert jit(*command, "--run", "whole", cwd=tmp_path).returncode == 0
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "justimage", *command, "--run", "killed"],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+    )
+    while not saved_states(tmp_path / "killed" / "state"):
+        time.sleep(0.02)
+        assert process.poll() is None, "the run ended before it could be killed"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert saved_states(tmp_path / "killed" / "state")[-1].name < "000006400"
+    resumed = jit(*command, "--run", "killed", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "going on at nimg" in resumed.stdout
+    whole, killed = final_tensors(tmp_path / "whole"), final_tensors(tmp_path / "killed")
+    assert whole.keys() == killed.keys()
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+
+    logs = [[json.loads(line) for line in (tmp_path / run / "log.jsonl").open()] for run in ("whole", "killed")]
+    assert [line["nimg"] for line in logs[0]] == [line["nimg"] for line in logs[1]] == list(range(320, 6401, 320))
+    assert [line["loss"] for line in logs[0]] == [line["loss"] for line in logs[1]]
+    assert {path.name for path in (tmp_path / "whole").iterdir()} == {
+        "recipe.json",
+        "log.jsonl",
+        "samples",
+        "state",
+        "weights",
+    }
+    assert len(saved_states(tmp_path / "whole" / "state")) == 2
+
+    again = jit(*command, "--run", "whole", cwd=tmp_path)
+    assert again.returncode == 0
+    assert "finished" in again.stdout
+    other = jit(*command, "--run", "whole", "--training.lr", "0.5", cwd=tmp_path)
+    assert other.returncode == 2
+    assert "training.lr: 0.001 in the run, 0.5 in the command" in other.stderr
+    sampled = jit("sample", "whole", "--classes", "3", "seven", cwd=tmp_path)
+    assert sampled.returncode == 2
+    assert "there is no class 'seven'" in sampled.stderr
+    sampled = jit(
+        "sample", "whole", "--classes", "3", "7", "--count", "2", "--steps", "2", "--ema", "raw", cwd=tmp_path
+    )
+    assert sampled.returncode == 0, sampled.stderr
+    names = {path.name for path in (tmp_path / "samples").iterdir()}
+    assert names == {"3-seed0000.png", "3-seed0001.png", "7-seed0000.png", "7-seed0001.png", "grid.png"}
+
+
+def test_an_interrupted_run_saves_and_says_so(tmp_path):
+    command = [sys.executable, "-m", "justimage", "train", "mnist-demo", *TINY, "--run", "r"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+    log = tmp_path / "r" / "log.jsonl"
+    while not log.is_file() or not log.read_text():
+        time.sleep(0.02)
+        assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 3
+    assert "the same command goes on from there" in out
+    assert len(saved_states(tmp_path / "r" / "state")) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "cifar10", "--data", "nowhere"], "the data path nowhere does not exist"),
+        (["train", "cifar10"], "cifar10 needs --data"),
+        (["train", "mnist-demo", "--network.patch", "5", "5"], "5x5 does not divide a size of 28x28"),
+        (["train", "mnist-demo", "--data", "full/x.npz"], "label 7 of sample 1"),
+        (["train", "mnist-demo", "--data", "full/nan.npy"], "not finite"),
+        (["train", "mnist-demo", "--data", "full/odd.npy"], "14x14 does not divide a size of 9x9"),
+        (["train", "mnist-demo", "--data", "full/signal.npy"], "1 spatial axes"),
+        (["train", "mnist-demo", "--run", "full"], "not empty and not a run"),
+        (["train", "mnist-demo", "--training.lrr", "1"], "training.lr"),
+        (["sample", "full"], "holds no config.json"),
+        (["sample", "full/nan.npy"], "not"),
+    ],
+)
+def test_bad_input_is_refused_before_the_first_step(tmp_path, arguments, message):
+    full = tmp_path / "full"
+    full.mkdir()
+    x = np.random.rand(4, 1, 28, 28).astype(np.float32)
+    np.savez(full / "x.npz", x=x, y=np.array([0, 7, 1, 1]), classes=np.array(["a", "b"]))
+    np.save(full / "odd.npy", x[..., :9, :9])
+    np.save(full / "signal.npy", x[..., 0])
+    x[2, 0, 5, 5] = np.nan
+    np.save(full / "nan.npy", x)
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    result = jit(*arguments, cwd=tmp_path)
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert message in result.stderr + result.stdout
+    assert "Traceback" not in result.stderr
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+def test_nan_in_training_saves_the_state_and_names_the_batch(tmp_path):
+    """A learning rate that explodes: exit code 1, the batch's samples, and a state that loads."""
+    result = jit(
+        "train", "mnist-demo", *TINY, "--run", "r", "--training.lr", "1e30", "--training.clip-norm", "0", cwd=tmp_path
+    )
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "is not finite in the batch that starts at nimg =" in result.stdout
+    assert len(saved_states(tmp_path / "r" / "state")) >= 1

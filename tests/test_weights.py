@@ -1,0 +1,217 @@
+"""Weights on disk: round trips, self-description, official checkpoints, and files that are not what they seem."""
+
+import argparse
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import small_net
+from safetensors.torch import load_file, save_file
+
+import justimage as ji
+from justimage.cli import main as jit
+from justimage.convert import load_official, save_official
+from justimage.data.spec import DataSpec
+from justimage.load import read
+
+GOLDENS = Path(__file__).parent / "goldens"
+
+
+def model(**kwargs) -> ji.Denoiser:
+    spec = DataSpec((8, 8), ("u", "v"), (1.0, -2.0), (3.0, 0.5), classes=("calm", "storm", "gale"))
+    sampling = ji.Sampling(steps=5, guidance=1.5, interval=(0.2, 0.9), final="x")
+    return ji.Denoiser(small_net(), spec=spec, sampling=sampling, noise_scale=2.0, t_eps=0.02, **kwargs)
+
+
+@pytest.mark.parametrize(
+    "kind", [{"space": "eps"}, {"space": "v"}, {"preconditioner": "edm"}, {"preconditioner": "linear"}]
+)
+def test_a_folder_is_enough_to_sample(tmp_path, kind):
+    before = model(training={"nimg": 7}, licence="mit", **kind)
+    before.save_pretrained(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"model.safetensors", "config.json", "README.md"}
+    after = ji.load(tmp_path, device="cpu", dtype=torch.float32)
+    assert after.describe() == before.describe()
+    assert torch.equal(after.sample(["storm"], [3]), before.sample(["storm"], [3]))
+    assert ji.Denoiser.from_pretrained(tmp_path).describe() == before.describe()
+
+
+def test_pushed_and_pulled(tmp_path, monkeypatch):
+    """push_to_hub uploads what save_pretrained writes; from_pretrained and load take a hub id."""
+    import huggingface_hub
+
+    uploaded = {}
+
+    class Hub:
+        def create_repo(self, repository, private, exist_ok):
+            uploaded["repository"] = repository
+
+        def upload_folder(self, repo_id, folder_path, commit_message):
+            (tmp_path / "hub").mkdir()
+            for path in Path(folder_path).iterdir():
+                (tmp_path / "hub" / path.name).write_bytes(path.read_bytes())
+            return f"https://hub/{repo_id}"
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path / "hub"))
+    monkeypatch.chdir(tmp_path)
+    before = model()
+    assert before.push_to_hub("someone/storms") == "https://hub/someone/storms"
+    assert uploaded["repository"] == "someone/storms"
+    for after in (ji.Denoiser.from_pretrained("someone/storms"), read("someone/storms")):
+        assert torch.equal(after.sample([0], [1]), before.sample([0], [1]))
+
+
+@pytest.mark.parametrize("preconditioner", ["edm", "linear"])
+def test_preconditioners(preconditioner):
+    """Table 10 of arXiv 2511.13720: x = c_skip z + c_out net, plain x-prediction as t -> 0, and z at t = 1."""
+    plain, wrapped = ji.Denoiser(small_net()), ji.Denoiser(small_net(), preconditioner=preconditioner)
+    z, y = torch.randn(2, 2, 8, 8), torch.tensor([0, 1])
+    with torch.no_grad():
+        at_noise, at_data = torch.full((2,), 1e-6), torch.ones(2)
+        c_out = 0.5 if preconditioner == "edm" else 1.0  # sigma_data at t = 0, and 1
+        torch.testing.assert_close(
+            wrapped(z, at_noise, y).to("x"), c_out * plain.net(z, at_noise, y), atol=1e-4, rtol=1e-4
+        )
+        torch.testing.assert_close(wrapped(z, at_data, y).to("x"), z)
+
+
+def test_conversion_command_is_the_identity(tmp_path, monkeypatch):
+    """official .pth -> ours -> official .safetensors and .pth: every tensor to the bit."""
+    source = str(GOLDENS / "incontext.official-checkpoint.pth")
+    folder, back, pth = tmp_path / "ours", tmp_path / "back.safetensors", tmp_path / "back.pth"
+    assert jit(["convert", source, str(folder), "--weights", "ema1", "--context-start", "2"]) == 0
+    assert jit(["convert", str(folder), str(back)]) == 0
+    assert jit(["convert", str(folder), str(pth)]) == 0
+    official = load_file(GOLDENS / "incontext.weights.safetensors")
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        checkpoint = torch.load(pth, weights_only=True)
+    for tensors in (load_file(back), checkpoint["model"], checkpoint["model_ema1"], checkpoint["model_ema2"]):
+        assert tensors.keys() == official.keys()
+        assert all(torch.equal(tensors[name], official[name]) for name in official)
+    assert checkpoint["args"].cfg == 2.9
+    assert jit(["convert", source, str(folder), "--context-start", "2"]) == 2  # never written over
+    assert jit(["convert", str(folder), str(back)]) == 2
+    again = load_official(pth, context_start=2)
+    assert again.describe()["architecture"] == read(folder).describe()["architecture"]
+
+
+def test_the_start_block_of_a_released_variant_is_known(tmp_path):
+    """args.model names it, where the tensors are that variant's: here JiT-B, made of zeros and one block too few."""
+    config = ji.JiTConfig.variant("B/16", num_classes=1, context_tokens=1)
+    with torch.device("meta"):
+        net = ji.JiT(config)
+    net = net.to_empty(device="cpu")
+    net.rebuild_rotation()
+    for tensor in net.state_dict().values():
+        tensor.zero_()
+    path = tmp_path / "official.pth"
+    save_official(ji.Denoiser(net), path)
+    assert load_official(path).config.context_start == 4
+    assert load_official(path, context_start=6).config.context_start == 6
+
+
+def test_float_attention_gives_the_same(tmp_path):
+    io = load_file(GOLDENS / "incontext.io.safetensors")
+    loaded = load_official(GOLDENS / "incontext.weights.safetensors", context_start=2)
+    for block in loaded.net.blocks:
+        block.attention.in_float32 = True  # type: ignore[union-attr]
+    with torch.no_grad():
+        assert (loaded.net(io["x"], io["t"], io["y"]) - io["net_output"]).abs().max() < 1e-5
+
+
+class Harmful:
+    def __reduce__(self):
+        return (print, ("code in a checkpoint was run",))
+
+
+def bad_sources(folder: Path) -> dict[str, tuple[Path, str]]:
+    """Files and folders that are not weights -> what the message says."""
+    good = folder / "good"
+    model().save_pretrained(good)
+    cases: dict[str, tuple[Path, str]] = {"absent": (folder / "a" / "b" / "c", "does not exist")}
+
+    def weights(name: str, tensors: bytes | None = None, config: str | None = None) -> Path:
+        path = folder / name
+        path.mkdir()
+        (path / "model.safetensors").write_bytes(tensors or (good / "model.safetensors").read_bytes())
+        (path / "config.json").write_text(config or (good / "config.json").read_text())
+        return path
+
+    whole = (good / "model.safetensors").read_bytes()
+    cases["truncated"] = (weights("truncated", whole[: len(whole) // 2]), "truncated")
+    cases["empty"] = (weights("empty", b"\0"), "truncated")
+    cases["not json"] = (weights("notjson", config="{"), "is not JSON")
+    cases["foreign config"] = (weights("foreign", config='{"_class_name": "DiT"}'), "written by other code")
+    fields = json.loads((good / "config.json").read_text())
+    fields["architecture"]["flavour"] = 1
+    cases["unknown field"] = (weights("field", config=json.dumps(fields)), "flavour")
+    (folder / "bare").mkdir()
+    cases["empty folder"] = (folder / "bare", "holds no config.json")
+    tensors = load_file(good / "model.safetensors")
+    tensors["surprise"] = tensors.pop("head.linear.bias")
+    save_file(tensors, folder / "renamed.safetensors")
+    cases["renamed tensor"] = (
+        weights("renamed", (folder / "renamed.safetensors").read_bytes()),
+        r"missing: head.linear.bias.*unknown: surprise",
+    )
+    for name, payload in {"harmful": Harmful(), "list": [1], "other": {"state_dict": {}}}.items():
+        torch.save(payload, folder / f"{name}.pth")
+    cases["code in a pickle"] = (folder / "harmful.pth", "more than tensors and settings")
+    cases["a list"] = (folder / "list.pth", "not an official JiT checkpoint")
+    cases["another checkpoint"] = (folder / "other.pth", "holds state_dict, but no model_ema1")
+    half = (GOLDENS / "incontext.official-checkpoint.pth").read_bytes()
+    (folder / "half.pth").write_bytes(half[: len(half) // 2])
+    cases["half a checkpoint"] = (folder / "half.pth", "truncated, or not a checkpoint")
+    (folder / "text.pth").write_text("hello")
+    cases["a text"] = (folder / "text.pth", "not")
+    (folder / "old.pth").write_bytes(pickle.dumps({"model": 1}))
+    cases["an old pickle"] = (folder / "old.pth", "not")
+    return cases
+
+
+def test_bad_sources_are_refused_with_a_reason(tmp_path, capfd):
+    for name, (path, message) in bad_sources(tmp_path).items():
+        with pytest.raises(ValueError, match=f"(?s){message}"):
+            read(path)
+        assert jit(["sample", str(path), "--out", str(tmp_path / "out")]) == 2, name
+    assert not (tmp_path / "out").exists()
+    assert "was run" not in capfd.readouterr().out
+
+
+def test_unknown_and_missing_official_tensors_are_listed(tmp_path):
+    tensors = load_file(GOLDENS / "incontext.weights.safetensors")
+    tensors["net.blocks.1.attn.rel_pos"] = torch.zeros(1)
+    save_file(tensors, tmp_path / "more.safetensors")
+    with pytest.raises(ValueError, match=r"unknown tensors in official weights: net.blocks.1.attn.rel_pos"):
+        load_official(tmp_path / "more.safetensors", context_start=2)
+    del tensors["net.blocks.1.attn.rel_pos"], tensors["net.blocks.2.attn.proj.bias"]
+    save_file(tensors, tmp_path / "less.safetensors")
+    with pytest.raises(ValueError, match=r"missing: blocks.2.attention.out.bias"):
+        load_official(tmp_path / "less.safetensors", context_start=2)
+
+
+def test_weights_are_named(tmp_path):
+    with pytest.raises(ValueError, match="the weights model, ema1, ema2, not 'ema3'"):
+        read(GOLDENS / "incontext.official-checkpoint.pth", weights="ema3")
+    model().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="holds one set of weights"):
+        read(tmp_path, weights="ema1")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["strom"], "there is no class 'strom'; the nearest are storm"),
+        ([4], "label 4 is out of range: there are 3 classes"),
+        (["-1"], "there is no class '-1'"),
+        ([0, 1], "2 labels and 3 seeds"),
+    ],
+)
+def test_labels_that_do_not_exist(labels, message):
+    with pytest.raises(ValueError, match=message):
+        model().sample(labels, [0, 1, 2])
+    with pytest.raises(ValueError, match="unconditional"):
+        ji.Denoiser(small_net(num_classes=0)).sample([1])
