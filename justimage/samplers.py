@@ -1,4 +1,4 @@
-"""Samplers: from noise at t = 0 to data at t = 1 along dz/dt = v (Eq. 4, arXiv 2511.13720).
+"""Samplers: from noise at t = 0 to data at t = 1 along dz/dt = v, equation 4 of arXiv 2511.13720.
 
 A step takes (predict, z, t, t_next) to the state at t_next, where predict(z, t) -> Prediction and t is a
 0-dimensional tensor on the CPU. `integrate` walks a time grid; guidance is a closure around the model. There

@@ -1,4 +1,4 @@
-"""The state of a training run: nimg and the tensors that it has moved. Saved whole or not at all."""
+"""The state of a training run: nimg and the tensors that it has moved, saved whole or not at all."""
 
 import json
 import shutil

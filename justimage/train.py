@@ -105,7 +105,7 @@ class NonFiniteLoss(RuntimeError):
         self.nimg, self.indices = nimg, indices
         shown = ", ".join(map(str, indices[:32])) + (f" and {len(indices) - 32} more" if len(indices) > 32 else "")
         super().__init__(
-            f"the loss or its gradient is not finite in the batch that starts at nimg = {nimg}; its samples are, by their "
+            f"the loss or its gradient is not finite in the batch that starts at nimg = {nimg}; its samples are, by "
             f"index in the data, {shown}. If they are sound, try a lower learning rate or clip_norm = 1"
         )
 
@@ -176,7 +176,7 @@ def train(
         workers=workers,
     )
     zero = torch.zeros((), device=device)
-    total_loss, total_norm, first_bad = zero.clone(), zero.clone(), zero - 1
+    total_loss, total_norm, first_bad = zero.clone(), zero.clone(), torch.full_like(zero, -1, dtype=torch.int64)
     steps, waited, began, lr = 0, 0.0, time.perf_counter(), 0.0
 
     while state.nimg < config.duration_nimg:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import small_config, small_net
 
-from justimage.execution import cast_parameters, checkpoint_blocks
+from justimage.execution import cast_parameters, checkpoint_blocks, compile_blocks
 from justimage.networks.jit import JiT, JiTConfig
 from justimage.networks.patch import patchify, unpatchify
 from justimage.networks.position import rotate, rotations
@@ -160,3 +160,17 @@ def test_variants():
     for wrong in ("X/16", "B", "B/x", "JiT-B/16"):
         with pytest.raises(ValueError, match="no variant is called"):
             JiTConfig.variant(wrong)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_blocks_give_the_same_under_the_same_names(dtype):
+    z, t, y = torch.randn(2, 2, 8, 8), torch.rand(2), torch.tensor([0, 1])
+    plain, compiled = small_net(), small_net()
+    for net in (plain, compiled):
+        cast_parameters(net, dtype)
+    compile_blocks(compiled)
+    with torch.no_grad():
+        a, b = plain(z, t, y).float(), compiled(z, t, y).float()
+    assert (a - b).norm() / a.norm() < (1e-5 if dtype == torch.float32 else 2e-2)
+    assert compiled.state_dict().keys() == plain.state_dict().keys()

@@ -1,6 +1,7 @@
 """Orders of convergence, numbers of evaluations, guidance, and what a sample depends on."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -42,7 +43,7 @@ def test_order_of_convergence(shape, new_step, order):
     for steps in (40, 80, 160):
         times = linear_grid(steps) * 0.9
         errors.append((integrate(predict, noise, times, new_step()) - exact(noise, 0.9)).abs().max())
-    slopes = [torch.log2(a / b).item() for a, b in zip(errors, errors[1:], strict=False)]
+    slopes = [torch.log2(a / b).item() for a, b in pairwise(errors)]
     assert slopes == pytest.approx([order] * 2, abs=0.12)
 
 

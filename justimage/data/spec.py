@@ -1,4 +1,4 @@
-"""DataSpec: what raw values mean. The only place where they become model values, and back."""
+"""DataSpec: what raw values mean, and the only place where they become model values and back."""
 
 import difflib
 from collections.abc import Sequence

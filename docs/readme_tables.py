@@ -1,0 +1,54 @@
+"""The README's tables, made from the code: recipes from RECIPES, the tree from the modules' first sentences.
+
+python docs/readme_tables.py writes them into README.md; tests/test_house.py fails where they are out of date.
+"""
+
+import ast
+import re
+from pathlib import Path
+
+from justimage.recipes import RECIPES
+
+ROOT = Path(__file__).resolve().parents[1]
+BESIDE = ("examples", "benchmarks", "docs")
+
+
+def recipes() -> str:
+    """One row for each recipe."""
+    rows = ["| recipe | what | command | hardware | paper | measured here |", "|---|---|---|---|---|---|"]
+    for name, recipe in RECIPES.items():
+        p = recipe.promise
+        rows.append(f"| `{name}` | {p.what} | `{p.command}` | {p.hardware} | {p.paper} | {p.measured} |")
+    return "\n".join(rows)
+
+
+def first_sentence(path: Path) -> str:
+    """The first sentence of a module's docstring."""
+    text = ast.get_docstring(ast.parse(path.read_text())) or ""
+    return re.split(r"(?<=[.!?])\s", " ".join(text.split("\n\n")[0].split()))[0]
+
+
+def tree() -> str:
+    """One line for each Python file of the package and beside it."""
+    lines = []
+    for folder in ("justimage", "justimage/networks", "justimage/data", *BESIDE):
+        lines.append(f"{folder}/")
+        for path in sorted((ROOT / folder).glob("*.py")):
+            if path.name == "__main__.py":
+                continue
+            lines.append(f"  {path.name:<20} {first_sentence(path)}")
+    return "```\n" + "\n".join(lines) + "\n```"
+
+
+def with_tables(text: str) -> str:
+    """The README with both tables made anew."""
+    for name, table in {"recipes": recipes(), "tree": tree()}.items():
+        start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        before, _, rest = text.partition(start)
+        text = f"{before}{start}\n{table}\n{end}{rest.partition(end)[2]}"
+    return text
+
+
+if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    readme.write_text(with_tables(readme.read_text()))

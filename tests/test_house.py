@@ -1,0 +1,131 @@
+"""Rules of the house that a machine can check: layers, sources, the README, and what must not be there."""
+
+import ast
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "justimage"
+
+# A module imports only from layers above its own in this list.
+LAYERS = [
+    {"process", "randomness", "networks.patch", "networks.position", "data.spec"},
+    {"weights", "parallel", "optim", "ema", "execution"},
+    {"networks.layers", "networks.conditions", "samplers", "data.arrays", "data.images", "data.loader"},
+    {"networks.jit", "data.sources", "pictures"},
+    {"model"},
+    {"convert", "state", "generate"},
+    {"load", "train"},
+    {"recipes"},
+    {"run"},
+    {"cli"},
+    {"__main__"},
+]
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def imported(path: Path) -> set[str]:
+    """Modules of the package that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "justimage":
+            inside = node.module.removeprefix("justimage").removeprefix(".")
+            if inside and (PACKAGE / (inside.replace(".", "/") + ".py")).is_file():
+                found.add(inside)
+            else:
+                names = [f"{inside}.{alias.name}".strip(".") for alias in node.names]
+                found |= {name for name in names if (PACKAGE / (name.replace(".", "/") + ".py")).is_file()}
+    return found
+
+
+def test_modules_import_only_from_layers_above():
+    layer = {name: i for i, names in enumerate(LAYERS) for name in names}
+    assert set(layer) == {name_of(path) for path in FILES}
+    for path in FILES:
+        for other in imported(path):
+            assert layer[other] < layer[name_of(path)], f"{name_of(path)} imports {other}"
+
+
+@pytest.mark.parametrize("module", ["process", "samplers"])
+def test_the_source_is_in_the_docstring(module):
+    """Every public function that computes something says where its formula comes from."""
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+    exempt = {"expand", "evaluations", "linear_grid", "run", "times", "density", "land", "__post_init__"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and node.name not in exempt:
+            inner = node.col_offset > 4 or node.name in ("step", "predict", "model")
+            assert inner or re.search(r"Eq\.|Alg\.|arXiv|Table", ast.get_docstring(node) or ""), node.name
+
+
+def test_every_public_thing_has_a_docstring():
+    for path in FILES:
+        tree = ast.parse(path.read_text())
+        assert ast.get_docstring(tree), path
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                assert ast.get_docstring(node), f"{path.name}: {node.name}"
+
+
+FORBIDDEN = {
+    r"torch\.load\((?!.*weights_only=True)": "unpickles code",
+    r"\bimport pickle\b(?!.*)": "",
+    r"\bimport_module\(|\bglobals\(\)|(?<![\w.])eval\(": "behaviour from strings",
+    r"argparse\.ArgumentParser": "the command line is derived from dataclasses",
+    r"\.cuda\(": "devices are arguments",
+    r"\btorchvision\b": "the core does not import it",
+}
+
+
+def test_what_must_not_be_there():
+    for path in FILES:
+        text = path.read_text()
+        for pattern, why in FORBIDDEN.items():
+            if why:
+                assert not re.search(pattern, text), f"{path}: {pattern} ({why})"
+    networks = "".join(path.read_text() for path in FILES if path.parent.name == "networks")
+    assert not re.search(r"torch\.distributed|guidance|\bema\b", networks, re.IGNORECASE)
+    numbers = [name_of(path) for path in FILES if re.search(r"\b127\.5\b", path.read_text())]
+    assert set(numbers) <= {"data.spec", "pictures", "convert"}
+
+
+def readme_tables():
+    spec = importlib.util.spec_from_file_location("readme_tables", ROOT / "docs" / "readme_tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_readme_is_true_to_the_code():
+    text = (ROOT / "README.md").read_text()
+    assert readme_tables().with_tables(text) == text, "run: python docs/readme_tables.py"
+    for link in re.findall(r"\]\(((?!http)[^)#]+)\)", text):
+        assert (ROOT / link).exists(), link
+    code = re.findall(r"`([a-z_]+)\.([A-Za-z_]+)[(`]", text)
+    for module, attribute in code:
+        path = PACKAGE / f"{module}.py"
+        if path.is_file():
+            assert re.search(rf"(def|class) {attribute}\b", path.read_text()), f"{module}.{attribute}"
+
+
+def test_the_readmes_commands_parse():
+    """Every `jit ...` line of the README is a command that the parser takes."""
+    import tyro
+
+    from justimage.cli import command
+
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines = [line.partition("#")[0].strip() for block in blocks for line in block.splitlines()]
+    commands = [line for line in lines if line.startswith("jit ")]
+    assert len(commands) >= 5
+    for line in commands:
+        assert callable(tyro.cli(command(), args=shlex.split(line)[1:])), line
