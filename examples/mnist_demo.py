@@ -56,10 +56,8 @@ def along_t(model: ji.Denoiser, digit: int, seed: int, show: int = 10) -> None:
     chosen = np.linspace(0, len(times) - 1, show).round().astype(int)
     images = torch.stack([states[i] for i in chosen] + [guesses[i] for i in chosen])
     assert model.spec is not None
-    save(
-        grid(images, model.spec, show, [f"t = {times[i]:.2f}" for i in chosen], raw=False),
-        RUN / "along-t.png",
-    )
+    titles = [f"t = {times[i]:.2f}" for i in chosen]
+    save(grid(images, model.spec, show, column_titles=titles, raw=False), RUN / "along-t.png")
 
 
 def main() -> int:
@@ -70,7 +68,7 @@ def main() -> int:
     model = ji.load(RUN, device="cpu")
     samples, labels = draw(model)
     assert model.spec is not None
-    save(grid(samples[:100], model.spec, 10, [str(i) for i in range(10)]), RUN / "samples.png")
+    save(grid(samples[:100], model.spec, 10, column_titles=[str(i) for i in range(10)]), RUN / "samples.png")
     along_t(model, digit=3, seed=3)
     print(f"wrote {RUN / 'samples.png'} and {RUN / 'along-t.png'}")
 

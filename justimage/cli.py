@@ -9,20 +9,21 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 import tyro
+from PIL import Image
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 
 from justimage.convert import load_official, save_official
 from justimage.data.sources import open_source
-from justimage.execution import best_device
+from justimage.execution import device_called
 from justimage.generate import generate
 from justimage.load import load, read
 from justimage.parallel import join, leave
 from justimage.pictures import grid, save
 from justimage.recipes import RECIPES, Recipe
-from justimage.run import Interrupted, train_run
+from justimage.run import Failed, Interrupted, train_run
 from justimage.samplers import Sampling
-from justimage.train import NonFiniteLoss
 
 console = Console()
 DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 3
@@ -47,7 +48,7 @@ class Train:
         data = self.data or self.recipe.default_data
         if not data:
             raise ValueError(f"{self.name} needs --data: a folder of class folders or of images, a .npy or an .npz")
-        processes = join(torch.device(self.device) if self.device else best_device())
+        processes = join(device_called(self.device))
         try:
             network = self.recipe.network
             source = open_source(data, network.size, network.channels, self.recipe.data_options)
@@ -61,16 +62,14 @@ class Train:
                 minutes=self.minutes,
                 data=data,
             )
-        except Interrupted as stop:
-            console.print(str(stop))
-            return DONE if self.minutes else INTERRUPTED
-        except NonFiniteLoss as error:
-            console.print(f"[red]stopped:[/] {error}", soft_wrap=True)
-            return FAILED
+        except (Interrupted, Failed) as stop:
+            if processes.first:
+                console.print(str(stop), markup=False, soft_wrap=True)
+            return FAILED if isinstance(stop, Failed) else DONE if stop.in_time else INTERRUPTED
         finally:
             leave(processes)
         if processes.first:
-            console.print(f"done; draw samples with: jit sample {folder}")
+            console.print(f"done; draw samples with: jit sample {folder}", markup=False, soft_wrap=True)
         return DONE
 
 
@@ -112,6 +111,10 @@ class Sample:
     """cpu, cuda, ...; the accelerator by default, if there is one."""
 
     def __call__(self) -> int:
+        if self.batch_size < 1 or self.count < 1:
+            raise ValueError(f"batch_size ({self.batch_size}) and count ({self.count}) must be at least 1")
+        if self.out.exists() and not self.out.is_dir():
+            raise ValueError(f"{self.out} is a file; --out is a folder")
         dtypes = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
         model = load(
             self.model,
@@ -120,12 +123,10 @@ class Sample:
             device=self.device,
             dtype=dtypes[self.precision],
         )
-        known = model.config.num_classes
-        classes = [str(i) for i in range(min(known, 10))] if known and not self.classes else list(self.classes)
+        asked_for = self.classes or range(min(model.config.num_classes, 10))
+        classes = model.labels(list(asked_for)) if asked_for else []
         per_class = list(self.seeds or range(self.count))
-        if not per_class:
-            raise ValueError("nothing to draw: --count is 0")
-        labels = [label for label in model.labels(classes) for _ in per_class] if classes else None
+        labels = [label for label in classes for _ in per_class] if classes else None
         seeds = per_class * max(len(classes), 1)
         asked = {field.name: getattr(self, field.name) for field in fields(Sampling)}
         settings = {name: value for name, value in asked.items() if value is not None}
@@ -140,7 +141,7 @@ class Sample:
         pixels = spec is not None and spec.dtype == "uint8" and len(spec.size) == 2 and len(spec.channels) in (1, 3)
         if self.format == "png" and pixels:
             for sample, seed, label in zip(raw, seeds, labels or [-1] * len(seeds), strict=True):
-                save(grid_of_one(sample), self.out / f"{file_stem(model, label)}seed{seed:04d}.png")
+                save(plain_image(sample), self.out / f"{file_stem(model, label)}seed{seed:04d}.png")
             written = f"{len(raw)} PNGs"
         else:
             np.save(self.out / "samples.npy", raw.numpy())
@@ -148,9 +149,10 @@ class Sample:
                 np.save(self.out / "labels.npy", np.array(labels))
             written = f"samples.npy {tuple(raw.shape)}"
         if spec is not None:
-            save(grid(raw, spec, len(per_class), classes), self.out / "grid.png")
+            titles = [spec.classes[label] if label < len(spec.classes) else "none" for label in classes]
+            save(grid(raw, spec, len(per_class), row_titles=titles), self.out / "grid.png")
             written += " and grid.png"
-        console.print(f"wrote {written} to {self.out}")
+        console.print(f"wrote {written} to {self.out}", markup=False, soft_wrap=True)
         return DONE
 
 
@@ -163,10 +165,8 @@ def file_stem(model: Any, label: int) -> str:
     return f"{safe}-"
 
 
-def grid_of_one(sample: torch.Tensor) -> Any:
+def plain_image(sample: torch.Tensor) -> Image.Image:
     """A raw 8-bit sample (C, h, w) as a PIL image of its own size."""
-    from PIL import Image
-
     pixels = sample.numpy()
     return Image.fromarray(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(np.moveaxis(pixels, 0, -1)))
 
@@ -191,7 +191,7 @@ class Convert:
             load_official(self.source, self.weights, self.context_start).save_pretrained(self.target)
         else:
             save_official(read(self.source, weights=self.weights), self.target)
-        console.print(f"wrote {self.target}")
+        console.print(f"wrote {self.target}", markup=False, soft_wrap=True)
         return DONE
 
 
@@ -217,7 +217,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return chosen()
     except ValueError as error:
-        Console(stderr=True).print(f"[red]jit:[/] {error}", soft_wrap=True, highlight=False)
+        Console(stderr=True).print(f"[red]jit:[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         return REFUSED
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from justimage.model import Denoiser
-from justimage.networks.jit import JiT, JiTConfig
+from justimage.networks.jit import VARIANT_COLUMNS, VARIANTS, JiT, JiTConfig
 from justimage.samplers import Sampling
 from justimage.weights import read_tensors, write_tensors
 
@@ -114,6 +114,14 @@ def official_config(tensors: dict[str, Tensor], context_start: int | None = None
     )
 
 
+def same_variant(config: JiTConfig, letter: str) -> bool:
+    """Whether a network has all the numbers of a variant but the start block."""
+    row = dict(zip(VARIANT_COLUMNS, VARIANTS[letter], strict=True))
+    return all(
+        getattr(config, name) == row[name] for name in ("depth", "width", "heads", "bottleneck", "context_tokens")
+    )
+
+
 def _hidden(width: int, ratio: float) -> int:
     return int(int(width * ratio) * 2 / 3)
 
@@ -196,12 +204,11 @@ def load_official(path: Path, weights: str | None = None, context_start: int | N
     tensors, args = read_official(path, weights)
     settings: dict[str, Any] = vars(args)
     if context_start is None:
-        named = OFFICIAL_VARIANTS.get(str(settings.get("model", "")).partition("/")[0])
-        if named is not None and "net.pos_embed" in tensors:
-            expected = JiTConfig.variant(f"{named}/16")
-            depth = sum(name.endswith(".norm1.weight") for name in tensors)
-            if (tensors["net.pos_embed"].shape[-1], depth) == (expected.width, expected.depth):
-                context_start = expected.context_start
+        context_start = settings.get("context_start")  # written by save_official
+    if context_start is None:
+        letter = OFFICIAL_VARIANTS.get(str(settings.get("model", "")).partition("/")[0])
+        if letter is not None and same_variant(official_config(tensors, 0), letter):
+            context_start = JiTConfig.variant(f"{letter}/16").context_start
     config = official_config(tensors, context_start)
     config = replace(
         config,
@@ -255,9 +262,10 @@ def save_official(model: Denoiser, path: Path) -> None:
     if path.suffix == ".safetensors":
         write_tensors(path, tensors)
         return
-    named = [name for name, letter in OFFICIAL_VARIANTS.items() if c.width == JiTConfig.variant(f"{letter}/16").width]
+    named = [name for name, letter in OFFICIAL_VARIANTS.items() if same_variant(c, letter)]
     args = argparse.Namespace(
         model=f"{named[0] if named else 'JiT'}/{c.patch[0]}",
+        context_start=c.context_start,
         img_size=c.size[0],
         class_num=c.num_classes,
         attn_dropout=c.dropout_scores,

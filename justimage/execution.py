@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
@@ -17,6 +17,27 @@ def best_device() -> torch.device:
     """The accelerator if there is one, otherwise the CPU."""
     device = torch.accelerator.current_accelerator(check_available=True)
     return device or torch.device("cpu")
+
+
+def device_called(name: str | None) -> torch.device:
+    """A device by name, the best one by default. Raises ValueError where this machine has none of that name."""
+    if name is None:
+        return best_device()
+    best = best_device()
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"{name!r} is no device; this machine has {' and '.join({'cpu', best.type})}") from error
+    if device.type not in ("cpu", best.type):
+        raise ValueError(f"this machine has no {name!r}; it has {' and '.join({'cpu', best.type})}")
+    return device
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy on the device, without waiting for it on a GPU (a copy from memory that is not pinned would)."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
@@ -73,4 +94,5 @@ def compile_blocks(net: nn.Module) -> None:
 def checkpoint_blocks(net: nn.Module) -> None:
     """Recompute activations in the backward pass instead of keeping them: less memory, a third more work."""
     for block in blocks_of(net):
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        if not isinstance(block.forward, partial):  # else it is already
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from justimage.convert import load_official
-from justimage.execution import best_device, cast_parameters, compile_blocks, compiling_pays, fast_dtype
+from justimage.execution import cast_parameters, compile_blocks, compiling_pays, device_called, fast_dtype
 from justimage.model import Denoiser
 from justimage.weights import CONFIG, from_hub, is_hub_id
 
@@ -20,8 +20,13 @@ def find_weights(run: Path, weights: str | None = None) -> Path:
     if not held:
         raise ValueError(f"{run} has no weights yet; they appear with its first save")
     if weights is None:
-        recipe = json.loads((run / "recipe.json").read_text())["recipe"]
-        decays = [f"ema-{decay}" for decay in recipe["training"]["ema_decays"]]
+        try:
+            recipe = json.loads((run / "recipe.json").read_text())["recipe"]
+            decays = [f"ema-{decay}" for decay in recipe["training"]["ema_decays"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{run / 'recipe.json'} is damaged ({error}); name the weights: {', '.join(held)}"
+            ) from error
         weights = next((name for name in decays if name in held), "raw")
     if weights not in held:
         raise ValueError(f"{run} has the weights {', '.join(held)}, not {weights!r}")
@@ -78,7 +83,7 @@ def prepare(
     compile: bool | None = None,
 ) -> Denoiser:
     """Make a model ready to sample, in place; the arguments are those of `load`."""
-    where = best_device() if device is None else torch.device(device)
+    where = device if isinstance(device, torch.device) else device_called(device)
     dtype = fast_dtype(where) if dtype is None else dtype
     model.to(where).eval()
     cast_parameters(model.net, dtype)

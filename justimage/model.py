@@ -81,6 +81,8 @@ class Denoiser(nn.Module):
             raise ValueError(f"the network has {config.channels} channels and the data {len(spec.channels)}")
         if spec is not None and len(spec.classes) != config.num_classes:
             raise ValueError(f"the network has {config.num_classes} classes and the data {len(spec.classes)}")
+        if spec is not None and spec.size != config.size:
+            raise ValueError(f"the network is for the size {config.size} and the data have {spec.size}")
         self.net = net
         self.config = config
         self.space: Space = space
@@ -173,6 +175,8 @@ class Denoiser(nn.Module):
         if indices is not None and len(indices) != len(seeds):
             raise ValueError(f"{len(indices)} labels and {len(seeds)} seeds; one of each is needed for every sample")
 
+        if indices is None and settings.get("guidance", 1) != 1:
+            raise ValueError(f"guidance is {sampling.guidance}, and there are no labels to guide with")
         y = None if indices is None else torch.tensor(indices, device=self.device)
         null = None if y is None else torch.full_like(y, self.null_label)
         shape = (self.config.channels, *(size or self.config.size))
@@ -180,8 +184,10 @@ class Denoiser(nn.Module):
 
         was_training = self.training
         self.eval()
-        x = sampling.run(guided(self, y, null, sampling.guidance, sampling.interval), z)
-        self.train(was_training)
+        try:
+            x = sampling.run(guided(self, y, null, sampling.guidance, sampling.interval), z)
+        finally:
+            self.train(was_training)
         return self.spec.decode(x).cpu() if raw and self.spec is not None else x.cpu()
 
     def describe(self) -> dict[str, Any]:
@@ -226,7 +232,16 @@ class Denoiser(nn.Module):
         return model
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write model.safetensors, config.json and a card into a folder."""
+        """Write model.safetensors, config.json and a card into a folder.
+
+        Raises ValueError where the parameters are not float32 any more: `load` may have cast them to sample faster.
+        """
+        kept = {str(p.dtype).removeprefix("torch.") for p in self.net.parameters()}
+        if kept != {"float32"}:
+            raise ValueError(
+                f"the parameters are {', '.join(sorted(kept))}, and saving them would lose precision; "
+                "load the model with dtype=torch.float32"
+            )
         weights.write_folder(Path(folder), self.net.state_dict(), self.describe())
 
     @classmethod
@@ -264,4 +279,3 @@ def assign_tensors(net: JiT, tensors: dict[str, Tensor]) -> None:
         shown = "\n  ".join(wrong[:20]) + (f"\n  and {len(wrong) - 20} more" if len(wrong) > 20 else "")
         raise ValueError(f"these tensors are not this network's:\n  {shown}")
     net.load_state_dict(tensors, assign=True)
-    net.rebuild_rotation()

@@ -63,6 +63,21 @@ def mean_over(value: torch.Tensor, processes: Processes) -> torch.Tensor:
     return value
 
 
+def wait(processes: Processes) -> None:
+    """Wait until every process is here."""
+    if processes.world > 1:
+        dist.barrier()
+
+
+def any_of(yes: bool, processes: Processes) -> bool:
+    """Whether any of the processes says yes; all of them get the same answer."""
+    if processes.world == 1:
+        return yes
+    answer = torch.tensor(float(yes), device=processes.device)
+    dist.all_reduce(answer, dist.ReduceOp.MAX)
+    return bool(answer)
+
+
 def without_exchange(model: nn.Module) -> contextlib.AbstractContextManager:
     """Gradients stay in this process: for all but the last of several backward passes that accumulate."""
     if isinstance(model, nn.parallel.DistributedDataParallel):

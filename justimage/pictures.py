@@ -39,8 +39,16 @@ def _curve(values: np.ndarray, height: int = 64) -> np.ndarray:
     return np.asarray(image)
 
 
-def grid(samples: Tensor, spec: DataSpec, columns: int, titles: Sequence[str] = (), *, raw: bool = True) -> Image.Image:
-    """Samples (B, C, *S), raw or model values, row by row; titles: one for each row, or one for each column."""
+def grid(
+    samples: Tensor,
+    spec: DataSpec,
+    columns: int,
+    *,
+    row_titles: Sequence[str] = (),
+    column_titles: Sequence[str] = (),
+    raw: bool = True,
+) -> Image.Image:
+    """Samples (B, C, *S), raw or model values, row by row, with titles beside the rows and above the columns."""
     values = (spec.encode(samples) if raw else samples).cpu().numpy()
     views = [view(x, colour=spec.channels == ("red", "green", "blue")) for x in values]
     h, w = views[0].shape[:2]
@@ -48,18 +56,18 @@ def grid(samples: Tensor, spec: DataSpec, columns: int, titles: Sequence[str] = 
     h, w = h * enlarge, w * enlarge
     rows = -(-len(views) // columns)
     font = ImageFont.load_default(size=13)
-    beside = len(titles) == rows and len(titles) != columns
-    left = max((int(font.getlength(title)) for title in titles), default=0) + 8 if beside else 0
-    top = 18 if titles and not beside else 0
+    left = max((int(font.getlength(title)) + 8 for title in row_titles), default=0)
+    top = 18 if column_titles else 0
     canvas = Image.new("RGB", (left + columns * (w + GAP) - GAP, top + rows * (h + GAP) - GAP), PAPER)
     pen = ImageDraw.Draw(canvas)
     for i, pixels in enumerate(views):
         row, column = divmod(i, columns)
         image = Image.fromarray(pixels).resize((w, h), Image.Resampling.NEAREST)
         canvas.paste(image, (left + column * (w + GAP), top + row * (h + GAP)))
-    for i, title in enumerate(titles):
-        place = (2, i * (h + GAP) + h // 2 - 8) if beside else (i * (w + GAP) + 2, 1)
-        pen.text(place, title, fill=INK, font=font)
+    for i, title in enumerate(row_titles):
+        pen.text((2, top + i * (h + GAP) + h // 2 - 8), title, fill=INK, font=font)
+    for i, title in enumerate(column_titles):
+        pen.text((left + i * (w + GAP) + 2, 1), title, fill=INK, font=font)
     return canvas
 
 

@@ -4,7 +4,7 @@ The paper's are Table 9 of arXiv 2511.13720; one ImageNet epoch is 1,281,167 ima
 channels and classes from the data it is given, and its size too where the data are arrays.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Annotated
 
 import tyro
@@ -34,6 +34,11 @@ class Report:
     """States kept; older ones are removed."""
     preview_steps: int = 25
     """Steps of Adams-Bashforth for the grids."""
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            if getattr(self, item.name) < 1:
+                raise ValueError(f"report.{item.name} is {getattr(self, item.name)}; it must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -133,7 +138,7 @@ RECIPES: dict[str, Recipe] = {
             warmup_nimg=6_400,
             schedule="cosine",
             clip_norm=1.0,
-            ema_decays=(0.999,),
+            ema_decays=(),  # 300 steps are too few for an average
             flip=False,
         ),
         sampling=Sampling(steps=20, sampler="ab2", guidance=2.0, interval=(0.1, 1.0), final="x"),

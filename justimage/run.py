@@ -21,17 +21,18 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 from torch import Tensor
 
 from justimage import __version__
 from justimage.data.spec import DataSpec, Source
 from justimage.execution import autocast
 from justimage.model import Denoiser
-from justimage.parallel import Processes
+from justimage.parallel import Processes, wait
 from justimage.pictures import grid, save
 from justimage.recipes import Recipe
 from justimage.state import TrainingState, keep_newest, saved_states
-from justimage.train import NonFiniteLoss, Tick, flow_matching, fresh_state, train
+from justimage.train import NonFiniteLoss, Tick, check_share, flow_matching, fresh_state, train
 from justimage.weights import write_text
 
 # What may differ when a run goes on: it changes how fast, how often or how long, but no number that was computed.
@@ -40,6 +41,14 @@ FREE_TO_CHANGE = ("promise.", "report.", "data_options.", "training.compile", "t
 
 class Interrupted(Exception):
     """Somebody, or the time limit, stopped the run; its state is saved."""
+
+    def __init__(self, message: str, in_time: bool):
+        super().__init__(message)
+        self.in_time = in_time
+
+
+class Failed(Exception):
+    """The run cannot go on: a loss that is not finite, or data that cannot be read any more. Its state is saved."""
 
 
 def train_run(
@@ -55,7 +64,7 @@ def train_run(
     """Train in a run folder, from where it stands to the end of the recipe. Returns the state at the end.
 
     Raises ValueError, before anything is written, where the folder holds something else; Interrupted where it was
-    stopped by a signal or after `minutes`; NonFiniteLoss. In each of the last two the state is saved first.
+    stopped by a signal or after `minutes`; Failed. In each of the last two the state is saved first.
     """
     recipe = recipe.fitted_to(source.spec)
     facts = {
@@ -67,70 +76,77 @@ def train_run(
             "python": platform.python_version(),
         },
     }
+    check_share(recipe.training, processes)
     check_folder(folder, facts)
+    wait(processes)  # nobody writes before everybody has looked
 
     model = recipe.model(source.spec)
     state = fresh_state(model, recipe.training, processes.device)
     states = saved_states(folder / "state")
     if states:
         state.restore(states[-1])
+
+    def say(title: str, text: str) -> None:
+        if processes.first:
+            console.print(Text.assemble((f"{title:7}", "bold"), text), soft_wrap=True)
+
+    c = model.config
+    dtype = recipe.training.dtype(processes.device)
+    say("data", source.describe())
+    say(
+        "model",
+        f"{c.width} wide, {c.depth} deep, patch {'x'.join(map(str, c.patch))} on {'x'.join(map(str, c.size))}, "
+        f"{model.net.num_parameters / 1e6:.1f} M parameters, {processes.device.type}, "
+        f"{str(dtype).removeprefix('torch.')}" + (f", {processes.world} processes" if processes.world > 1 else ""),
+    )
+    say("run", f"{folder}" + (f", going on at nimg = {state.nimg:,}" if states else ""))
     if processes.first:
-        console.print(f"[bold]data[/]   {source.describe()}")
-        console.print(
-            f"[bold]model[/]  {model.config.width} wide, {model.config.depth} deep, patch "
-            f"{'x'.join(map(str, model.config.patch))} on {'x'.join(map(str, model.config.size))}, "
-            f"{model.net.num_parameters / 1e6:.1f} M parameters, on {processes.device} in "
-            f"{str(recipe.training.dtype(processes.device)).removeprefix('torch.')}"
-        )
-        console.print(f"[bold]run[/]    {folder}" + (f", going on at nimg = {state.nimg:,}" if states else ""))
         write_text(folder / "recipe.json", json.dumps(facts, indent=2) + "\n")
         _cut_log(folder / "log.jsonl", state.nimg)
     if state.nimg >= recipe.training.duration_nimg:
-        if processes.first:
-            console.print(f"this run is finished; remove {folder} to train it again")
+        say("done", f"this run is finished; remove {folder} to train it again")
         return state
 
     def save_all() -> None:
-        if processes.first:
-            state.save(folder / "state")
-            keep_newest(folder / "state", recipe.report.keep_states)
+        if processes.first:  # the weights first: a run that has a state has its weights
             for name, weights in weight_sets(state).items():
                 weights.training_summary = {"nimg": state.nimg, "data": source.describe(), "weights": name}
                 weights.save_pretrained(folder / "weights" / name)
+            state.save(folder / "state")
+            keep_newest(folder / "state", recipe.report.keep_states)
 
-    loss = flow_matching(model, recipe.training)
     report = recipe.report
-    ticks = train(
-        state,
-        source,
-        loss,
-        recipe.training,
-        tick_nimg=report.tick_nimg,
-        workers=recipe.data_options.workers,
-        processes=processes,
-    )
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
-    with _stop_requested() as stop, _progress(console, recipe, state, shown=processes.first) as show:
+    with _stop_requested(console) as caught, _progress(console, recipe, state, shown=processes.first) as show:
+        ticks = train(
+            state,
+            source,
+            flow_matching(model, recipe.training),
+            recipe.training,
+            tick_nimg=report.tick_nimg,
+            workers=recipe.data_options.workers,
+            processes=processes,
+            stop=lambda: bool(caught) or (deadline is not None and time.monotonic() > deadline),
+        )
         before = state.nimg
         try:
             for tick in ticks:
                 if processes.first:
                     _log(folder / "log.jsonl", tick)
                     show(tick)
-                over = state.nimg >= recipe.training.duration_nimg
-                timed_out = deadline is not None and time.monotonic() > deadline
-                show_now = over or timed_out or _passed(before, tick.nimg, report.sample_nimg)
-                if show_now and processes.first:
-                    image = preview(state, source.spec, report.preview_steps, recipe.training.dtype(processes.device))
+                last = tick.stopping or tick.nimg >= recipe.training.duration_nimg
+                if processes.first and (last or _passed(before, tick.nimg, report.sample_nimg)):
+                    image = preview(state, source.spec, report.preview_steps, dtype)
                     save(image, folder / "samples" / f"{tick.nimg:09d}.png")
-                if over or stop or timed_out or _passed(before, tick.nimg, report.save_nimg):
+                if last or _passed(before, tick.nimg, report.save_nimg):
                     save_all()
-                if (stop or timed_out) and not over:
-                    raise Interrupted(f"stopped at nimg = {tick.nimg:,} and saved; the same command goes on from there")
+                if tick.stopping:
+                    message = f"stopped at nimg = {tick.nimg:,} and saved; the same command goes on from there"
+                    raise Interrupted(message, in_time=not caught)
                 before = tick.nimg
-        except NonFiniteLoss:
+        except (NonFiniteLoss, ValueError) as error:  # ValueError: a sample that cannot be read any more
             save_all()
-            raise
+            raise Failed(f"{error}\nThe state at nimg = {state.nimg:,} is saved in {folder}") from error
     return state
 
 
@@ -157,20 +173,21 @@ def preview(state: TrainingState, spec: DataSpec, steps: int, dtype: torch.dtype
                     sets[name].sample(labels, range(count), steps=steps, sampler="ab2", guidance=scale, final="x")
                 )
             titles.append(f"{name}, guidance {scale:g}")
-    return grid(torch.cat(rows), spec, count, titles)
+    return grid(torch.cat(rows), spec, count, row_titles=titles)
 
 
 def check_folder(folder: Path, facts: dict[str, Any]) -> None:
     """Raises ValueError where a folder holds another run, or no run at all."""
-    if not folder.exists() or not any(folder.iterdir()):
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     path = folder / "recipe.json"
-    if not path.is_file():
+    if not folder.is_dir() or not path.is_file():
         raise ValueError(f"{folder} is not empty and not a run; choose another folder with --run")
     try:
         old = json.loads(path.read_text())
         theirs, ours = flat(old["recipe"]), flat(json.loads(json.dumps(facts["recipe"])))
-    except (ValueError, KeyError) as error:
+        fingerprint, found = old["data"]["fingerprint"], old["data"]["found"]
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is damaged ({error}); choose another folder with --run, or remove this one"
         ) from error
@@ -182,8 +199,8 @@ def check_folder(folder: Path, facts: dict[str, Any]) -> None:
         for name in sorted(theirs.keys() | ours.keys())
         if theirs.get(name) != ours.get(name) and not name.startswith(free)
     ]
-    if old["data"]["fingerprint"] != facts["data"]["fingerprint"]:
-        differing.append(f"  data: {old['data']['found']} in the run, {facts['data']['found']} in the command")
+    if fingerprint != facts["data"]["fingerprint"]:
+        differing.append(f"  data: {found} in the run, {facts['data']['found']} in the command")
     if differing:
         raise ValueError(
             f"{folder} holds a run of another recipe:\n" + "\n".join(differing) + "\n"
@@ -223,13 +240,14 @@ def _nimg_of(line: str) -> float:
 
 
 @contextmanager
-def _stop_requested() -> Iterator[list[int]]:
+def _stop_requested(console: Console) -> Iterator[list[int]]:
     """A list that is empty until Ctrl-C or a termination signal; the second signal acts as it always does."""
     caught: list[int] = []
     previous = {}
 
     def note(number: int, frame: Any) -> None:
         caught.append(number)
+        console.print("stopping after this step and saving; once more to stop at once")
         for each, handler in previous.items():
             signal.signal(each, handler)
 
@@ -255,7 +273,8 @@ def _progress(console: Console, recipe: Recipe, state: TrainingState, *, shown: 
             left = (total - tick.nimg) / tick.img_per_second
             console.print(
                 f"nimg {tick.nimg:>11,} of {total:,}   loss {tick.loss:.4f}   {tick.img_per_second:,.0f} img/s   "
-                f"{left / 60:.1f} min left"
+                f"{left / 60:.1f} min left",
+                soft_wrap=True,
             )
 
         yield line

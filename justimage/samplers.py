@@ -104,7 +104,7 @@ def guided(
     lo, hi = interval
 
     def predict(z: Tensor, t: Tensor) -> Prediction:
-        times = t.to(z.device, z.dtype).expand(z.shape[0])
+        times = torch.full((len(z),), float(t), device=z.device, dtype=z.dtype)  # filled there: nothing to wait for
         # The tolerance keeps a grid point that is meant to lie on the edge outside, whatever its rounding.
         inside = (lo == 0 or float(t) > lo + 1e-6) and float(t) < hi - 1e-6
         if scale == 1 or not inside or y is None or null is None:

@@ -79,7 +79,8 @@ def _step_on_device(optimizer: torch.optim.Optimizer) -> bool:
 
 def saved_states(folder: Path) -> list[Path]:
     """The complete states in a folder, oldest first."""
-    return sorted(path for path in folder.glob("[0-9]*") if (path / FACTS).is_file())
+    complete = [path for path in folder.glob("[0-9]*") if path.name.isdecimal() and (path / FACTS).is_file()]
+    return sorted(complete, key=lambda path: int(path.name))
 
 
 def keep_newest(folder: Path, count: int) -> None:

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from justimage.data.loader import batches
+from justimage.data.loader import batches, order
 from justimage.data.spec import Source
 from justimage.ema import EMA
-from justimage.execution import autocast, checkpoint_blocks, compile_blocks, compiling_pays, fast_dtype
+from justimage.execution import autocast, checkpoint_blocks, compile_blocks, compiling_pays, fast_dtype, to_device
 from justimage.model import Denoiser
 from justimage.optim import Schedule, adamw, learning_rate
-from justimage.parallel import Processes, mean_over, replicate, without_exchange
+from justimage.parallel import Processes, any_of, mean_over, replicate, without_exchange
 from justimage.process import LogitNormal, Space, denoising_loss, diffuse
 from justimage.randomness import Stream, key, normals, training_noise, uniforms
 from justimage.state import TrainingState
@@ -30,6 +30,7 @@ from justimage.state import TrainingState
 # (model, x (B, C, *S), y (B,) or None, positions of the samples in the run) -> loss of each sample (B,)
 Loss = Callable[[nn.Module, Tensor, Tensor | None, range], Tensor]
 
+STOP_STEPS = 16
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -77,6 +78,13 @@ class Training:
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.duration_nimg < 1 or self.microbatch < 0:
             raise ValueError(f"batch_size {self.batch_size} and duration_nimg {self.duration_nimg} must be at least 1")
+        if self.lr <= 0 or self.clip_norm < 0 or self.warmup_nimg < 0 or self.weight_decay < 0:
+            raise ValueError(
+                f"lr ({self.lr}) must be above 0, and clip_norm ({self.clip_norm}), warmup_nimg ({self.warmup_nimg}) "
+                f"and weight_decay ({self.weight_decay}) not below"
+            )
+        if any(not 0 < decay < 1 for decay in self.ema_decays):
+            raise ValueError(f"ema_decays are {self.ema_decays}; each lies between 0 and 1")
         if not 0 <= self.label_dropout < 1:
             raise ValueError(f"label_dropout is {self.label_dropout}; it is a share between 0 and 1")
 
@@ -96,10 +104,12 @@ class Tick:
     img_per_second: float
     waiting_on_data: float
     """Share of the time."""
+    stopping: bool
+    """Whether it was asked to stop before the end."""
 
 
 class NonFiniteLoss(RuntimeError):
-    """The gradient was NaN or infinite. No parameter was changed by it; `indices` are the samples of the batch."""
+    """The gradient was NaN or infinite, and changed no parameter; `indices` are its batch's samples in the data."""
 
     def __init__(self, nimg: int, indices: np.ndarray):
         self.nimg, self.indices = nimg, indices
@@ -108,6 +118,12 @@ class NonFiniteLoss(RuntimeError):
             f"the loss or its gradient is not finite in the batch that starts at nimg = {nimg}; its samples are, by "
             f"index in the data, {shown}. If they are sound, try a lower learning rate or clip_norm = 1"
         )
+
+
+def check_share(config: Training, processes: Processes) -> None:
+    """Raises ValueError where a batch does not split over the processes."""
+    if config.batch_size % processes.world:
+        raise ValueError(f"a batch of {config.batch_size} does not split over {processes.world} processes")
 
 
 def fresh_state(model: Denoiser, config: Training, device: torch.device) -> TrainingState:
@@ -123,10 +139,10 @@ def flow_matching(model: Denoiser, config: Training) -> Loss:
     """The loss of the paper (Alg. 1 and Eq. 6, arXiv 2511.13720), for any prediction and loss space."""
 
     def loss(predict: nn.Module, x: Tensor, y: Tensor | None, positions: range) -> Tensor:
-        t = config.times.times(normals(config.seed, Stream.TIME, positions)).to(x.device)  # (B,)
+        t = to_device(config.times.times(normals(config.seed, Stream.TIME, positions)), x.device)  # (B,)
         eps = model.noise_scale * training_noise(config.seed, positions, x.shape[1:], x.device)
         if y is not None:
-            dropped = uniforms(config.seed, Stream.LABEL, positions).to(x.device) < config.label_dropout
+            dropped = to_device(uniforms(config.seed, Stream.LABEL, positions) < config.label_dropout, x.device)
             y = torch.where(dropped, model.null_label, y)
         prediction = predict(diffuse(x, eps, t), t, y)
         return denoising_loss(prediction, x, eps, config.loss_space)
@@ -143,16 +159,20 @@ def train(
     tick_nimg: int,
     workers: int = 1,
     processes: Processes | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Tick]:
     """Train from state.nimg to config.duration_nimg, yielding at every multiple of tick_nimg and at the end.
 
-    The state is up to date whenever this yields. Raises NonFiniteLoss, with the state as before the batch (on
-    accelerators, where looking at every step would stall them: at the next tick, the bad steps skipped).
+    It yields as well when `stop`, asked after every step, says so in any of the processes (which ask each other every
+    STOP_STEPS steps). The state is up to date whenever this yields. Raises NonFiniteLoss, with the state as before the
+    batch (on accelerators, where looking at every step would stall them: at the next tick, the bad steps skipped), and
+    ValueError where the data are not those the model is for, or do not split over the processes.
     """
     processes = processes or Processes(device=state.model.device)
     model, net, device = state.model, state.model.net, processes.device
-    if model.spec is None:
-        raise ValueError("the model has no DataSpec, and its data cannot be scaled")
+    if model.spec is None or model.spec != source.spec:
+        raise ValueError(f"the model is for other data: {model.spec}, and these are {source.spec}")
+    check_share(config, processes)
     spec, dtype = model.spec, config.dtype(device)
     share = config.batch_size // processes.world
     micro = config.microbatch or share
@@ -174,7 +194,12 @@ def train(
         rank=processes.rank,
         world=processes.world,
         workers=workers,
+        pinned=device.type == "cuda",
     )
+
+    def not_finite(nimg: int) -> NonFiniteLoss:
+        return NonFiniteLoss(nimg, order(config.seed, range(nimg, nimg + config.batch_size), len(source)))
+
     zero = torch.zeros((), device=device)
     total_loss, total_norm, first_bad = zero.clone(), zero.clone(), torch.full_like(zero, -1, dtype=torch.int64)
     steps, waited, began, lr = 0, 0.0, time.perf_counter(), 0.0
@@ -187,7 +212,7 @@ def train(
         # --- one batch, from raw values to model values
         x = spec.encode(batch.raw.to(device, non_blocking=True))
         if config.flip:
-            flipped = uniforms(config.seed, Stream.FLIP, batch.positions).to(device) < 0.5
+            flipped = to_device(uniforms(config.seed, Stream.FLIP, batch.positions) < 0.5, device)
             x = torch.where(flipped.view(-1, *[1] * (x.ndim - 1)), x.flip(-1), x)
         y = batch.labels.to(device, non_blocking=True) if conditional else None
         if draws_masks:  # a function of the position; of the process too, which the other draws are not
@@ -210,7 +235,8 @@ def train(
         bad = ~torch.isfinite(norm)
         first_bad = torch.where(bad & (first_bad < 0), state.nimg, first_bad)
         if device.type == "cpu" and bad:
-            raise NonFiniteLoss(state.nimg, batch.indices)
+            state.optimizer.zero_grad(set_to_none=True)
+            raise not_finite(state.nimg)
         lr = learning_rate(
             state.nimg + config.batch_size,
             peak=config.lr,
@@ -232,9 +258,11 @@ def train(
         steps += 1
 
         # --- once in a while
-        if state.nimg // tick_nimg > before // tick_nimg or state.nimg >= config.duration_nimg:
+        asked_to_stop = (processes.world == 1 or state.updates % STOP_STEPS == 0) and any_of(stop(), processes)
+        over = state.nimg >= config.duration_nimg
+        if asked_to_stop or over or state.nimg // tick_nimg > before // tick_nimg:
             if first_bad >= 0:
-                raise NonFiniteLoss(int(first_bad), batch.indices)
+                raise not_finite(int(first_bad))
             seconds = time.perf_counter() - began
             yield Tick(
                 nimg=state.nimg,
@@ -243,6 +271,7 @@ def train(
                 lr=lr,
                 img_per_second=steps * config.batch_size / seconds,
                 waiting_on_data=waited / seconds,
+                stopping=asked_to_stop and not over,
             )
             total_loss.zero_()
             total_norm.zero_()

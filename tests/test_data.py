@@ -78,15 +78,41 @@ def test_undecodable_images_stop_by_name_or_are_skipped_by_request(tmp_path, mem
     for i in range(4):
         image(tmp_path / f"{i}.png")
     (tmp_path / "1.png").write_bytes(b"not an image")
-    if memory_gb:
+    if memory_gb:  # decoded at once, so that what breaks off is known as well
         whole = image(tmp_path / "5.jpg", (64, 64)).read_bytes()
         (tmp_path / "5.jpg").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"(?s)--on-error skip.*1\.png"):
         ImageFolder(tmp_path, (8, 8), memory_gb=memory_gb)
     source = ImageFolder(tmp_path, (8, 8), memory_gb=memory_gb, on_error="skip")
     assert len(source) == 3
-    assert [path.name for path in source.skipped] == (["1.png", "5.jpg"] if memory_gb else ["1.png"])
+    assert {path.name for path in source.skipped} == ({"1.png", "5.jpg"} if memory_gb else {"1.png"})
     assert "unreadable, skipped" in source.describe()
+
+
+def test_images_that_break_off_are_found_when_their_turn_comes(tmp_path):
+    """Too many for memory: only opened at the start."""
+    for i in range(3):
+        image(tmp_path / f"{i}.png", colour=(i, 0, 0))
+    Image.fromarray(np.random.randint(0, 255, (64, 64, 3), np.uint8)).save(tmp_path / "1.jpg")
+    whole = (tmp_path / "1.jpg").read_bytes()
+    (tmp_path / "1.jpg").write_bytes(whole[: len(whole) * 3 // 4])
+    strict, lenient = (ImageFolder(tmp_path, (8, 8), memory_gb=0, on_error=policy) for policy in ("stop", "skip"))
+    with pytest.raises(ValueError, match=r"1\.jpg cannot be decoded"):
+        strict[1]
+    assert np.array_equal(lenient[1][0], lenient[2][0])
+    assert len(lenient.skipped) == 1
+
+
+def test_deep_images_are_not_clipped(tmp_path):
+    Image.fromarray(np.arange(400, dtype=np.uint16).reshape(20, 20) * 160).save(tmp_path / "deep.png")
+    with pytest.raises(ValueError, match="more than 8 bits"):
+        ImageFolder(tmp_path, (8, 8))
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    for name in ("bus", "train", "car"):
+        image(tmp_path / name / "a.png")
+    assert ImageFolder(tmp_path, (8, 8)).spec.classes == ("bus", "car", "train")
 
 
 def test_folders_that_cannot_be_used(tmp_path):

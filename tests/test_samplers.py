@@ -9,7 +9,7 @@ from conftest import small_net
 from torch import Tensor
 
 from justimage.model import Denoiser
-from justimage.process import Prediction
+from justimage.process import SPACES, Prediction, Space
 from justimage.samplers import Sampling, adams_bashforth2, euler, guided, heun, integrate, land, linear_grid
 
 SHAPES = [(3, 2, 3), (3, 2, 3, 3), (2, 1, 2, 2, 2)]
@@ -107,9 +107,9 @@ def test_guidance_is_the_same_in_every_space():
     z, t = torch.randn(2, 1, 4, dtype=torch.float64), torch.tensor(0.3, dtype=torch.float64)
     y, null = torch.tensor([0, 1]), torch.tensor([3, 3])
     results = []
-    for space in ("x", "eps", "v"):
+    for space in SPACES:
 
-        def model(z: Tensor, t: Tensor, y: Tensor | None, space=space) -> Prediction:
+        def model(z: Tensor, t: Tensor, y: Tensor | None, space: Space = space) -> Prediction:
             assert y is not None
             as_x = Prediction(torch.sin(z + y.view(-1, 1, 1)), z, t, "x")
             return Prediction(as_x.to(space), z, t, space)

@@ -98,19 +98,29 @@ def test_conversion_command_is_the_identity(tmp_path, monkeypatch):
     assert again.describe()["architecture"] == read(folder).describe()["architecture"]
 
 
+def test_weights_cast_for_sampling_are_not_saved(tmp_path):
+    model().save_pretrained(tmp_path / "whole")
+    cast = ji.load(tmp_path / "whole", device="cpu", dtype=torch.bfloat16, compile=False)
+    assert cast.sample([0], [0]).dtype == torch.float32
+    with pytest.raises(ValueError, match=r"are bfloat16.*dtype=torch.float32"):
+        cast.save_pretrained(tmp_path / "cast")
+
+
 def test_the_start_block_of_a_released_variant_is_known(tmp_path):
-    """args.model names it, where the tensors are that variant's: here JiT-B, made of zeros and one block too few."""
-    config = ji.JiTConfig.variant("B/16", num_classes=1, context_tokens=1)
+    """args.model names it where the tensors are that variant's, and only then."""
+    config = ji.JiTConfig.variant("B/16", num_classes=1)
     with torch.device("meta"):
         net = ji.JiT(config)
     net = net.to_empty(device="cpu")
-    net.rebuild_rotation()
     for tensor in net.state_dict().values():
         tensor.zero_()
     path = tmp_path / "official.pth"
     save_official(ji.Denoiser(net), path)
     assert load_official(path).config.context_start == 4
     assert load_official(path, context_start=6).config.context_start == 6
+    other = ji.Denoiser(small_net(depth=4, context_start=3, channels=3))
+    save_official(other, tmp_path / "other.pth")
+    assert load_official(tmp_path / "other.pth").config.context_start == 3
 
 
 def test_float_attention_gives_the_same(tmp_path):
@@ -215,3 +225,5 @@ def test_labels_that_do_not_exist(labels, message):
         model().sample(labels, [0, 1, 2])
     with pytest.raises(ValueError, match="unconditional"):
         ji.Denoiser(small_net(num_classes=0)).sample([1])
+    with pytest.raises(ValueError, match="no labels to guide with"):
+        ji.Denoiser(small_net(num_classes=0)).sample(seeds=[1], guidance=2.0)

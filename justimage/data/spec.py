@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, Protocol
 
 import numpy as np
@@ -53,17 +54,13 @@ class DataSpec:
         """(C, *S)."""
         return len(self.channels), *self.size
 
-    def _per_channel(self, values: tuple[float, ...], like: Tensor) -> Tensor:
-        column = torch.tensor(values, dtype=torch.float32, device=like.device)
-        return column.view(-1, *[1] * (like.ndim - 2))
-
     def encode(self, raw: Tensor) -> Tensor:
         """Raw values (B, C, *S) -> model values (B, C, *S) float32."""
-        return (raw.float() - self._per_channel(self.mean, raw)) / self._per_channel(self.scale, raw)
+        return (raw.float() - _column(self.mean, raw.ndim, raw.device)) / _column(self.scale, raw.ndim, raw.device)
 
     def decode(self, x: Tensor) -> Tensor:
         """Model values (B, C, *S) -> raw values of this spec's type; 8-bit values are rounded and clipped."""
-        raw = x.float() * self._per_channel(self.scale, x) + self._per_channel(self.mean, x)
+        raw = x.float() * _column(self.scale, x.ndim, x.device) + _column(self.mean, x.ndim, x.device)
         return raw.round_().clamp_(0, 255).to(torch.uint8) if self.dtype == "uint8" else raw
 
     def label(self, name: int | str) -> int:
@@ -79,6 +76,12 @@ class DataSpec:
         if not 0 <= name < len(self.classes):
             raise ValueError(f"label {name} is out of range: there are {len(self.classes)} classes, counted from 0")
         return name
+
+
+@lru_cache(maxsize=16)
+def _column(values: tuple[float, ...], ndim: int, device: torch.device) -> Tensor:
+    """One number for each channel, (C, 1, ..., 1); kept on its device, as every step needs it."""
+    return torch.tensor(values, dtype=torch.float32, device=device).view(-1, *[1] * (ndim - 2))
 
 
 class Source(Protocol):

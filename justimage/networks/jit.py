@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from justimage.networks.conditions import ClassCondition, TimeEmbedding
 from justimage.networks.layers import MLP, Attention, Block, Head, Modulation, RMSNorm, SwiGLU
 from justimage.networks.patch import PatchEmbedding, grid_of, unpatchify
-from justimage.networks.position import rotations, sincos_positions, without_rotation
+from justimage.networks.position import rotations, sincos_positions, tables
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class JiTConfig:
     def __post_init__(self) -> None:
         if not 1 <= len(self.size) <= 3:
             raise ValueError(f"size has {len(self.size)} axes: {self.size}; 1, 2 or 3 are possible")
-        grid_of(self.size, self.patch)
+        grid = grid_of(self.size, self.patch)
         positive = ("channels", "width", "depth", "heads")
         for name in positive:
             if getattr(self, name) < 1:
@@ -76,6 +76,8 @@ class JiTConfig:
             raise ValueError(f"{self.heads} heads do not divide a width of {self.width}")
         if self.num_classes < 0 or self.context_tokens < 0 or self.bottleneck < 0:
             raise ValueError("num_classes, context_tokens and bottleneck must not be negative; 0 turns each off")
+        if self.rotary:
+            rotations(grid, self.width // self.heads)  # raises where a head is too narrow for the axes
         if self.context_tokens and not 0 <= self.context_start < self.depth:
             raise ValueError(f"context_start is {self.context_start}; the blocks are 0 to {self.depth - 1}")
 
@@ -124,7 +126,6 @@ class JiT(nn.Module):
     def __init__(self, config: JiTConfig):
         super().__init__()
         self.config = c = config
-        head_dim = c.width // c.heads
 
         def norm() -> nn.Module:
             return RMSNorm(c.width) if c.rms_norm else nn.LayerNorm(c.width, eps=1e-6)
@@ -152,13 +153,12 @@ class JiT(nn.Module):
         # Kept in the weights though fixed: a released checkpoint's table is used, and given back, to the bit.
         self.register_buffer("positions", torch.empty(prod(c.grid), c.width))
         self.positions: Tensor
-        self.register_buffer("rotation", torch.empty(prod(c.grid), head_dim // 2, 2), persistent=False)
-        self.rotation: Tensor
         self.initialise()
 
     def forward(self, z: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         grid = grid_of(z.shape[2:], self.config.patch)
-        positions, rotation = self._places(grid, z.device)
+        positions, all_rotations = self._places(grid, z.device)
+        rotation = None if all_rotations is None else all_rotations[self.config.context_tokens :]
 
         dtype = self.embedding.up.weight.dtype  # the residual stream has it: float32 also under autocast
         x = (self.embedding(z.to(dtype)) + positions).to(dtype)  # (B, T, D)
@@ -169,20 +169,19 @@ class JiT(nn.Module):
         for i, block in enumerate(self.blocks):
             if context is not None and i == self.config.context_start:
                 x = torch.cat((context.to(x.dtype), x), 1)  # (B, K + T, D)
-                if rotation is not None:
-                    rotation = torch.cat((without_rotation(context.shape[1], rotation), rotation))
+                rotation = all_rotations
             x = block(x, c, rotation)
         if context is not None:
             x = x[:, context.shape[1] :]
         return unpatchify(self.head(x, c), grid, self.config.patch)
 
     def _places(self, grid: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor | None]:
-        """Positions (T, D) and rotation (T, d / 2, 2) of a grid: the stored tables, or new ones for another grid."""
+        """Positions (T, D) and rotations (K + T, d / 2, 2) of a grid; the positions in the weights for their grid."""
         c = self.config
-        if grid == c.grid:
-            return self.positions, self.rotation if c.rotary else None
-        rotation = rotations(grid, c.width // c.heads).to(device) if c.rotary else None
-        return sincos_positions(grid, c.width).to(device), rotation
+        if not c.rotary:
+            return self.positions if grid == c.grid else sincos_positions(grid, c.width).to(device), None
+        positions, rotations = tables(grid, c.width, c.width // c.heads, c.context_tokens, device)
+        return self.positions if grid == c.grid else positions, rotations
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator | None = None) -> None:
@@ -194,7 +193,7 @@ class JiT(nn.Module):
         | label table, in-context positions, time MLP      | normal, standard deviation 0.02        |
         | all adaLN maps, the head's linear map            | zero: blocks are the identity, net = 0 |
         | norms                                            | weight 1, bias 0                       |
-        | positions, rotation                              | their fixed tables                     |
+        | positions                                        | their fixed table                      |
         """
         if self.positions.device.type == "meta":
             return
@@ -219,13 +218,6 @@ class JiT(nn.Module):
             if isinstance(module, Modulation | Head):
                 nn.init.zeros_(module.linear.weight)
         self.positions.copy_(sincos_positions(self.config.grid, self.config.width))
-        self.rebuild_rotation()
-
-    def rebuild_rotation(self) -> None:
-        """Make the rotation table anew, where the positions are: weights do not carry it."""
-        c = self.config
-        table = rotations(c.grid, c.width // c.heads) if c.rotary else torch.zeros_like(self.rotation, device="cpu")
-        self.rotation = table.to(self.positions.device)
 
     @property
     def num_parameters(self) -> int:

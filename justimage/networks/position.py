@@ -1,6 +1,7 @@
 """Positions on a grid of N axes: fixed sine-cosine embeddings and axial rotary embeddings."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -48,9 +49,17 @@ def rotations(grid: Sequence[int], head_dim: int, base: float = 10000.0) -> Tens
     return torch.from_numpy(np.stack([np.cos(angles), np.sin(angles)], -1)).float()
 
 
-def without_rotation(tokens: int, like: Tensor) -> Tensor:
-    """Rows that turn nothing, (tokens, head_dim / 2, 2): for tokens that have no place on the grid."""
-    return torch.tensor([1.0, 0.0], device=like.device).expand(tokens, *like.shape[1:])
+@lru_cache(maxsize=8)
+def tables(
+    grid: tuple[int, ...], width: int, head_dim: int, context: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Positions (T, width) and rotations (context + T, head_dim / 2, 2) of a grid, kept on their device.
+
+    The first `context` rows turn nothing: they are for in-context tokens, which have no place on the grid.
+    """
+    turned = rotations(grid, head_dim)
+    unturned = torch.tensor([1.0, 0.0]).expand(context, head_dim // 2, 2)
+    return sincos_positions(grid, width).to(device), torch.cat((unturned, turned)).to(device)
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
