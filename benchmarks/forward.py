@@ -9,14 +9,11 @@ bfloat16 matrix product is printed beside, and the share of it that each row rea
 """
 
 import json
-import platform
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import tyro
+from machine import facts, fastest, result_path
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -24,8 +21,6 @@ from justimage.execution import best_device, cast_parameters, compile_blocks, co
 from justimage.networks.jit import JiT, JiTConfig
 from justimage.networks.layers import Attention
 from justimage.networks.position import rotate
-
-RESULTS = Path(__file__).parent / "results"
 
 
 def attention_by_hand(self: Attention, x: Tensor, rotation: Tensor | None) -> Tensor:
@@ -48,40 +43,11 @@ def network(config: JiTConfig, device: torch.device) -> JiT:
     return net
 
 
-def finish(device: torch.device) -> None:
-    """Wait for the device."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-
-
-def fastest(rows: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, float]:
-    """Seconds of the fastest call of each, all called in turn."""
-    best = dict.fromkeys(rows, float("inf"))
-    for _ in range(rounds):
-        for name, call in rows.items():
-            finish(device)
-            began = time.perf_counter()
-            call()
-            finish(device)
-            best[name] = min(best[name], time.perf_counter() - began)
-    return best
-
-
 def matmul_peak(dtype: torch.dtype, device: torch.device) -> float:
     """FLOP/s of a square matrix product: the most that this machine gives."""
     n = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     return 2 * n**3 / fastest({"matmul": lambda: a @ b}, 8, device)["matmul"]
-
-
-def processor() -> str:
-    """What the machine calls its processor or accelerator."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []:
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 @dataclass(frozen=True)
@@ -145,11 +111,8 @@ def main(options: Options) -> None:
         )
     result = {
         "what": f"forward pass, JiT-{options.variant} at {options.size} px, batch {options.batch}",
-        "device": processor(),
-        "threads": torch.get_num_threads(),
-        "amx": torch.cpu._is_amx_tile_supported(),
+        **facts(device),
         "default": f"{str(default_dtype).removeprefix('torch.')}, {'compiled blocks' if compiles else 'eager'}",
-        "torch": torch.__version__,
         "GFLOP_per_image": round(flop / 1e9, 2),
         "matmul_peak_GFLOP_per_s": {str(d).removeprefix("torch."): round(p / 1e9, 1) for d, p in peaks.items()},
         "rows": rows,
@@ -161,8 +124,7 @@ def main(options: Options) -> None:
             f"{row['row']:36} {row['ms_per_image']:9.2f} ms/image  {row['times_faster']:5.2f} x  "
             f"{row['GFLOP_per_s']:8.1f} GFLOP/s  {100 * row['share_of_matmul_peak']:5.1f} % of the peak"
         )
-    name = "".join(c if c.isalnum() else "-" for c in result["device"].lower()).strip("-")
-    path = RESULTS / f"forward-{options.variant.replace('/', '').lower()}-{name}.json"
+    path = result_path(f"forward-{options.variant.replace('/', '').lower()}", device, ".json")
     path.write_text(json.dumps(result, indent=2) + "\n")
     print(f"wrote {path}")
 

@@ -1,6 +1,7 @@
 """A training run as a folder: recipe.json, log.jsonl, samples/, state/ and weights/. The same command again resumes."""
 
 import json
+import os
 import platform
 import signal
 import time
@@ -117,7 +118,7 @@ def train_run(
 
     report = recipe.report
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
-    with _stop_requested(console) as caught, _progress(console, recipe, state, shown=processes.first) as show:
+    with _stop_requested() as caught, _progress(console, recipe, state, shown=processes.first) as show:
         ticks = train(
             state,
             source,
@@ -240,14 +241,15 @@ def _nimg_of(line: str) -> float:
 
 
 @contextmanager
-def _stop_requested(console: Console) -> Iterator[list[int]]:
+def _stop_requested() -> Iterator[list[int]]:
     """A list that is empty until Ctrl-C or a termination signal; the second signal acts as it always does."""
     caught: list[int] = []
     previous = {}
 
     def note(number: int, frame: Any) -> None:
         caught.append(number)
-        console.print("stopping after this step and saving; once more to stop at once")
+        # Not through the console: the signal may have come in the middle of its printing.
+        os.write(2, b"\nstopping after this step and saving; once more to stop at once\n")
         for each, handler in previous.items():
             signal.signal(each, handler)
 

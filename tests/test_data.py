@@ -81,7 +81,7 @@ def test_undecodable_images_stop_by_name_or_are_skipped_by_request(tmp_path, mem
     if memory_gb:  # decoded at once, so that what breaks off is known as well
         whole = image(tmp_path / "5.jpg", (64, 64)).read_bytes()
         (tmp_path / "5.jpg").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"(?s)--on-error skip.*1\.png"):
+    with pytest.raises(ValueError, match=r"(?s)--data-options.on-error skip.*1\.png"):
         ImageFolder(tmp_path, (8, 8), memory_gb=memory_gb)
     source = ImageFolder(tmp_path, (8, 8), memory_gb=memory_gb, on_error="skip")
     assert len(source) == 3

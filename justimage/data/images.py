@@ -121,7 +121,7 @@ class ImageFolder:
             more = f"\n  and {len(bad) - 10} more" if len(bad) > 10 else ""
             raise ValueError(
                 f"{len(bad)} of {len(self.files)} images cannot be decoded; mend or remove them, or leave them out "
-                f"with --on-error skip:{shown}{more}"
+                f"with --data-options.on-error skip:{shown}{more}"
             )
         self.skipped = {self.files[i] for i in bad}
         self.files = [path for i, path in enumerate(self.files) if i not in bad]
