@@ -3,7 +3,10 @@
 Writes runs/mnist-demo/samples.png and runs/mnist-demo/along-t.png; its last line is the class agreement.
 """
 
+import json
+import platform
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +65,7 @@ def along_t(model: ji.Denoiser, digit: int, seed: int, show: int = 10) -> None:
 
 def main() -> int:
     """Returns the exit code of the training, 0 if all went well."""
+    began = time.monotonic()
     code = jit(["train", "mnist-demo", "--run", str(RUN), "--device", "cpu"])
     if code:
         return code
@@ -76,6 +80,10 @@ def main() -> int:
     assert real.y is not None
     judge = SVC(C=10.0).fit(real.x.reshape(len(real), -1) / 255.0, real.y)
     agreement = judge.predict(samples.reshape(len(samples), -1).numpy() / 255.0) == labels
+    measured = {"class_agreement": float(agreement.mean()), "digits": len(labels), "torch": torch.__version__}
+    measured |= {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads(), "seed": 0}
+    measured |= {"seconds": round(time.monotonic() - began, 1), "training": model.training_summary}
+    (RUN / "demo.json").write_text(json.dumps(measured, indent=2) + "\n")
     print(f"class agreement: {100 * agreement.mean():.1f} %")
     return 0
 

@@ -96,8 +96,9 @@ class Denoiser(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
-        return next(self.parameters()).device
+        """Where the parameters are; the CPU for a network that has none."""
+        first = next(self.parameters(), None)
+        return torch.device("cpu") if first is None else first.device
 
     @property
     def null_label(self) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -319,18 +320,11 @@ def jit_here(*arguments: str, cwd: Path, monkeypatch: pytest.MonkeyPatch) -> int
         return int(stop.code or 0)
 
 
-TINY = ["--network.width", "32", "--network.depth", "2", "--network.heads", "2", "--network.context-start", "1"]
-TINY += [
-    "--training.batch-size",
-    "32",
-    "--training.ema-decays",
-    "0.9",
-    "--report.tick-nimg",
-    "320",
-    "--report.save-nimg",
-    "640",
-]
-TINY += ["--report.sample-nimg", "1280", "--report.preview-steps", "2", "--device", "cpu"]
+TINY = shlex.split(
+    "--network.width 32 --network.depth 2 --network.heads 2 --network.context-start 1 --device cpu "
+    "--training.batch-size 32 --training.ema-decays 0.9 "
+    "--report.tick-nimg 320 --report.save-nimg 640 --report.sample-nimg 1280 --report.preview-steps 2"
+)
 
 
 def final_tensors(run: Path) -> dict[str, torch.Tensor]:
