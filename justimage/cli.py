@@ -36,8 +36,8 @@ class Train:
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
     data: str | None = None
     """A folder of class folders or of images, a .npy or .npz, or `mnist`."""
-    run: Path | None = None
-    """The run folder; runs/RECIPE by default."""
+    run: Annotated[Path | None, tyro.conf.arg(aliases=["--run-dir"])] = None
+    """The run folder; runs/RECIPE by default. Under torchrun, which takes --run for itself, write --run-dir."""
     minutes: float | None = None
     """Stop and save after this many minutes; the same command goes on from there."""
     device: str | None = None

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import warnings
 from dataclasses import dataclass, field
 
 import torch
@@ -50,9 +51,12 @@ def replicate(model: nn.Module, processes: Processes) -> nn.Module:
     if processes.world == 1:
         return model
     devices = [processes.device.index] if processes.device.type == "cuda" else None
-    return nn.parallel.DistributedDataParallel(
-        model, device_ids=devices, gradient_as_bucket_view=True, broadcast_buffers=False
-    )
+    with warnings.catch_warnings():
+        # Newer versions call it forward_sync_buffers, which torch 2.11 does not know. The buffers are fixed tables.
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+        return nn.parallel.DistributedDataParallel(
+            model, device_ids=devices, gradient_as_bucket_view=True, broadcast_buffers=False
+        )
 
 
 def mean_over(value: torch.Tensor, processes: Processes) -> torch.Tensor:

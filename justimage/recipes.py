@@ -132,7 +132,7 @@ RECIPES: dict[str, Recipe] = {
         ),
         network=JiTConfig.variant("XS/14", size=(28, 28), channels=1, num_classes=10, context_tokens=2),
         training=Training(
-            duration_nimg=38_400,
+            duration_nimg=32_000,
             batch_size=128,
             lr=1e-3,
             warmup_nimg=6_400,
