@@ -134,14 +134,14 @@ RECIPES: dict[str, Recipe] = {
         training=Training(
             duration_nimg=32_000,
             batch_size=128,
-            lr=1e-3,
-            warmup_nimg=6_400,
+            lr=2e-3,
+            warmup_nimg=3_200,
             schedule="cosine",
             clip_norm=1.0,
-            ema_decays=(),  # 300 steps are too few for an average
+            ema_decays=(),  # 250 steps are too few for an average
             flip=False,
         ),
-        sampling=Sampling(steps=20, sampler="ab2", guidance=2.0, interval=(0.1, 1.0), final="x"),
+        sampling=Sampling(steps=20, sampler="ab2", guidance=2.5, interval=(0.1, 1.0), final="x"),
         report=Report(tick_nimg=1_280, sample_nimg=12_800, save_nimg=12_800, preview_steps=20),
         default_data="mnist",
     ),

@@ -373,7 +373,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path, monkeypatch, capsys):
     assert here(*command, "--run", "whole") == 0
     assert "finished" in capsys.readouterr().out
     assert here(*command, "--run", "whole", "--training.lr", "0.5") == 2
-    assert "training.lr: 0.001 in the run, 0.5 in the command" in capsys.readouterr().err
+    assert "training.lr: 0.002 in the run, 0.5 in the command" in capsys.readouterr().err
     assert here("sample", "whole", "--classes", "3", "seven") == 2
     assert "there is no class 'seven'" in capsys.readouterr().err
     assert here("sample", "whole", "--classes", "3", "7", "--count", "2", "--steps", "2", "--ema", "raw") == 0
