@@ -129,6 +129,7 @@ RECIPES: dict[str, Recipe] = {
             what="5,000 real digits in about a minute on two CPU cores; what `make demo` trains",
             command="jit train mnist-demo",
             hardware="a laptop's CPU",
+            measured="class agreement 99.6 %, the whole demo in 79 s on two Xeon cores at 2.5 GHz (demo-mnist-*)",
         ),
         network=JiTConfig.variant("XS/14", size=(28, 28), channels=1, num_classes=10, context_tokens=2),
         training=Training(
@@ -150,6 +151,7 @@ RECIPES: dict[str, Recipe] = {
             what="CIFAR-10, or any folder of small images, 32x32, patch 8 (on a GPU try --network.patch 4 4)",
             command="jit train cifar10 --data DIR",
             hardware="one GPU for the whole of it; minutes on a CPU show colours and shapes",
+            measured="57,088 images in 4 minutes on two Xeon cores at 2.5 GHz: loss 0.72 to 0.18 (training-cifar10-*)",
         ),
         network=JiTConfig.variant("XS/8", size=(32, 32), num_classes=10),
         training=Training(

@@ -2,11 +2,14 @@
 
 import ast
 import importlib.util
+import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+
+from justimage.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "justimage"
@@ -115,6 +118,18 @@ def test_the_readme_is_true_to_the_code():
         path = PACKAGE / f"{module}.py"
         if path.is_file():
             assert re.search(rf"(def|class) {attribute}\b", path.read_text()), f"{module}.{attribute}"
+
+
+def test_measured_numbers_come_from_files():
+    results = ROOT / "benchmarks" / "results"
+    demo = json.loads(next(results.glob("demo-mnist-*.json")).read_text())
+    measured = RECIPES["mnist-demo"].promise.measured
+    assert f"{100 * demo['class_agreement']:.1f} %" in measured
+    assert f"{demo['seconds']:.0f} s" in measured
+    training = json.loads(next(results.glob("training-cifar10-*.json")).read_text())
+    losses = list(training["loss"].values())
+    assert f"{training['nimg']:,} images" in RECIPES["cifar10"].promise.measured
+    assert f"loss {losses[0]:.2f} to {losses[-1]:.2f}" in RECIPES["cifar10"].promise.measured
 
 
 def test_the_readmes_commands_parse():
