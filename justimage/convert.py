@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from justimage.model import Denoiser
+from justimage.data.spec import DataSpec
+from justimage.model import Denoiser, assign_tensors
 from justimage.networks.jit import VARIANT_COLUMNS, VARIANTS, JiT, JiTConfig
 from justimage.samplers import Sampling
 from justimage.weights import read_tensors, write_tensors
@@ -221,28 +222,18 @@ def load_official(path: Path, weights: str | None = None, context_start: int | N
         guidance=float(settings.get("cfg", 1.0)),
         interval=(float(settings.get("interval_min", 0.1)), float(settings.get("interval_max", 1.0))),
     )
-    description = Denoiser(
-        _on_meta(config),
+    with torch.device("meta"):
+        net = JiT(config)
+    assign_tensors(net, from_official(tensors, config))
+    classes = [str(i) for i in range(config.num_classes)]
+    return Denoiser(
+        net,
         t_eps=float(settings.get("t_eps", 0.05)),
         noise_scale=float(settings.get("noise_scale", max(config.size[0] / 256, 1.0))),
+        spec=DataSpec.pixels(config.size, config.channels, classes) if config.channels == 3 else None,
         sampling=sampling,
         licence="mit",
-    ).describe()
-    pixels = {
-        "size": config.size,
-        "channels": ("red", "green", "blue"),
-        "mean": (127.5,) * 3,
-        "scale": (127.5,) * 3,
-    }
-    if config.channels == 3:
-        classes = tuple(str(i) for i in range(config.num_classes))
-        description["data"] = {**pixels, "dtype": "uint8", "classes": classes}
-    return Denoiser.from_description(description, from_official(tensors, config)).eval()
-
-
-def _on_meta(config: JiTConfig) -> JiT:
-    with torch.device("meta"):
-        return JiT(config)
+    ).eval()
 
 
 def save_official(model: Denoiser, path: Path) -> None:

@@ -67,14 +67,9 @@ class TrainingState:
         for full in moments:
             _, kind, name = full.split("/", 2)
             parameter = by_name[name]
-            where = torch.device("cpu") if kind == "step" and not _step_on_device(self.optimizer) else parameter.device
-            self.optimizer.state[parameter][kind] = saved[full].to(where)
+            # The step counts too: a fused optimizer keeps them beside the parameters.
+            self.optimizer.state[parameter][kind] = saved[full].to(parameter.device)
         self.nimg, self.updates = facts["nimg"], facts["updates"]
-
-
-def _step_on_device(optimizer: torch.optim.Optimizer) -> bool:
-    """Fused optimizers count steps on the parameter's device."""
-    return bool(optimizer.defaults.get("fused"))
 
 
 def saved_states(folder: Path) -> list[Path]:
