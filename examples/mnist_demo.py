@@ -78,7 +78,7 @@ def main() -> int:
 
     real = digits()
     assert real.y is not None
-    judge = SVC(C=10.0).fit(real.x.reshape(len(real), -1) / 255.0, real.y)
+    judge = SVC(C=10.0).fit(np.asarray(real.x).reshape(len(real), -1) / 255.0, real.y)
     agreement = judge.predict(samples.reshape(len(samples), -1).numpy() / 255.0) == labels
     measured = {"class_agreement": float(agreement.mean()), "digits": len(labels), "torch": torch.__version__}
     measured |= {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads(), "seed": 0}

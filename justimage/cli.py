@@ -14,19 +14,20 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 
+from justimage.console import DONE, FAILED, INTERRUPTED, REFUSED, console
 from justimage.convert import load_official, save_official
+from justimage.data.fields import to_xarray, write_fields, xarray_library
 from justimage.data.sources import open_source
+from justimage.data.spec import DataSpec
+from justimage.data_commands import Inspect, Pack
 from justimage.execution import device_called
 from justimage.generate import generate
 from justimage.load import load, read
-from justimage.parallel import join, leave
+from justimage.parallel import first_then_others, join, leave
 from justimage.pictures import grid, save
 from justimage.recipes import RECIPES, Recipe
 from justimage.run import Failed, Interrupted, train_run
 from justimage.samplers import Sampling
-
-console = Console()
-DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Train:
 
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
     data: str | None = None
-    """A folder of class folders or of images, a .npy or .npz, or `mnist`."""
+    """Images (folder, .zip, .tar, WebDataset shards), a table (.parquet, .arrow, a Hugging Face id), arrays (.npy,
+    .npz), fields (.nc, .zarr), a pack, or `mnist`. `jit data inspect` shows what is understood."""
     run: Annotated[Path | None, tyro.conf.arg(aliases=["--run-dir"])] = None
     """The run folder; runs/RECIPE by default. Under torchrun, which takes --run for itself, write --run-dir."""
     minutes: float | None = None
@@ -47,11 +49,14 @@ class Train:
     def __call__(self) -> int:
         data = self.data or self.recipe.default_data
         if not data:
-            raise ValueError(f"{self.name} needs --data: a folder of class folders or of images, a .npy or an .npz")
+            raise ValueError(
+                f"{self.name} needs --data: a folder or archive of images, a table, arrays, fields or a pack"
+            )
         processes = join(device_called(self.device))
         try:
             network = self.recipe.network
-            source = open_source(data, network.size, network.channels, self.recipe.data_options)
+            options = self.recipe.data_options
+            source = first_then_others(processes, lambda: open_source(data, network.size, network.channels, options))
             folder = self.run or Path("runs") / self.name
             train_run(
                 self.recipe,
@@ -87,8 +92,9 @@ class Sample:
     """Seeds, one for each sample of a class; 0, 1, 2, ... by default. Overrides --count."""
     out: Path = Path("samples")
     """Folder for the samples and grid.png. Files of the same name are replaced."""
-    format: Literal["png", "npy"] = "png"
-    """One PNG for each sample, or one array samples.npy (N, C, *S) of raw values. Fields are written as arrays."""
+    format: Literal["auto", "png", "npy", "nc", "zarr"] = "auto"
+    """png: one image for each sample; npy: one array samples.npy (N, C, *S) of raw values; nc, zarr: one file with
+    the names, units and coordinates that the data came with. auto: png for images, nc for fields, npy for the rest."""
     steps: int | None = None
     """Steps of the time grid. This and the next four: the settings in the checkpoint by default."""
     sampler: Literal["heun", "euler", "ab2"] | None = None
@@ -123,6 +129,7 @@ class Sample:
             device=self.device,
             dtype=dtypes[self.precision],
         )
+        form = file_format(self.format, model.spec)
         asked_for = self.classes or range(min(model.config.num_classes, 10))
         classes = model.labels(list(asked_for)) if asked_for else []
         per_class = list(self.seeds or range(self.count))
@@ -138,22 +145,39 @@ class Sample:
 
         self.out.mkdir(parents=True, exist_ok=True)
         spec = model.spec
-        pixels = spec is not None and spec.dtype == "uint8" and len(spec.size) == 2 and len(spec.channels) in (1, 3)
-        if self.format == "png" and pixels:
+        if form == "png":
             for sample, seed, label in zip(raw, seeds, labels or [-1] * len(seeds), strict=True):
                 save(plain_image(sample), self.out / f"{file_stem(model, label)}seed{seed:04d}.png")
             written = f"{len(raw)} PNGs"
-        else:
+        elif form == "npy" or spec is None:
             np.save(self.out / "samples.npy", raw.numpy())
             if labels is not None:
                 np.save(self.out / "labels.npy", np.array(labels))
             written = f"samples.npy {tuple(raw.shape)}"
+        else:
+            dataset = to_xarray(raw, spec, seeds=seeds, labels=labels)
+            write_fields(dataset, self.out / f"samples.{form}")
+            written = f"samples.{form} ({', '.join(map(str, dataset.data_vars))}) {tuple(raw.shape)}"
         if spec is not None:
             titles = [spec.classes[label] if label < len(spec.classes) else "none" for label in classes]
             save(grid(raw, spec, len(per_class), row_titles=titles), self.out / "grid.png")
             written += " and grid.png"
         console.print(f"wrote {written} to {self.out}", markup=False, soft_wrap=True)
         return DONE
+
+
+def file_format(asked: str, spec: DataSpec | None) -> str:
+    """png, npy, nc or zarr. Raises ValueError where the samples cannot be written so."""
+    pixels = spec is not None and spec.dtype == "uint8" and len(spec.size) == 2 and len(spec.channels) in (1, 3, 4)
+    if asked == "png" and not pixels:
+        raise ValueError("these samples are no 8-bit images; write them with --format npy, nc or zarr")
+    if asked in ("nc", "zarr"):
+        if spec is None:
+            raise ValueError("these weights do not say what their values mean; write them with --format npy")
+        xarray_library()  # refuses now, not after the sampling
+    if asked != "auto":
+        return asked
+    return "png" if pixels else "npy" if spec is None or spec.origin is None else "nc"
 
 
 def file_stem(model: Any, label: int) -> str:
@@ -196,14 +220,18 @@ class Convert:
 
 
 def command() -> Any:
-    """The type of the command line: train with a subcommand for each recipe, sample, convert."""
+    """The type of the command line: train with a subcommand for each recipe, sample, data, convert."""
     jobs = {name: Train(recipe, name=name) for name, recipe in RECIPES.items()}
     promises = {name: f"{r.promise.what}. {r.promise.paper}" for name, r in RECIPES.items()}
     recipes = tyro.extras.subcommand_type_from_defaults(jobs, promises)
     train = Annotated[recipes, tyro.conf.subcommand("train", description=Train.__doc__)]
     sample = Annotated[Sample, tyro.conf.subcommand("sample", description=Sample.__doc__)]
     convert = Annotated[Convert, tyro.conf.subcommand("convert", description=Convert.__doc__)]
-    return train | sample | convert  # type: ignore[operator]
+    inspect = Annotated[Inspect, tyro.conf.subcommand("inspect", description=Inspect.__doc__)]
+    pack = Annotated[Pack, tyro.conf.subcommand("pack", description=Pack.__doc__)]
+    looking = "Look at data before training, or decode them once into a pack."
+    data = Annotated[inspect | pack, tyro.conf.subcommand("data", description=looking)]  # type: ignore[operator]
+    return train | sample | data | convert  # type: ignore[operator]
 
 
 def main(arguments: list[str] | None = None) -> int:

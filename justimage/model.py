@@ -216,7 +216,7 @@ class Denoiser(nn.Module):
         try:
             with torch.device("meta" if tensors is not None else "cpu"):
                 net = JiT(JiTConfig(**_tuples(config["architecture"])))
-            spec = None if config["data"] is None else DataSpec(**_tuples(config["data"]))
+            spec = None if config["data"] is None else DataSpec.from_json(config["data"])
             sampling = Sampling(**_tuples(config["sampling"]))
             model = cls(
                 net,

@@ -3,11 +3,17 @@
 import contextlib
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
+
+PATIENCE = timedelta(hours=2)  # the first process may be looking at all the data
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ def join(device: torch.device) -> Processes:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     return Processes(dist.get_rank(), world, device)
 
 
@@ -80,6 +86,24 @@ def any_of(yes: bool, processes: Processes) -> bool:
     answer = torch.tensor(float(yes), device=processes.device)
     dist.all_reduce(answer, dist.ReduceOp.MAX)
     return bool(answer)
+
+
+def first_then_others(processes: Processes, make: Callable[[], Made]) -> Made:
+    """make() in the first process, then in the others, which find what it has left in caches.
+
+    Where the first refuses (ValueError), all do.
+    """
+    if processes.world == 1:
+        return make()
+    made, refusal = None, None
+    if processes.first:
+        try:
+            made = make()
+        except ValueError as error:
+            refusal = error
+    if any_of(refusal is not None, processes):
+        raise refusal or ValueError("the first process has refused the data")
+    return made if made is not None else make()
 
 
 def without_exchange(model: nn.Module) -> contextlib.AbstractContextManager:

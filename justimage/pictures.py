@@ -11,6 +11,7 @@ from justimage.data.spec import DataSpec
 
 GAP = 2  # pixels between the samples of a grid
 SMALLEST = 56  # pixels; smaller samples are enlarged by a whole factor
+CAPTION = 16  # pixels of the line below a sample
 INK, PAPER = (40, 40, 40), (255, 255, 255)
 
 
@@ -46,9 +47,13 @@ def grid(
     *,
     row_titles: Sequence[str] = (),
     column_titles: Sequence[str] = (),
+    captions: Sequence[str] = (),
     raw: bool = True,
 ) -> Image.Image:
-    """Samples (B, C, *S), raw or model values, row by row, with titles beside the rows and above the columns."""
+    """Samples (B, C, *S), raw or model values, row by row.
+
+    With titles beside the rows and above the columns, and a caption below each sample, cut to its width.
+    """
     values = (spec.encode(samples) if raw else samples).cpu().numpy()
     views = [view(x, colour=spec.channels == ("red", "green", "blue")) for x in values]
     h, w = views[0].shape[:2]
@@ -58,16 +63,22 @@ def grid(
     font = ImageFont.load_default(size=13)
     left = max((int(font.getlength(title)) + 8 for title in row_titles), default=0)
     top = 18 if column_titles else 0
-    canvas = Image.new("RGB", (left + columns * (w + GAP) - GAP, top + rows * (h + GAP) - GAP), PAPER)
+    step_down, step_right = h + GAP + (CAPTION if captions else 0), w + GAP
+    canvas = Image.new("RGB", (left + columns * step_right - GAP, top + rows * step_down - GAP), PAPER)
     pen = ImageDraw.Draw(canvas)
     for i, pixels in enumerate(views):
-        row, column = divmod(i, columns)
+        down, right = top + i // columns * step_down, left + i % columns * step_right
         image = Image.fromarray(pixels).resize((w, h), Image.Resampling.NEAREST)
-        canvas.paste(image, (left + column * (w + GAP), top + row * (h + GAP)))
+        if captions:
+            text = captions[i]
+            while text and font.getlength(text) > w:
+                text = text[:-1]
+            pen.text((right, down + h), text, fill=INK, font=font)
+        canvas.paste(image, (right, down))
     for i, title in enumerate(row_titles):
-        pen.text((2, top + i * (h + GAP) + h // 2 - 8), title, fill=INK, font=font)
+        pen.text((2, top + i * step_down + h // 2 - 8), title, fill=INK, font=font)
     for i, title in enumerate(column_titles):
-        pen.text((left + i * (w + GAP) + 2, 1), title, fill=INK, font=font)
+        pen.text((left + i * step_right + 2, 1), title, fill=INK, font=font)
     return canvas
 
 

@@ -23,9 +23,10 @@ class Stream(IntEnum):
     NOISE = 4
     LABEL = 5
     DROPOUT = 6
+    SHARDS = 7
 
 
-def _mix(h: np.ndarray) -> np.ndarray:
+def mix(h: np.ndarray) -> np.ndarray:
     """One round of splitmix64 (Steele, Lea, Flood, OOPSLA 2014): a bijection of 64-bit numbers that scatters them."""
     h = h + np.uint64(0x9E3779B97F4A7C15)
     h = (h ^ (h >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -33,15 +34,15 @@ def _mix(h: np.ndarray) -> np.ndarray:
     return h ^ (h >> np.uint64(31))
 
 
-def keys(seed: int, stream: Stream, positions: Iterable[int]) -> np.ndarray:
+def keys(seed: int, stream: Stream, positions: Iterable[int] | np.ndarray) -> np.ndarray:
     """A 64-bit key for each position, (B,) uint64."""
-    h = _mix(np.array([seed % 2**64], dtype=np.uint64))
-    h = _mix(h ^ np.uint64(stream))
+    h = mix(np.array([seed % 2**64], dtype=np.uint64))
+    h = mix(h ^ np.uint64(stream))
     if isinstance(positions, range):  # the usual case, without a step through Python for each
         numbers = np.arange(positions.start, positions.stop, positions.step, dtype=np.uint64)
     else:
-        numbers = np.fromiter(positions, dtype=np.uint64)
-    return _mix(h ^ numbers)
+        numbers = np.asarray(positions if isinstance(positions, np.ndarray) else list(positions), dtype=np.uint64)
+    return mix(h ^ numbers)
 
 
 def key(seed: int, stream: Stream, position: int) -> int:

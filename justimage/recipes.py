@@ -56,7 +56,10 @@ class Promise:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides a training run but the data."""
+    """Everything that decides a training run but the data.
+
+    The network's num_classes is the number the data must have; 0 takes what they have.
+    """
 
     promise: Annotated[Promise, tyro.conf.Suppress]
     network: JiTConfig
@@ -76,13 +79,32 @@ class Recipe:
     """Data that come with a package; empty: --data is needed."""
 
     def fitted_to(self, spec: DataSpec) -> "Recipe":
-        """The recipe for these data. Raises ValueError where the patch does not divide their size."""
+        """The recipe for these data.
+
+        Raises ValueError where the patch does not divide their size, or num_classes is neither 0, which takes what the
+        data have, nor their number of classes.
+        """
+        size, patch = " ".join(map(str, spec.size)), " ".join(map(str, patch_for(spec.size)))
         if len(spec.size) != len(self.network.size):
             raise ValueError(
-                f"the data have {len(spec.size)} spatial axes and this recipe's network {len(self.network.size)}; "
-                f"give --network.size and --network.patch with {len(spec.size)} numbers each"
+                f"the data have {len(spec.size)} spatial axes ({size}) and this recipe's network "
+                f"{len(self.network.size)}; fit it, for example with --network.size {size} --network.patch {patch}"
             )
-        network = replace(self.network, size=spec.size, channels=len(spec.channels), num_classes=len(spec.classes))
+        if any(s % p for s, p in zip(spec.size, self.network.patch, strict=True)):
+            cut = tuple(s - s % p or p for s, p in zip(spec.size, self.network.patch, strict=True))
+            raise ValueError(
+                f"a patch of {'x'.join(map(str, self.network.patch))} does not divide a size of "
+                f"{'x'.join(map(str, spec.size))}; --network.patch {patch} does, or cut the samples with "
+                f"--data-options.crop {' '.join(map(str, cut))}"
+            )
+        classes = len(spec.classes)
+        if self.network.num_classes not in (0, classes):
+            have = f"{classes} classes" if classes else "no labels"
+            raise ValueError(
+                f"the recipe is for {self.network.num_classes} classes, and the data have {have}; "
+                "--network.num-classes 0 takes what the data have"
+            )
+        network = replace(self.network, size=spec.size, channels=len(spec.channels), num_classes=classes)
         guidance = self.sampling.guidance if spec.classes else 1.0
         return replace(self, network=network, sampling=replace(self.sampling, guidance=guidance))
 
@@ -97,6 +119,12 @@ class Recipe:
             spec=spec,
             sampling=self.sampling,
         )
+
+
+def patch_for(size: tuple[int, ...], tokens: int = 64) -> tuple[int, ...]:
+    """A patch that divides a size, into about as many patches as `tokens` at the most."""
+    along = round(tokens ** (1 / len(size)))
+    return tuple(s // max(n for n in range(1, along + 1) if s % n == 0) for s in size)
 
 
 def _imagenet(name: str, size: int, epochs: int, guidance: float, paper: str) -> Recipe:
@@ -131,7 +159,7 @@ RECIPES: dict[str, Recipe] = {
             hardware="a laptop's CPU",
             measured="class agreement 99.6 %, the whole demo in 79 s on two Xeon cores at 2.5 GHz (demo-mnist-*)",
         ),
-        network=JiTConfig.variant("XS/14", size=(28, 28), channels=1, num_classes=10, context_tokens=2),
+        network=JiTConfig.variant("XS/14", size=(28, 28), channels=1, num_classes=0, context_tokens=2),
         training=Training(
             duration_nimg=32_000,
             batch_size=128,
@@ -153,7 +181,7 @@ RECIPES: dict[str, Recipe] = {
             hardware="one GPU for the whole of it; minutes on a CPU show colours and shapes",
             measured="57,088 images in 4 minutes on two Xeon cores at 2.5 GHz: loss 0.72 to 0.18 (training-cifar10-*)",
         ),
-        network=JiTConfig.variant("XS/8", size=(32, 32), num_classes=10),
+        network=JiTConfig.variant("XS/8", size=(32, 32), num_classes=0),
         training=Training(
             duration_nimg=10_000_000,
             batch_size=128,

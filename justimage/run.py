@@ -26,7 +26,7 @@ from rich.text import Text
 from torch import Tensor
 
 from justimage import __version__
-from justimage.data.spec import DataSpec, Source
+from justimage.data.spec import DataSpec, Source, StreamSource
 from justimage.execution import autocast
 from justimage.model import Denoiser
 from justimage.parallel import Processes, wait
@@ -54,7 +54,7 @@ class Failed(Exception):
 
 def train_run(
     recipe: Recipe,
-    source: Source,
+    source: Source | StreamSource,
     folder: Path,
     *,
     processes: Processes,
@@ -94,6 +94,8 @@ def train_run(
     c = model.config
     dtype = recipe.training.dtype(processes.device)
     say("data", source.describe())
+    if not isinstance(source, Source):
+        say("stream", source.promise())
     say(
         "model",
         f"{c.width} wide, {c.depth} deep, patch {'x'.join(map(str, c.patch))} on {'x'.join(map(str, c.size))}, "

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from justimage.data.loader import batches, order
-from justimage.data.spec import Source
+from justimage.data.loader import batches, indices_at, model_values
+from justimage.data.spec import Source, StreamSource
 from justimage.ema import EMA
 from justimage.execution import autocast, checkpoint_blocks, compile_blocks, compiling_pays, fast_dtype, to_device
 from justimage.model import Denoiser
@@ -152,7 +152,7 @@ def flow_matching(model: Denoiser, config: Training) -> Loss:
 
 def train(
     state: TrainingState,
-    source: Source,
+    source: Source | StreamSource,
     loss: Loss,
     config: Training,
     *,
@@ -198,7 +198,7 @@ def train(
     )
 
     def not_finite(nimg: int) -> NonFiniteLoss:
-        return NonFiniteLoss(nimg, order(config.seed, range(nimg, nimg + config.batch_size), len(source)))
+        return NonFiniteLoss(nimg, indices_at(source, config.seed, range(nimg, nimg + config.batch_size)))
 
     zero = torch.zeros((), device=device)
     total_loss, total_norm, first_bad = zero.clone(), zero.clone(), torch.full_like(zero, -1, dtype=torch.int64)
@@ -210,10 +210,8 @@ def train(
         waited += time.perf_counter() - asked
 
         # --- one batch, from raw values to model values
-        x = spec.encode(batch.raw.to(device, non_blocking=True))
-        if config.flip:
-            flipped = to_device(uniforms(config.seed, Stream.FLIP, batch.positions) < 0.5, device)
-            x = torch.where(flipped.view(-1, *[1] * (x.ndim - 1)), x.flip(-1), x)
+        raw = batch.raw.to(device, non_blocking=True)
+        x = model_values(raw, spec, seed=config.seed, positions=batch.positions, flip=config.flip)
         y = batch.labels.to(device, non_blocking=True) if conditional else None
         if draws_masks:  # a function of the position; of the process too, which the other draws are not
             torch.manual_seed(key(config.seed, Stream.DROPOUT, batch.positions.start))

@@ -1,12 +1,14 @@
 """What several tests share: where the real data lie, and small networks with something to say."""
 
 import os
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from justimage.cli import main
 from justimage.networks.jit import JiT, JiTConfig
 
 torch.set_num_threads(2)
@@ -19,6 +21,29 @@ def real_data() -> Path:
     folder = Path(os.environ.get("JUSTIMAGE_TEST_DATA", default)).resolve()
     if not folder.is_dir():
         pytest.skip(f"the real data are not at {folder}; set JUSTIMAGE_TEST_DATA to their folder")
+    return folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What tests remember about data, they forget."""
+    os.environ["JUSTIMAGE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["HF_HOME"] = str(tmp_path_factory.mktemp("huggingface"))
+
+
+@pytest.fixture(scope="session")
+def cifar(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of class folders with the first eight training images of each class of CIFAR-10."""
+    folder = tmp_path_factory.mktemp("cifar") / "cifar"
+    with tarfile.open(real_data / "cifar10-jpeg.tar.xz") as archive:
+        for member in archive:
+            parts = Path(member.name).parts
+            if member.isfile() and parts[-3] == "train" and int(Path(parts[-1]).stem) < 8:
+                target = folder / parts[-2] / parts[-1]
+                target.parent.mkdir(parents=True, exist_ok=True)
+                inside = archive.extractfile(member)
+                assert inside is not None
+                target.write_bytes(inside.read())
     return folder
 
 
@@ -37,3 +62,13 @@ def small_net(size: tuple[int, ...] = (8, 8), patch: int = 4, **overrides) -> Ji
         for parameter in net.parameters():
             parameter.normal_(std=0.1, generator=generator)
     return net.eval()
+
+
+def jit_here(*arguments: str, cwd: Path, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The command in this process, which has torch already; the exit code."""
+    monkeypatch.chdir(cwd)
+    monkeypatch.setenv("COLUMNS", "200")
+    try:
+        return main(list(arguments))
+    except SystemExit as stop:  # the parser's own refusals
+        return int(stop.code or 0)

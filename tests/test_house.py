@@ -16,12 +16,13 @@ PACKAGE = ROOT / "justimage"
 
 # A module imports only from layers above its own in this list.
 LAYERS = [
-    {"process", "randomness", "networks.patch", "networks.position", "data.spec"},
+    {"process", "randomness", "networks.patch", "networks.position", "data.spec", "console"},
     {"weights", "parallel", "optim", "ema", "execution"},
-    {"networks.layers", "networks.conditions", "samplers", "data.arrays", "data.images", "data.loader"},
-    {"networks.jit", "data.sources", "pictures"},
-    {"model"},
-    {"convert", "state", "generate"},
+    {"networks.layers", "networks.conditions", "samplers", "data.cache", "data.files", "data.loader", "data.crops"},
+    {"networks.jit", "data.images", "data.arrays", "data.tables", "pictures"},
+    {"data.fields", "data.packed", "data.streams"},
+    {"data.sources", "model", "inspection"},
+    {"convert", "state", "generate", "data_commands"},
     {"load", "train"},
     {"recipes"},
     {"run"},

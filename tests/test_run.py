@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import jit_here
 from safetensors.torch import load_file
 
-from justimage.cli import main
 from justimage.state import saved_states
 
 
@@ -22,16 +22,6 @@ def jit(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "COLUMNS": "200"}
     command = [sys.executable, "-m", "justimage", *arguments]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
-
-
-def jit_here(*arguments: str, cwd: Path, monkeypatch: pytest.MonkeyPatch) -> int:
-    """The command in this process, which has torch already; the exit code."""
-    monkeypatch.chdir(cwd)
-    monkeypatch.setenv("COLUMNS", "200")
-    try:
-        return main(list(arguments))
-    except SystemExit as stop:  # the parser's own refusals
-        return int(stop.code or 0)
 
 
 TINY = shlex.split(

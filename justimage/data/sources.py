@@ -1,48 +1,178 @@
 """Which source lies behind a path."""
 
+import glob
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from justimage.data.arrays import digits, read_arrays
-from justimage.data.images import ImageFolder
-from justimage.data.spec import Source
+from justimage.data.arrays import ARRAY_FILES, Missing, digits, read_arrays, stack_arrays
+from justimage.data.crops import At, Crops
+from justimage.data.fields import NETCDF, FieldOptions, is_zarr, read_fields
+from justimage.data.files import IMAGES, Files, find_files, is_tar
+from justimage.data.images import ImageOptions, Images, Policy
+from justimage.data.packed import Packed, is_pack
+from justimage.data.spec import Source, StreamSource
+from justimage.data.streams import REMOTE, StreamOptions, open_shards, stream_rows
+from justimage.data.tables import TableOptions, find_rows
+from justimage.weights import is_hub_id
 
 NAMED: dict[str, Callable[[], Source]] = {"mnist": digits}
+Kind = Literal["auto", "images", "arrays", "table", "fields", "pack", "stream"]
+TABLES = (".parquet", ".arrow")
 
 
 @dataclass(frozen=True)
 class DataOptions:
     """How data are read."""
 
-    on_error: Literal["stop", "skip"] = "stop"
+    kind: Kind = "auto"
+    """What the path is: images (a folder, archive or WebDataset shards), arrays, a table, fields (NetCDF, Zarr), a
+    pack, or a stream (addresses); recognised by default."""
+    on_error: Policy = "stop"
     """What an image that cannot be decoded does: stop, with its name; or skip it, and count."""
+    missing: Missing = "stop"
+    """What a missing value (NaN) of an array or a field does: stop, with its place; or become the mean of its channel,
+    or a number."""
+    crop: tuple[int, ...] = ()
+    """Cut samples of arrays and fields to this size; images are cropped to the network's."""
+    crop_at: At = "random"
+    """Where: random, each place being a sample of its own; or the centre, one crop of each."""
+    split: str = "train"
+    """Which split is taken, where there are several."""
     memory_gb: float = 2.0
-    """Image folders that fit are decoded once into memory, and checked by it before the first step."""
+    """What fits is read once into memory, and images checked by it before the first step."""
     workers: int = field(default_factory=lambda: min(8, os.cpu_count() or 1))
     """Threads that read ahead, in each process; by default one for each core, at most 8."""
+    image: ImageOptions = field(default_factory=ImageOptions)
+    table: TableOptions = field(default_factory=TableOptions)
+    fields: FieldOptions = field(default_factory=FieldOptions)
+    stream: StreamOptions = field(default_factory=StreamOptions)
 
     def __post_init__(self) -> None:
         if self.workers < 0 or self.memory_gb < 0:
             raise ValueError(f"workers ({self.workers}) and memory_gb ({self.memory_gb}) must not be negative")
+        if self.stream.buffer < 1 or self.stream.classes < 0:
+            raise ValueError(f"a stream's buffer ({self.stream.buffer}) is at least 1, its classes at least 0")
 
 
-def open_source(path: str, size: tuple[int, ...], channels: int, options: DataOptions | None = None) -> Source:
-    """The source behind a path: a folder of images, a .npy, an .npz, or the name of data that come with a package.
+def open_source(
+    path: str, size: tuple[int, ...], channels: int, options: DataOptions | None = None
+) -> Source | StreamSource:
+    """The source behind a path: whatever `Kind` names, a glob of such files, a hub id, or a name of NAMED.
 
-    size, channels: what images are cropped and converted to; arrays have their own. Raises ValueError where there is
-    nothing, or nothing that can be read.
+    size, channels: what images are cropped and converted to; all others have their own. Raises ValueError where there
+    is nothing, or nothing that can be read.
     """
     options = options or DataOptions()
-    if path in NAMED:
+    if path in NAMED and options.kind == "auto":
         return NAMED[path]()
-    place = Path(path)
-    if not place.exists():
+    paths = _paths(path)
+    kind = _kind(path, paths) if options.kind == "auto" else options.kind
+
+    def images(files: Files) -> Source:
+        if options.crop:
+            raise ValueError("images are cropped to the network's size (--network.size), not with --data-options.crop")
+        return Images(
+            files,
+            size,
+            channels=channels,
+            on_error=options.on_error,
+            memory_gb=options.memory_gb,
+            deep=options.image.deep,
+        )
+
+    if kind == "stream" or (kind == "table" and options.stream.on):
+        if path.startswith(REMOTE) or is_tar(Path(path)):
+            return open_shards(path, size, channels, options.stream, options.on_error)
+        return stream_rows(path, paths, size, channels, options.split, options.table, options.stream, options.on_error)
+    if kind == "table":
+        return images(find_rows(path, paths, options.split, options.table))
+    if not paths:
         raise ValueError(f"the data path {path} does not exist")
-    if place.is_dir():
-        return ImageFolder(place, size, channels=channels, on_error=options.on_error, memory_gb=options.memory_gb)
-    if place.suffix in (".npy", ".npz"):
-        return read_arrays(place)
-    raise ValueError(f"{path} is no folder of images and no .npy or .npz; {', '.join(NAMED)} are known by name")
+    if len(paths) > 1 and kind != "fields" and not all(map(is_tar, paths)):
+        raise ValueError(f"{path} matches {len(paths)} files; only shards, tables and fields are taken from several")
+    if kind == "images":
+        labels = options.image.labels
+        place = paths
+        if paths[0].suffix in (".csv", ".jsonl"):  # a label file stands for its folder
+            labels, place = paths[0].name, [paths[0].parent]
+        tars = sorted(place[0].glob("*.tar")) if place[0].is_dir() else []
+        shards = tars if tars and not _holds(place[0], IMAGES) else place
+        found = find_files(shards, labels=labels, split=options.split, memory_gb=options.memory_gb)
+        return images(found)
+
+    if kind == "fields":
+        inside = [file for file in sorted(paths[0].iterdir()) if _is_field(file)] if paths[0].is_dir() else []
+        source: Source = read_fields(
+            inside if inside and not is_zarr(paths[0]) else paths,
+            options.fields,
+            missing=options.missing,
+            memory_gb=options.memory_gb,
+        )
+    elif kind == "pack":
+        source = Packed(paths[0])
+    elif paths[0].suffix in (".npy", ".npz") and paths[0].is_file() and len(paths) == 1:
+        source = read_arrays(paths[0], options.missing)
+    else:
+        source = stack_arrays(find_files(paths, ARRAY_FILES, split=options.split), options.missing)
+    return Crops(source, options.crop, options.crop_at) if options.crop else source
+
+
+def _paths(path: str) -> list[Path]:
+    """The path itself if it exists, else what it matches as a pattern."""
+    if path.startswith(REMOTE):
+        return []
+    place = Path(path)
+    return [place] if place.exists() else sorted(map(Path, glob.glob(path)))
+
+
+def _is_field(path: Path) -> bool:
+    return path.suffix.lower() in NETCDF or is_zarr(path)
+
+
+def _holds(folder: Path, suffixes: frozenset[str]) -> bool:
+    """Whether a folder holds such a file: the first one found decides, so that large folders are not walked through."""
+    for _, inner, files in os.walk(folder):
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        if any(Path(name).suffix.lower() in suffixes for name in files if not name.startswith(".")):
+            return True
+    return False
+
+
+def _kind(path: str, paths: list[Path]) -> Kind:
+    """What a path is, by its name and by what lies in it. Raises ValueError where it is nothing known."""
+    if path.startswith(REMOTE):
+        return "stream"
+    if not paths:
+        here = Path(path).parent
+        if is_hub_id(path) and not here.is_dir():
+            return "table"
+        raise ValueError(f"the data path {path} does not exist")
+    place = paths[0]
+    suffix = place.suffix.lower()
+    if _is_field(place):
+        return "fields"
+    if place.is_file():
+        if suffix in TABLES:
+            return "table"
+        if suffix in (".npy", ".npz"):
+            return "arrays"
+        if suffix in (".zip", ".csv", ".jsonl") or is_tar(place):
+            return "images"
+        raise ValueError(
+            f"{path} is no folder, and no file that is known: images in .zip or .tar, a table .parquet or .arrow, "
+            f"arrays .npy or .npz, fields .nc or .zarr, labels .csv or .jsonl; {', '.join(NAMED)} are known by name"
+        )
+    if is_pack(place):
+        return "pack"
+    if (place / "dataset_info.json").is_file() or (place / "dataset_dict.json").is_file():
+        return "table"
+    if any(_is_field(each) for each in place.iterdir()):
+        return "fields"
+    if _holds(place, IMAGES) or any(is_tar(each) for each in place.iterdir()):
+        return "images"
+    if _holds(place, frozenset(TABLES)):
+        return "table"
+    return "arrays" if _holds(place, ARRAY_FILES) else "images"

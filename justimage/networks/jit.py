@@ -34,7 +34,7 @@ class JiTConfig:
     channels: int = 3
     """Channels of the data."""
     num_classes: int = 1000
-    """Number of class labels; the null label is one more. 0: unconditional."""
+    """Number of class labels; the null label is one more. 0: unconditional; in a recipe: as many as the data have."""
     width: int = 768
     """Features of a token."""
     depth: int = 12

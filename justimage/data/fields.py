@@ -1,0 +1,403 @@
+"""Fields: NetCDF and Zarr in, through xarray, variables and levels as channels; and generated fields back out."""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from justimage.data.arrays import Arrays, Missing
+from justimage.data.cache import state_of
+from justimage.data.spec import Attributes, Coordinate, DataSpec, Origin, Variable
+
+NETCDF = (".nc", ".nc4", ".nc3", ".cdf", ".netcdf", ".h5netcdf")
+ZARR_MARKS = ("zarr.json", ".zgroup", ".zmetadata")
+# Dimensions taken for samples and for channels where nobody says: the names that files have.
+SAMPLE_DIMS = (
+    "time",
+    "sample",
+    "samples",
+    "member",
+    "ensemble",
+    "realization",
+    "number",
+    "valid_time",
+    "month",
+    "date",
+)
+LEVEL_DIMS = ("level", "lev", "plev", "pressure", "pressure_level", "isobaricInhPa", "channel", "band")
+PARTS_OF_TIME: dict[str, Callable[[Any], Any]] = {
+    "hour": lambda time: time.dt.hour,
+    "day": lambda time: time.dt.day,
+    "dayofweek": lambda time: time.dt.dayofweek,
+    "dayofyear": lambda time: time.dt.dayofyear,
+    "month": lambda time: time.dt.month,
+    "season": lambda time: time.dt.season,
+    "year": lambda time: time.dt.year,
+}
+
+
+@dataclass(frozen=True)
+class FieldOptions:
+    """How a NetCDF or Zarr file becomes samples (C, *S)."""
+
+    variables: tuple[str, ...] = ()
+    """Variables that become channels; by default all that share their dimensions."""
+    sample_dim: str = ""
+    """The dimension whose entries are the samples; by default time, member, sample or the like; `none`: one sample."""
+    level_dim: str = ""
+    """The dimension whose entries become channels; by default level, plev, channel or the like; `none`: it is space."""
+    levels: tuple[float, ...] = ()
+    """Which of them, by the value of their coordinate; by default all."""
+    label: str = ""
+    """A coordinate along the samples that is the label, or a part of a time: month, time.hour, time.season."""
+
+
+def xarray_library() -> Any:
+    """The package xarray. ValueError, naming the extra, where it is missing."""
+    try:
+        import xarray
+    except ImportError as error:
+        raise ValueError(
+            "NetCDF and Zarr are read with xarray; install it: pip install 'justimage[science]'"
+        ) from error
+    return xarray
+
+
+def is_zarr(path: Path) -> bool:
+    """Whether a folder is a Zarr store."""
+    return path.is_dir() and any((path / mark).is_file() for mark in ZARR_MARKS)
+
+
+def open_dataset(path: Path) -> Any:
+    """A NetCDF file or a Zarr store as an xarray.Dataset, read as needed. Raises ValueError where it is damaged."""
+    xarray = xarray_library()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of attributes that do not conform, and stores that are not consolidated
+            return xarray.open_zarr(path, chunks=None) if path.is_dir() else xarray.open_dataset(path)
+    except ImportError as error:
+        raise ValueError(f"{path} needs another package: {error}; pip install 'justimage[science]'") from error
+    except Exception as error:  # every backend has its own errors
+        raise ValueError(f"{path} cannot be read; it is damaged, or no NetCDF or Zarr: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # every backend has its own errors
+        raise ValueError(f"{name} cannot be read to its end; it may be truncated: {_first_line(error)}") from error
+
+
+class _Lazy:
+    """Samples (N, C, *S) of one or more datasets, read when asked for; float32."""
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, name: str, parts: Sequence[Any], counts: Sequence[int], plan: "_Plan"):
+        self.name, self.parts, self.plan = name, parts, plan
+        self.ends = np.cumsum(counts)
+        self.shape = (int(self.ends[-1]), len(plan.channels), *plan.size)
+
+    def __getitem__(self, index: int, /) -> np.ndarray:
+        part = int(np.searchsorted(self.ends, index, side="right"))
+        inside = index - (int(self.ends[part - 1]) if part else 0)
+        with _reading(self.name):
+            return self.plan.read(self.parts[part], inside)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Which dimension is what, and which channels there are: (variable, index of the level or None)."""
+
+    sample_dim: str | None
+    level_dim: str | None
+    dims: tuple[str, ...]
+    size: tuple[int, ...]
+    channels: tuple[tuple[str, int | None], ...]
+
+    def read(self, dataset: Any, index: int | slice) -> np.ndarray:
+        """One sample (C, *S), or with a slice some (N, C, *S)."""
+        some = isinstance(index, slice)
+        order = ((self.sample_dim,) if some and self.sample_dim else ()) + self.dims
+        channels = []
+        for name, level in self.channels:
+            where = {self.level_dim: level, self.sample_dim: index}
+            where = {dim: at for dim, at in where.items() if dim is not None and at is not None}
+            values = dataset[name].isel(where).transpose(*order).values.astype(np.float32, copy=False)
+            channels.append(values[None] if some and not self.sample_dim else values)
+        return np.stack(channels, axis=1 if some else 0)
+
+
+def read_fields(
+    paths: Sequence[Path], options: FieldOptions, *, missing: Missing = "stop", memory_gb: float = 2.0
+) -> Arrays:
+    """Samples from NetCDF files or Zarr stores; several are taken one after the other along the samples.
+
+    What fits into memory_gb is read at once, more is read as needed. Raises ValueError for variables, dimensions,
+    levels and coordinates that do not exist (with those that do), variables that do not share their dimensions, files
+    that differ, and damaged ones.
+    """
+    parts = [open_dataset(path) for path in paths]
+    plan = _plan(parts[0], options, str(paths[0]))
+    counts = []
+    for path, part in zip(paths, parts, strict=True):
+        other = plan if part is parts[0] else _plan(part, options, str(path))
+        if other != plan:
+            raise ValueError(f"{path} differs from {paths[0]}: {other}, not {plan}")
+        counts.append(part.sizes[plan.sample_dim] if plan.sample_dim else 1)
+    name = paths[0].name if len(paths) == 1 else f"{paths[0].parent.name or '.'} ({len(paths)} files)"
+    files = [file for path in paths for file in ([path] if path.is_file() else sorted(path.rglob("*")))]
+    lazy = _Lazy(name, parts, counts, plan)
+
+    x: Any = lazy
+    if 4 * np.prod(lazy.shape, dtype=np.int64) <= memory_gb * 2**30:
+        with _reading(name):
+            x = np.concatenate([plan.read(part, slice(None)) for part in parts])
+    y, classes = _labels(parts, counts, plan, options.label, name)
+    return Arrays(
+        x,
+        y,
+        classes=classes,
+        name=name,
+        channels=_channel_names(parts[0], plan),
+        origin=_origin(parts[0], plan),
+        missing=missing,
+        where=lambda index: _sample_name(lazy, index),
+        identity=f"{state_of(files)} {plan} {options}",
+    )
+
+
+def _plan(dataset: Any, options: FieldOptions, place: str) -> _Plan:
+    """What is what. Raises ValueError, saying what there is."""
+    bounds = {str(dataset[name].attrs.get("bounds")) for name in dataset.variables}
+    held = {
+        str(name): tuple(map(str, variable.dims))
+        for name, variable in dataset.data_vars.items()
+        if variable.dims and str(name) not in bounds
+    }
+    shown = ", ".join(f"{name} ({', '.join(dims)})" for name, dims in held.items()) or "none"
+    for name in options.variables:
+        if name not in held:
+            raise ValueError(f"{place} has no variable {name!r}; it has {shown}")
+    sizes = {str(dim): int(length) for dim, length in dataset.sizes.items()}
+    for asked in (options.sample_dim, options.level_dim):
+        if asked not in ("", "none", *sizes):
+            has = ", ".join(f"{dim} ({length})" for dim, length in sizes.items())
+            raise ValueError(f"{place} has no dimension {asked!r}; it has {has}")
+    chosen = list(options.variables) or [name for name in held if dataset[name].dtype.kind in "uif"]
+    if not chosen:
+        kinds = ", ".join(f"{name} {dataset[name].dtype}" for name in held)
+        raise ValueError(f"{place} has no variable of numbers ({kinds or 'it is empty'})")
+    for name in chosen:
+        if dataset[name].dtype.kind not in "uif":
+            raise ValueError(f"{name} of {place} is {dataset[name].dtype}; whole or floating-point numbers are needed")
+
+    def dim(asked: str, likely: Sequence[str]) -> str | None:
+        present = [each for name in chosen for each in held[name]]
+        return None if asked == "none" else asked or next((each for each in likely if each in present), None)
+
+    sample_dim, level_dim = dim(options.sample_dim, SAMPLE_DIMS), dim(options.level_dim, LEVEL_DIMS)
+    level_dim = None if level_dim == sample_dim else level_dim
+    space = {name: tuple(d for d in held[name] if d not in (sample_dim, level_dim)) for name in chosen}
+    with_samples = {name: sample_dim in held[name] for name in chosen}
+    if len({frozenset(dims) for dims in space.values()}) > 1 or len(set(with_samples.values())) > 1:
+        raise ValueError(
+            f"the variables of {place} do not share their dimensions: {shown}; "
+            "choose some with --data-options.fields.variables"
+        )
+    dims = space[chosen[0]]
+    if not 1 <= len(dims) <= 3:
+        raise ValueError(
+            f"{place} leaves {len(dims)} spatial axes ({', '.join(dims) or 'none'}) beside the samples "
+            f"({sample_dim or 'none'}) and the levels ({level_dim or 'none'}), and 1 to 3 are needed; name them with "
+            f"--data-options.fields.sample-dim and --data-options.fields.level-dim. It has {shown}"
+        )
+    chosen_levels = _levels(dataset, level_dim, options.levels, place)
+    channels = tuple(
+        (name, level)
+        for name in chosen
+        for level in (chosen_levels if level_dim is not None and level_dim in held[name] else [None])
+    )
+    sample_dim = sample_dim if sample_dim in held[chosen[0]] else None
+    return _Plan(sample_dim, level_dim, dims, tuple(sizes[d] for d in dims), channels)
+
+
+def _levels(dataset: Any, level_dim: str | None, asked: Sequence[float], place: str) -> list[int]:
+    if level_dim is None:
+        if asked:
+            raise ValueError(f"{place} has no dimension of levels to take {asked} from; name it with level-dim")
+        return []
+    count = dataset.sizes[level_dim]
+    values = [float(value) for value in _values(dataset, level_dim)]
+    for level in asked:
+        if level not in values:
+            raise ValueError(f"{place} has no {level_dim} {level:g}; it has {', '.join(f'{v:g}' for v in values)}")
+    return [values.index(level) for level in asked] if asked else list(range(count))
+
+
+def _values(dataset: Any, dim: str) -> np.ndarray:
+    """The coordinate of a dimension, or its indices where it has none, or none of numbers."""
+    if dim in dataset.coords and dataset[dim].dtype.kind in "uif":
+        return dataset[dim].values
+    return np.arange(dataset.sizes[dim])
+
+
+def _channel_names(dataset: Any, plan: _Plan) -> list[str]:
+    levels = None if plan.level_dim is None else _values(dataset, plan.level_dim)
+    return [name if level is None or levels is None else f"{name}{levels[level]:g}" for name, level in plan.channels]
+
+
+def _sample_name(lazy: _Lazy, index: int) -> str:
+    part = int(np.searchsorted(lazy.ends, index, side="right"))
+    dim, dataset = lazy.plan.sample_dim, lazy.parts[part]
+    if dim is None or dim not in dataset.coords:
+        return "the only one" if dim is None else f"{dim} {index}"
+    value = dataset[dim].values[index - (int(lazy.ends[part - 1]) if part else 0)]
+    return f"{dim} {np.datetime_as_string(value, 's') if value.dtype.kind == 'M' else value}"
+
+
+def _labels(
+    parts: Sequence[Any], counts: Sequence[int], plan: _Plan, label: str, name: str
+) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """The label of each sample and the class names, from a coordinate or a part of a time."""
+    if not label:
+        return None, ()
+    coordinate, _, part_of_time = label.partition(".")
+    columns = []
+    for dataset, count in zip(parts, counts, strict=True):
+        along = [str(c) for c in dataset.coords if dataset[c].dims == (plan.sample_dim,)]
+        if coordinate not in along:
+            raise ValueError(
+                f"{name} has no coordinate {coordinate!r} along the samples ({plan.sample_dim or 'there is one only'}) "
+                f"to take labels from; it has {', '.join(along) or 'none'}"
+            )
+        values = dataset[coordinate]
+        if part_of_time:
+            is_time = values.dtype.kind == "M" or "cftime" in type(values.values.flat[0]).__module__
+            if part_of_time not in PARTS_OF_TIME or not is_time:
+                raise ValueError(
+                    f"{label} is no label: after the dot stands a part of a time ({', '.join(PARTS_OF_TIME)}), "
+                    f"and {coordinate} is {values.dtype}"
+                )
+            values = PARTS_OF_TIME[part_of_time](values)
+        elif values.dtype.kind == "M":
+            raise ValueError(f"{label} is a time; take a part of it, such as {label}.hour or {label}.month")
+        columns.append(values.values[:count])
+    found, y = np.unique(np.concatenate(columns), return_inverse=True)
+    classes = tuple(f"{value:g}" if np.asarray(value).dtype.kind == "f" else str(value) for value in found)
+    return y.astype(np.int64), classes
+
+
+def _plain(attributes: dict) -> Attributes:
+    """Attributes as texts, numbers and tuples of numbers, which JSON and NetCDF both hold."""
+    plain = []
+    for name, value in attributes.items():
+        array = np.asarray(value)
+        if array.dtype.kind in "uifb":
+            plain.append((str(name), tuple(array.tolist()) if array.ndim else array.item()))
+        else:
+            plain.append((str(name), str(value)))
+    return tuple(plain)
+
+
+def _origin(dataset: Any, plan: _Plan) -> Origin:
+    """What generated fields are written back with."""
+    xarray = xarray_library()
+    coordinates = []
+    for name, coordinate in dataset.coords.items():
+        dims = tuple(map(str, coordinate.dims))
+        if not set(dims) <= {*plan.dims, plan.level_dim} or coordinate.dtype.kind not in "uifM":
+            continue
+        encoded = xarray.conventions.encode_cf_variable(coordinate.variable)  # times become numbers with units
+        attributes = {k: v for k, v in encoded.attrs.items() if k not in ("_FillValue", "bounds")}
+        values = tuple(np.asarray(encoded.values, dtype=np.float64).ravel().tolist())
+        coordinates.append(Coordinate(str(name), dims, values, _plain(attributes)))
+    levels = None if plan.level_dim is None else _values(dataset, plan.level_dim)
+    variables = []
+    for name, level in plan.channels:
+        at = () if level is None or levels is None else ((str(plan.level_dim), float(levels[level])),)
+        attributes = {k: v for k, v in dataset[name].attrs.items() if k not in ("grid_mapping", "bounds")}
+        variables.append(Variable(name, at, _plain(attributes)))
+    return Origin(plan.dims, tuple(variables), tuple(coordinates), _plain(dataset.attrs))
+
+
+def to_xarray(
+    samples: torch.Tensor | np.ndarray,
+    spec: DataSpec,
+    *,
+    seeds: Sequence[int] | None = None,
+    labels: Sequence[int] | None = None,
+) -> Any:
+    """Raw samples (N, C, *S) as an xarray.Dataset with the names, units and coordinates that the data came with.
+
+    Levels become a dimension again; a dimension `sample` stands in front, with seeds and classes as coordinates if
+    given. Samples of another size than the spec's get no coordinates along the axes that differ. Raises ValueError
+    where xarray is missing, or the channels are not the spec's.
+    """
+    xarray = xarray_library()
+    values = np.asarray(samples.cpu() if isinstance(samples, torch.Tensor) else samples)
+    if values.ndim != 2 + len(spec.size) or values.shape[1] != len(spec.channels):
+        raise ValueError(f"samples are {values.shape}, and the spec is for (N, {', '.join(map(str, spec.shape))})")
+    origin = spec.origin or Origin(
+        tuple(f"axis{i}" for i in range(len(spec.size))), tuple(Variable(name) for name in spec.channels)
+    )
+    sizes = dict(zip(origin.dims, values.shape[2:], strict=True))
+    meant = dict(zip(origin.dims, spec.size, strict=True))
+    data: dict[str, Any] = {}
+    coords: dict[str, Any] = {}
+    for coordinate in origin.coordinates:
+        shape = tuple(sizes.get(dim, 0) for dim in coordinate.dims)
+        if set(coordinate.dims) <= set(sizes) and all(sizes[dim] == meant[dim] for dim in coordinate.dims):
+            along = np.array(coordinate.values).reshape(shape)
+            coords[coordinate.name] = (coordinate.dims, along, _attributes(coordinate.attributes))
+    for name in dict.fromkeys(variable.name for variable in origin.variables):
+        parts = [i for i, variable in enumerate(origin.variables) if variable.name == name]
+        first = origin.variables[parts[0]]
+        attributes = _attributes(first.attributes)
+        if not first.at:
+            data[name] = (("sample", *origin.dims), values[:, parts[0]], attributes)
+            continue
+        dim = first.at[0][0]
+        levels = [origin.variables[i].at[0][1] for i in parts]
+        data[name] = xarray.DataArray(
+            values[:, parts], dims=("sample", dim, *origin.dims), coords={dim: levels}, attrs=attributes
+        )
+        kept = next((c for c in origin.coordinates if c.name == dim), None)
+        if kept is not None:
+            data[name][dim].attrs.update(_attributes(kept.attributes))
+    if seeds is not None:
+        coords["seed"] = ("sample", np.asarray(seeds, dtype=np.int64), {"long_name": "seed of the sample"})
+    if labels is not None and spec.classes:
+        names = [spec.classes[label] if 0 <= label < len(spec.classes) else "none" for label in labels]
+        coords["class"] = ("sample", np.array(names, dtype=str), {"long_name": "class of the sample"})
+    attributes = _attributes(origin.attributes)
+    attributes["comment"] = "Drawn from a diffusion model by justimage; not a measurement, analysis or forecast."
+    dataset = xarray.Dataset(data, coords=coords, attrs=attributes)
+    return xarray.decode_cf(dataset, mask_and_scale=False)
+
+
+def _attributes(attributes: Attributes) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in attributes}
+
+
+def write_fields(dataset: Any, path: Path) -> None:
+    """Write a dataset of `to_xarray` as NetCDF (.nc) or Zarr (.zarr), in place of what is there.
+
+    Raises ValueError for other names.
+    """
+    if path.suffix == ".zarr":
+        dataset.to_zarr(path, mode="w", consolidated=False)
+    elif path.suffix == ".nc":
+        dataset.to_netcdf(path, engine="h5netcdf")
+    else:
+        raise ValueError(f"{path} ends neither in .nc nor in .zarr")

@@ -1,0 +1,313 @@
+"""Packs: samples decoded and cropped once, read ever after as slices of memory-mapped files.
+
+    FOLDER/index.json          format, DataSpec, and for each shard its count and the CRC-32 of its samples
+    FOLDER/00000.npy           (n, C, *S) in the spec's type: np.load reads it
+    FOLDER/00000.labels.npy    (n,) int64
+
+A shard is written under another name and renamed when it is whole, and the index says "complete" only at the end: a
+pack that was interrupted is refused by readers, and continued by the same command.
+"""
+
+import hashlib
+import json
+import os
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
+
+from justimage.data.cache import remembered, state_of
+from justimage.data.crops import Crops
+from justimage.data.images import Images
+from justimage.data.spec import DataSpec, Source
+from justimage.weights import write_text
+
+FORMAT = "justimage-pack/1"
+INDEX = "index.json"
+TASK = 16  # samples that one thread decodes before it takes the next
+REPAIR = "copy it again, or pack again"
+
+
+def is_pack(path: Path) -> bool:
+    """Whether a folder is a pack, finished or not."""
+    if not (path / INDEX).is_file():
+        return False
+    try:
+        return str(_index(path).get("format", "")).startswith("justimage-pack/")
+    except ValueError:
+        return False
+
+
+def _index(folder: Path) -> dict[str, Any]:
+    try:
+        index = json.loads((folder / INDEX).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder / INDEX} cannot be read: {error}") from error
+    return index if isinstance(index, dict) else {}
+
+
+class Packed:
+    """A pack, read by memory mapping: no decoding, in any order, from any process.
+
+    Checksums are compared when a pack is first opened on a machine, and again when one of its files has changed.
+    Raises ValueError for a pack that is not finished, of another version, or whose shards are missing or damaged.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        index = _index(folder)
+        if index.get("format") != FORMAT:
+            raise ValueError(f'{folder} has the format {index.get("format")!r}, not "{FORMAT}": pack it again')
+        if not index.get("complete"):
+            raise ValueError(
+                f"{folder} is not finished: {index['next']:,} of {index['source']['count']:,} samples are packed; "
+                "run the same `jit data pack` command again to go on with it"
+            )
+        self.spec = DataSpec.from_json(index["spec"])
+        self.shards, labels = [], []
+        for shard in index["shards"]:
+            name, count = shard["name"], shard["count"]
+            try:
+                rows = np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r"))  # mapped, of the plain class
+                labels.append(np.load(folder / f"{name}.labels.npy"))
+            except (OSError, EOFError, ValueError) as error:
+                raise ValueError(f"shard {name} of {folder} cannot be read: {error}; {REPAIR}") from error
+            if rows.shape != (count, *self.spec.shape) or rows.dtype != self.spec.dtype or len(labels[-1]) != count:
+                raise ValueError(f"shard {name} of {folder} is {rows.shape} {rows.dtype}, not as indexed; {REPAIR}")
+            self.shards.append(rows)
+        self.labels = np.concatenate(labels)
+        self.ends = np.cumsum([shard["count"] for shard in index["shards"]])
+        self.starts = self.ends - [shard["count"] for shard in index["shards"]]
+        self._index = index
+        files = [folder / f"{shard['name']}{end}" for shard in index["shards"] for end in (".npy", ".labels.npy")]
+        remembered(f"checked {(folder / INDEX).read_text()} {state_of(files)}", self._check)
+
+    def _check(self) -> dict[str, Any]:
+        shards = list(zip(self._index["shards"], self.shards, strict=True))
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            found = pool.map(lambda pair: _crc(pair[1]), shards)
+            size = sum(rows.nbytes for rows in self.shards)
+            shown = track(found, description="checking", total=len(shards), transient=True, disable=size < 2**30)
+            for (shard, _), crc in zip(shards, shown, strict=True):
+                if crc != shard["crc32"]:
+                    raise ValueError(
+                        f"shard {shard['name']} of {self.folder} is damaged: its checksum is {crc}, "
+                        f"not {shard['crc32']}; {REPAIR}"
+                    )
+        for shard, start, end in zip(self._index["shards"], self.starts, self.ends, strict=True):
+            if zlib.crc32(self.labels[start:end].tobytes()) != shard["labels_crc32"]:
+                raise ValueError(f"the labels of shard {shard['name']} of {self.folder} are damaged; {REPAIR}")
+        return {"checked": True}
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        shard = int(np.searchsorted(self.ends, index, side="right"))
+        return self.shards[shard][index - self.starts[shard]], int(self.labels[index])
+
+    def describe(self) -> str:
+        labels = f"{len(self.spec.classes)} classes" if self.spec.classes else "no labels"
+        size = "x".join(map(str, self.spec.shape))
+        skipped = f"; {len(self._index['skipped'])} were left out" if self._index["skipped"] else ""
+        return (
+            f"{len(self):,} samples {size} {self.spec.dtype} packed in {self.folder}, {labels}{skipped} "
+            f"(from: {self._index['source']['found']})"
+        )
+
+    def fingerprint(self) -> str:
+        sums = [(shard["crc32"], shard["labels_crc32"]) for shard in self._index["shards"]]
+        return hashlib.sha256(f"{self.spec} {sums}".encode()).hexdigest()[:16]
+
+
+def _crc(rows: np.ndarray) -> int:
+    """CRC-32 of an array's bytes, read piece by piece."""
+    flat, crc, step = rows.reshape(-1).view(np.uint8), 0, 16 * 2**20
+    for start in range(0, len(flat), step):
+        crc = zlib.crc32(flat[start : start + step].data, crc)
+    return crc
+
+
+def pack(source: Source, folder: Path, *, workers: int = 1, shard_mb: int = 512) -> Packed:
+    """Write a source into a pack, decoding with `workers` threads, and open it.
+
+    Samples that cannot be decoded stop it, or are left out and listed where the source was opened with "skip".
+    Interrupted, it goes on after the last whole shard when called again. Raises ValueError where the folder holds
+    something else, or another source's pack, and where the disk is full: the whole shards stay valid.
+    """
+    if isinstance(source, Crops) and source.at == "random":
+        raise ValueError("random crops are not packed; pack whole samples, and give --data-options.crop when training")
+    per_sample = int(np.prod(source.spec.shape)) * np.dtype(source.spec.dtype).itemsize
+    rows = max(1, shard_mb * 10**6 // per_sample)
+    identity = {"fingerprint": source.fingerprint(), "count": len(source), "rows": rows}
+    index = _begin(folder, {**identity, "found": source.describe()}, source.spec)
+
+    def done() -> str:
+        return f"{index['next']:,} of {len(source):,} samples are packed and stay valid"
+
+    try:
+        with ThreadPoolExecutor(workers) as pool, _progress(len(source), index["next"]) as advance:
+            tasks = _tasks(source, pool, index["next"], rows, workers)
+            while index["next"] < len(source):
+                stop = min(index["next"] + rows, len(source))
+                entry = _write_shard(folder, f"{len(index['shards']):05d}", tasks, stop, source.spec, advance)
+                index["skipped"] += entry.pop("skipped")
+                index["shards"] += [entry] if entry["count"] else []
+                index["next"] = stop
+                write_text(folder / INDEX, json.dumps(index, indent=1) + "\n")
+    except OSError as error:
+        room = (len(source) - index["next"]) * per_sample / 1e9
+        raise ValueError(
+            f"writing to {folder} failed: {error}. {done()}; make {room:.1f} GB of room, and run the same command "
+            "again to go on"
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"{error}. {done()}; --data-options.on-error skip leaves such samples out") from error
+    if not index["shards"]:
+        raise ValueError(f"no sample of {source.describe()} can be decoded")
+    write_text(folder / INDEX, json.dumps({**index, "complete": True}, indent=1) + "\n")
+    return Packed(folder)
+
+
+@contextmanager
+def _progress(total: int, done: int) -> Iterator[Callable[[int], None]]:
+    columns = (
+        TextColumn("packing"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]:,.0f} samples/s"),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    began, start = time.monotonic(), done
+    with Progress(*columns) as progress:
+        task = progress.add_task("packing", total=total, completed=done, rate=0.0)
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            progress.update(task, completed=done, rate=(done - start) / max(time.monotonic() - began, 1e-9))
+
+        yield advance
+
+
+def _begin(folder: Path, identity: dict[str, Any], spec: DataSpec) -> dict[str, Any]:
+    """The index to go on with: that of an interrupted pack of the same source, or a new one."""
+    fresh = {
+        "format": FORMAT,
+        "complete": False,
+        "spec": asdict(spec),
+        "source": identity,
+        "skipped": [],
+        "next": 0,
+        "shards": [],
+    }
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if not folder.is_dir() or not is_pack(folder):
+            raise ValueError(f"{folder} is not empty and not a pack; choose another folder with --out")
+        index = _index(folder)
+        if index.get("complete"):
+            raise ValueError(f"{folder} is a finished pack; remove it to pack again, or choose another with --out")
+        same = index["format"] == FORMAT and index["spec"] == json.loads(json.dumps(fresh["spec"]))
+        if not same or any(index["source"][key] != identity[key] for key in ("fingerprint", "count", "rows")):
+            raise ValueError(
+                f"{folder} is a pack begun from other data or settings ({index['source']['found']}); remove it, or "
+                "choose another folder with --out"
+            )
+        return index
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / INDEX, json.dumps(fresh, indent=1) + "\n")
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be written: {error}") from error
+    return fresh
+
+
+Task = tuple[list[np.ndarray], list[int], list[tuple[str, str]], int]
+
+
+def _tasks(source: Source, pool: ThreadPoolExecutor, start: int, rows: int, workers: int) -> Iterator[Task]:
+    """Decoded samples, their labels, those left out, and the index after them; in order, and some ahead."""
+
+    def run(part: range) -> Task:
+        samples, labels, skipped = [], [], []
+        for i in part:
+            if isinstance(source, Images) and source.memory is None:
+                result = source.decoded(i)
+                if isinstance(result, Exception):
+                    if source.on_error == "stop":
+                        source[i]  # raises, with the name
+                    skipped.append((source.files.names[i], str(result)))
+                    continue
+                samples.append(result)
+                labels.append(source.files.labels[i])
+            else:
+                raw, label = source[i]
+                samples.append(raw)
+                labels.append(label)
+        return samples, labels, skipped, part.stop
+
+    parts = iter(
+        range(first, min(first + TASK, end))
+        for begin in range(start, len(source), rows)
+        for end in [min(begin + rows, len(source))]
+        for first in range(begin, end, TASK)
+    )
+    ahead = deque(pool.submit(run, part) for part, _ in zip(parts, range(2 * workers + 1), strict=False))
+    while ahead:
+        done = ahead.popleft().result()
+        following = next(parts, None)
+        if following is not None:
+            ahead.append(pool.submit(run, following))
+        yield done
+
+
+def _write_shard(
+    folder: Path, name: str, tasks: Iterator[Task], stop: int, spec: DataSpec, advance: Callable[[int], None]
+) -> dict[str, Any]:
+    """Write the tasks up to the sample `stop` into one shard."""
+    path, beside = folder / f"{name}.npy", folder / f".{name}.part"
+    count, crc, labels, skipped = 0, 0, [], []
+    with beside.open("wb") as file:
+        _header(file, 0, spec)
+        for samples, some, left_out, after in tasks:
+            for sample in samples:
+                row = np.ascontiguousarray(sample, dtype=spec.dtype)
+                crc = zlib.crc32(row.data, crc)
+                file.write(row.data)
+            count, labels, skipped = count + len(samples), labels + some, skipped + left_out
+            advance(len(samples) + len(left_out))
+            if after == stop:
+                break
+        file.seek(0)
+        _header(file, count, spec)
+        file.flush()
+        os.fsync(file.fileno())
+    y = np.array(labels, dtype=np.int64)
+    np.save(folder / f"{name}.labels.npy", y)
+    os.replace(beside, path)
+    return {
+        "name": name,
+        "count": count,
+        "crc32": crc,
+        "labels_crc32": zlib.crc32(y.tobytes()),
+        "skipped": skipped,
+    }
+
+
+def _header(file: BinaryIO, count: int, spec: DataSpec) -> None:
+    """The header of a .npy; numpy leaves room in it, so that it is as long for any count."""
+    facts = {
+        "descr": np.lib.format.dtype_to_descr(np.dtype(spec.dtype)),
+        "fortran_order": False,
+        "shape": (count, *spec.shape),
+    }
+    np.lib.format.write_array_header_2_0(file, facts)

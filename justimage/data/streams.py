@@ -1,0 +1,220 @@
+"""Streams of images: WebDataset shards behind addresses or pipes, and Hugging Face datasets read without a download.
+
+A stream has no length and no order but its own. What training needs of it all the same, a sequence that is a function
+of the seed, is made by reading it in passes: each with its shards shuffled, through a buffer that shuffles again.
+"""
+
+import hashlib
+import io
+import itertools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from justimage.data.files import IMAGES, LABEL_COLUMNS
+from justimage.data.images import MODES, UNREADABLE, Policy, centre_crop, decode
+from justimage.data.spec import DataSpec, Item
+from justimage.data.tables import TableOptions, columns_of, image_bytes, open_table, undecoded
+from justimage.randomness import Stream, key
+
+REMOTE = ("http://", "https://", "pipe:", "gs://", "hf://")
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """How data without a length are read."""
+
+    on: bool = False
+    """Read a table as a stream, without downloading it; addresses (https://, pipe:) always are."""
+    classes: int = 0
+    """Number of classes of WebDataset shards, whose labels are numbers; 0: without labels."""
+    buffer: int = 4096
+    """Samples among which the next one is drawn."""
+
+
+Encoded = tuple[str, bytes, int]  # name, image file, label
+Pass = Callable[[int], Iterator[Encoded]]  # a seed -> the samples of one pass, shards in an order of that seed
+
+
+class ImageStream:
+    """Images of a stream, centre-cropped to size (h, w); for the rest see `StreamSource` and `Images`.
+
+    Raises ValueError where the stream is empty, cannot be read, or its first sample cannot be used.
+    """
+
+    def __init__(
+        self,
+        place: str,
+        read_pass: Pass,
+        size: tuple[int, ...],
+        *,
+        channels: int,
+        classes: tuple[str, ...],
+        buffer: int,
+        on_error: Policy,
+    ):
+        if len(size) != 2 or channels not in MODES:
+            raise ValueError(f"images have 2 spatial axes and 1, 3 or 4 channels; not {size} and {channels}")
+        self.place, self.read_pass, self.buffer, self.on_error = place, read_pass, buffer, on_error
+        self.size, self.channels = size, channels
+        self.spec = DataSpec.pixels(size, channels, classes)
+        self.length: int | None = None  # known after the first pass
+        first = next(read_pass(0), None)
+        if first is None:
+            raise ValueError(f"{place} holds no samples")
+        self._item(*first)
+
+    def _item(self, name: str, data: bytes, label: int) -> Item:
+        if self.spec.classes and not 0 <= label < len(self.spec.classes):
+            raise ValueError(
+                f"{name} of {self.place} has the label {label}; there are {len(self.spec.classes)} classes"
+            )
+        try:
+            pixels = centre_crop(decode(io.BytesIO(data), self.channels), self.size)
+        except UNREADABLE as error:
+            raise ValueError(f"{name} of {self.place} cannot be decoded: {error}") from error
+        raw = np.ascontiguousarray(np.moveaxis(pixels.reshape(*self.size, -1), -1, 0))
+        return raw, label if self.spec.classes else -1
+
+    def samples(self, seed: int, start: int) -> Iterator[Callable[[], Item]]:
+        """The samples from position `start` on. The passes before are counted, which takes reading one of them."""
+        epoch, before = 0, 0
+        if start and self.length is None:
+            self.length = sum(1 for _ in self._shuffled(seed, 0))
+        if self.length:
+            epoch, before = divmod(start, self.length)
+        for number in itertools.count(epoch):
+            empty = True
+            for encoded in itertools.islice(self._shuffled(seed, number), before, None):
+                empty = False
+                yield partial(self._item, *encoded)
+            if empty and not before:
+                raise ValueError(f"{self.place} holds no samples any more")
+            before = 0
+
+    def _shuffled(self, seed: int, number: int) -> Iterator[Encoded]:
+        """One pass: shards in random order, and of the samples in the buffer always a random one."""
+        secret = key(seed, Stream.SHARDS, number)
+        generator = np.random.default_rng(secret)
+        held: list[Encoded] = []
+        count = 0
+        for encoded in self.read_pass(secret % 2**31):
+            if self.on_error == "skip" and not self._readable(encoded):
+                continue
+            count += 1
+            if len(held) < self.buffer:
+                held.append(encoded)
+                continue
+            place = int(generator.integers(len(held)))
+            held[place], encoded = encoded, held[place]
+            yield encoded
+        for place in generator.permutation(len(held)):
+            yield held[place]
+        self.length = count
+
+    def _readable(self, encoded: Encoded) -> bool:
+        try:
+            self._item(*encoded)
+        except ValueError:
+            return False
+        return True
+
+    def describe(self) -> str:
+        labels = f"{len(self.spec.classes)} classes" if self.spec.classes else "no labels"
+        return f"a stream of images from {self.place}, cropped to {'x'.join(map(str, self.size))}, {labels}"
+
+    def promise(self) -> str:
+        return (
+            "no length: unreadable samples are found only when they come, and the shuffle reaches as far as its buffer "
+            f"of {self.buffer:,}. The order is a function of the seed as long as the shards stay the same; resuming "
+            "gives the same next batch, but reads (without decoding) one pass to count it, and the current pass up to "
+            "where it was. Every process reads the whole stream. Packing or downloading it gives all that up for a "
+            "start at once"
+        )
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(f"{self.place} {self.spec} {self.buffer} {self.on_error}".encode()).hexdigest()[:16]
+
+
+def open_shards(
+    address: str, size: tuple[int, ...], channels: int, options: StreamOptions, on_error: Policy
+) -> ImageStream:
+    """WebDataset shards at an address with braces (https://host/train-{000..146}.tar) or pipes (pipe:command)."""
+    try:
+        import webdataset
+    except ImportError as error:
+        raise ValueError("addresses are read with webdataset: pip install 'justimage[data]'") from error
+    shards = webdataset.shardlists.expand_urls(address)
+
+    def read_pass(seed: int) -> Iterator[Encoded]:
+        shuffled = [shards[i] for i in np.random.default_rng(seed).permutation(len(shards))]
+        reader = webdataset.compat.WebDataset(
+            shuffled, shardshuffle=False, nodesplitter=None, workersplitter=None, empty_check=False
+        )
+        found = iter(reader)
+        while True:
+            try:
+                sample = next(found, None)
+            except Exception as error:  # of the network, of tar, of a subprocess
+                raise ValueError(f"{address} cannot be read: {error}") from error
+            if sample is None:
+                return
+            yield _of_sample(sample, address, options.classes)
+
+    classes = tuple(map(str, range(options.classes)))
+    return ImageStream(
+        address, read_pass, size, channels=channels, classes=classes, buffer=options.buffer, on_error=on_error
+    )
+
+
+def _of_sample(sample: dict[str, Any], address: str, classes: int) -> Encoded:
+    name = sample["__key__"]
+    image = next((sample[each] for each in sample if f".{each.rpartition('.')[2].lower()}" in IMAGES), None)
+    if image is None:
+        kinds = ", ".join(each for each in sample if not each.startswith("__"))
+        raise ValueError(f"{name} of {address} holds no image; it holds {kinds}")
+    label = -1
+    try:
+        if classes and "cls" in sample:
+            label = int(sample["cls"])
+        elif classes and "json" in sample:
+            facts = json.loads(sample["json"])
+            label = int(next(facts[column] for column in LABEL_COLUMNS if column in facts))
+    except (ValueError, StopIteration) as error:
+        raise ValueError(f"{name} of {address} has a label that is no number") from error
+    return name, image, label
+
+
+def stream_rows(
+    path: str,
+    paths: Sequence[Path],
+    size: tuple[int, ...],
+    channels: int,
+    split: str,
+    table_options: TableOptions,
+    options: StreamOptions,
+    on_error: Policy,
+) -> ImageStream:
+    """The rows of a table, read as a stream. Raises ValueError as `open_table` and `columns_of` do."""
+    table = open_table(path, paths, split, table_options, streaming=True)
+    if table.features is None:
+        raise ValueError(f"{path} does not say which columns it has; it cannot be read as a stream")
+    image, label = columns_of(table, path, table_options)
+    names = tuple(getattr(table.features[label], "names", None) or ()) if label else ()
+    if label and not names:
+        names = tuple(map(str, range(options.classes)))
+    rows = undecoded(table, image)
+
+    def read_pass(seed: int) -> Iterator[Encoded]:
+        shuffled = rows.shuffle(seed=seed, buffer_size=1)  # the shards only; samples have their own buffer
+        for number, row in enumerate(shuffled):
+            yield f"row {number}", image_bytes(row[image]).read(), int(row[label]) if label and names else -1
+
+    return ImageStream(
+        path, read_pass, size, channels=channels, classes=names, buffer=options.buffer, on_error=on_error
+    )

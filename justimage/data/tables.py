@@ -1,0 +1,151 @@
+"""Tables of images: Hugging Face datasets by hub id, and local parquet and arrow files, through `datasets`."""
+
+import contextlib
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from justimage.data.files import LABEL_COLUMNS, Files, indexed
+
+NONE = "none"
+
+
+@dataclass(frozen=True)
+class TableOptions:
+    """Which columns of a table are meant."""
+
+    image: str = ""
+    """The column of images; by default the only one there is."""
+    label: str = ""
+    """The column of labels; by default the column of classes, or one called label; `none`: without labels."""
+    name: str = ""
+    """The configuration of a hub dataset that has several."""
+
+
+def datasets_library() -> Any:
+    """The package `datasets`. ValueError, naming the extra, where it is missing."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise ValueError("tables are read with datasets; install it: pip install 'justimage[data]'") from error
+    return datasets
+
+
+def open_table(path: str, paths: Sequence[Path], split: str, options: TableOptions, *, streaming: bool = False) -> Any:
+    """The split of a table: .parquet or .arrow files, a folder of them or of save_to_disk; without paths a hub id.
+
+    Raises ValueError where it does not exist, is damaged, or has no such split.
+    """
+    datasets = datasets_library()
+    files = [file for place in paths for file in (sorted(place.rglob("*.parquet")) if place.is_dir() else [place])]
+    try:
+        with contextlib.ExitStack() as quiet:
+            if paths:
+                datasets.disable_progress_bars()
+                quiet.callback(datasets.enable_progress_bars)
+            if paths and not files:
+                loaded = datasets.load_from_disk(path)
+                if isinstance(loaded, datasets.DatasetDict):
+                    if split not in loaded:
+                        raise ValueError(f"there is no split {split!r}; there are {', '.join(loaded)}")
+                    loaded = loaded[split]
+                return loaded.to_iterable_dataset() if streaming else loaded
+            if files:
+                kind = "arrow" if files[0].suffix == ".arrow" else "parquet"
+                named = [file for file in files if file.name.startswith(f"{split}-")] or files
+                return datasets.load_dataset(kind, data_files=list(map(str, named)), split="train", streaming=streaming)
+            return datasets.load_dataset(path, options.name or None, split=split, streaming=streaming)
+    except Exception as error:  # the library's errors have no common ancestor
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{path} cannot be read as a table of datasets: {reason}") from error
+
+
+def columns_of(table: Any, place: str, options: TableOptions) -> tuple[str, str | None]:
+    """The image column and the label column (or None). Raises ValueError, with those there are."""
+    datasets = datasets_library()
+    features = table.features
+    held = ", ".join(f"{name} ({type(kind).__name__})" for name, kind in features.items())
+
+    def is_image(name: str) -> bool:
+        kind = features[name]
+        return isinstance(kind, datasets.Image) or (isinstance(kind, dict) and "bytes" in kind)
+
+    def is_binary(name: str) -> bool:
+        return getattr(features[name], "dtype", "") in ("binary", "large_binary")
+
+    for asked in (options.image, "" if options.label == NONE else options.label):
+        if asked and asked not in features:
+            raise ValueError(f"{place} has no column {asked!r}; it has {held}")
+    images = [options.image] if options.image else list(filter(is_image, features))
+    images = images or list(filter(is_binary, features))
+    if len(images) != 1:
+        many = f"several columns of images ({', '.join(images)})" if images else "no column of images"
+        raise ValueError(f"{place} has {many}; name one with --data-options.table.image. It has {held}")
+    if options.label == NONE:
+        return images[0], None
+    classes = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+    likely = [name for name in LABEL_COLUMNS if name in features]
+    if options.label or likely:
+        return images[0], options.label or likely[0]
+    if len(classes) > 1:
+        raise ValueError(
+            f"{place} has several columns of classes ({', '.join(classes)}); "
+            "name one with --data-options.table.label, or `none`"
+        )
+    return images[0], classes[0] if classes else None
+
+
+def image_bytes(cell: Any) -> BinaryIO:
+    """A cell of an image column that is not decoded -> its bytes."""
+    if isinstance(cell, dict):
+        cell = cell.get("bytes") or Path(cell["path"]).read_bytes()
+    if cell is None:
+        raise ValueError("the cell is empty")
+    return io.BytesIO(cell)
+
+
+def undecoded(table: Any, column: str) -> Any:
+    """The table with its images as bytes."""
+    datasets = datasets_library()
+    if isinstance(table.features[column], datasets.Image):
+        return table.cast_column(column, datasets.Image(decode=False))
+    return table
+
+
+def labels_of(table: Any, column: str | None, place: str) -> tuple[Sequence[int], tuple[str, ...]]:
+    """The label of each row, and the class names."""
+    if column is None:
+        return [-1] * len(table), ()
+    values = list(table[column])
+    names = getattr(table.features[column], "names", None)
+    if names is None:
+        return indexed(values, f"column {column} of {place}")
+    wrong = next((i for i, value in enumerate(values) if value is None or not 0 <= value < len(names)), None)
+    if wrong is not None:
+        raise ValueError(f"row {wrong} of {place} has the label {values[wrong]}; there are {len(names)} classes")
+    return values, tuple(names)
+
+
+def find_rows(path: str, paths: Sequence[Path], split: str, options: TableOptions) -> Files:
+    """The images of a table, in the order of its rows. Raises ValueError as `open_table` and `columns_of` do."""
+    table = open_table(path, paths, split, options)
+    image, label = columns_of(table, path, options)
+    if len(table) == 0:
+        raise ValueError(f"{path} holds no rows")
+    labels, classes = labels_of(table, label, path)
+    rows = undecoded(table, image).select_columns([image])
+
+    def stamp() -> str:
+        digest = hashlib.sha256(f"{len(table)} {classes}".encode())
+        digest.update(np.asarray(labels, dtype=np.int64).tobytes())
+        for index in np.linspace(0, len(table) - 1, min(len(table), 64)).astype(int):
+            digest.update(image_bytes(rows[int(index)][image]).read())
+        return digest.hexdigest()[:16]
+
+    names = [f"row {i}" for i in range(len(table))]
+    return Files(path, names, labels, classes, lambda i: image_bytes(rows[i][image]), stamp)

@@ -1,0 +1,214 @@
+"""What lies behind a path, looked at before training: a table, and a contact sheet of what the network will see."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+
+import numpy as np
+from PIL import ExifTags, Image
+from rich.progress import track
+from rich.table import Table
+
+from justimage.data.images import UNREADABLE, Images
+from justimage.data.loader import batches, model_values
+from justimage.data.spec import DataSpec, Item, Source, StreamSource
+from justimage.pictures import grid
+
+STREAM_LIMIT = 256  # samples of a stream that are looked at
+SHOWN = 12  # classes, names and kinds that a row of the table lists
+
+
+@dataclass
+class Inspection:
+    """What was found. Ranges are raw values per channel; names are those of files, else indices."""
+
+    found: str
+    spec: DataSpec
+    samples: int | None
+    """None: a stream, which has no length."""
+    looked_at: int = 0
+    low: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    high: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    mean: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    std: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    counts: Counter[int] = field(default_factory=Counter)
+    """Samples of each label."""
+    duplicates: list[tuple[str, str]] = field(default_factory=list)
+    """Samples that are equal to an earlier one after the crop: (later, earlier)."""
+    kinds: Counter[str] = field(default_factory=Counter)
+    """Image files by format and mode, such as JPEG RGB."""
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    """Height and width of each image file, upright."""
+    upsampled: list[str] = field(default_factory=list)
+    """Image files smaller than the crop."""
+    turned: int = 0
+    """Image files that EXIF turns."""
+    unreadable: dict[str, str] = field(default_factory=dict)
+    promise: str = ""
+
+
+def inspect(source: Source | StreamSource, *, at_most: int = 20_000) -> Inspection:
+    """Look at a source: of more than at_most samples at that many, evenly spread; of a stream at its beginning."""
+    if isinstance(source, Source):
+        chosen = np.unique(np.linspace(0, len(source) - 1, min(at_most, len(source))).astype(int)).tolist()
+        report = Inspection(source.describe(), source.spec, len(source))
+        if isinstance(source, Images):
+            _look_at_files(source, chosen, report)
+        items: Iterator[tuple[str, Item]] = ((_name(source, i), source[i]) for i in chosen)
+        total = len(chosen)
+    else:
+        report = Inspection(source.describe(), source.spec, None, promise=source.promise())
+        total = STREAM_LIMIT
+        items = ((f"sample {i}", decode()) for i, decode in enumerate(islice(source.samples(0, 0), STREAM_LIMIT)))
+    _look_at_samples(items, total, report)
+    if isinstance(source, Images):
+        report.unreadable = dict(source.skipped)
+    return report
+
+
+def _name(source: Source, index: int) -> str:
+    return source.files.names[index] if isinstance(source, Images) else f"sample {index}"
+
+
+def _look_at_samples(items: Iterator[tuple[str, Item]], total: int, report: Inspection) -> None:
+    channels = len(report.spec.channels)
+    low, high = np.full(channels, np.inf), np.full(channels, -np.inf)
+    sums, squares, values = np.zeros(channels), np.zeros(channels), 0
+    offset = np.array(report.spec.mean)[:, None]  # sums of squares of what is far from zero lose their digits
+    seen: dict[bytes, str] = {}
+    for name, (raw, label) in track(items, description="looking", total=total, transient=True, disable=total < 2000):
+        flat = raw.reshape(channels, -1)
+        low, high = np.minimum(low, flat.min(1)), np.maximum(high, flat.max(1))
+        centred = flat.astype(np.float64) - offset
+        sums, squares, values = sums + centred.sum(1), squares + (centred**2).sum(1), values + flat.shape[1]
+        report.counts[label] += 1
+        report.looked_at += 1
+        digest = hashlib.blake2b(np.ascontiguousarray(raw).data, digest_size=16).digest()
+        if digest in seen:
+            report.duplicates.append((name, seen[digest]))
+        seen.setdefault(digest, name)
+    count = max(values, 1)
+    report.low, report.high, report.mean = low, high, sums / count + offset[:, 0]
+    report.std = np.sqrt(np.maximum(squares / count - (sums / count) ** 2, 0))
+
+
+def _look_at_files(source: Images, chosen: list[int], report: Inspection) -> None:
+    h, w = source.size
+    for i in chosen:
+        try:
+            with source.files.open(i) as file, Image.open(file) as image:
+                width, height = image.size
+                report.kinds[f"{image.format} {image.mode}"] += 1
+                orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        except UNREADABLE:  # among the skipped, with the reason
+            continue
+        if orientation in (5, 6, 7, 8):
+            width, height = height, width
+        report.turned += orientation in range(2, 9)
+        report.sizes.append((height, width))
+        if height < h or width < w:
+            report.upsampled.append(source.files.names[i])
+
+
+def table(report: Inspection) -> Table:
+    """The report as a table for the terminal."""
+    spec, rows = report.spec, Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    rows.add_column(style="bold", no_wrap=True)
+    rows.add_column(overflow="fold")
+
+    def row(name: str, text: str) -> None:
+        rows.add_row(name, text)
+
+    row("found", report.found)
+    looked = "" if report.looked_at == report.samples else f" ({report.looked_at:,} of them looked at)"
+    row("samples", f"{report.samples:,}{looked}" if report.samples is not None else f"no length{looked}")
+    row("sample", f"{len(spec.channels)} channels, {'x'.join(map(str, spec.size))}, {spec.dtype}")
+    if report.sizes:
+        areas = sorted(report.sizes, key=lambda size: size[0] * size[1])
+        shown = [f"{h}x{w}" for h, w in (areas[0], areas[len(areas) // 2], areas[-1])]
+        distinct = len(set(report.sizes))
+        row("stored", shown[0] if distinct == 1 else f"{distinct} sizes: {shown[0]} to {shown[2]}, median {shown[1]}")
+        row("files", _listed([f"{count:,} {kind}" for kind, count in report.kinds.most_common()]))
+        if report.turned:
+            row("turned", f"{report.turned:,} as EXIF says")
+        row("upsampled", _names(report.upsampled, "are smaller than the crop") or "none")
+    for i, name in enumerate(spec.channels):
+        unit = f" {spec.units[i]}" if spec.units[i] else ""
+        ends = [(value - spec.mean[i]) / spec.scale[i] for value in (report.low[i], report.high[i])]
+        row(
+            name,
+            f"{report.low[i]:g} to {report.high[i]:g}{unit}, mean {report.mean[i]:.5g}, std {report.std[i]:.4g}; "
+            f"the network sees {ends[0]:.2f} to {ends[1]:.2f}",
+        )
+    if spec.origin is not None:
+        for coordinate in spec.origin.coordinates:
+            ends = f"{coordinate.values[0]:g} to {coordinate.values[-1]:g}" if coordinate.values else "empty"
+            row(f"  {coordinate.name}", f"{ends} {dict(coordinate.attributes).get('units', '')}".strip())
+    if spec.classes:
+        counted = [(report.counts[i], name) for i, name in enumerate(spec.classes)]
+        least, most = min(counted)[0], max(counted)[0]
+        each = f"{most:,} each" if least == most else f"{least:,} to {most:,} each"
+        named = [f"{name} {count:,}" for count, name in counted]
+        row("classes", f"{len(counted):,}, {each}: {_listed(named)}")
+        empty = [name for count, name in counted if not count]
+        if empty and report.looked_at == report.samples:
+            row("empty", f"{len(empty):,} classes have no sample: {_listed(empty)}")
+    else:
+        row("classes", "none: the model will be unconditional")
+    pairs = [f"{later} = {earlier}" for later, earlier in report.duplicates]
+    row("duplicates", _names(pairs, "are equal to another after the crop") or "none")
+    if report.unreadable or report.sizes:
+        row("unreadable", _names([f"{k} ({v})" for k, v in report.unreadable.items()], "") or "none")
+    if report.promise:
+        row("resuming", report.promise)
+    return rows
+
+
+def _listed(texts: list[str]) -> str:
+    return ", ".join(texts[:SHOWN]) + (f", and {len(texts) - SHOWN:,} more" if len(texts) > SHOWN else "")
+
+
+def _names(names: list[str], what: str) -> str:
+    return f"{len(names):,}{f' {what}' if what else ''}: {_listed(names)}" if names else ""
+
+
+def sheet(source: Source | StreamSource, *, seed: int = 0, flip: bool = True, columns: int = 8, rows: int = 6):
+    """A contact sheet of the first samples that training with this seed would see: cropped, scaled, half mirrored."""
+    count = columns * rows if not isinstance(source, Source) else min(columns * rows, len(source))
+    reader = batches(source, seed=seed, start=0, batch_size=count, workers=0)
+    batch = next(reader)
+    reader.close()
+    x = model_values(batch.raw, source.spec, seed=seed, positions=batch.positions, flip=flip)
+    names = source.spec.classes
+    captions = [names[label] if names else "" for label in batch.labels.tolist()] if names else ()
+    return grid(x, source.spec, min(columns, count), captions=captions, raw=False)
+
+
+def as_json(report: Inspection) -> dict:
+    """The report as plain values, all names included."""
+    spec = report.spec
+    return {
+        "found": report.found,
+        "samples": report.samples,
+        "looked_at": report.looked_at,
+        "shape": list(spec.shape),
+        "dtype": spec.dtype,
+        "channels": {
+            name: {
+                "low": float(report.low[i]),
+                "high": float(report.high[i]),
+                "mean": float(report.mean[i]),
+                "std": float(report.std[i]),
+                "unit": spec.units[i],
+            }
+            for i, name in enumerate(spec.channels)
+        },
+        "classes": {name: report.counts[i] for i, name in enumerate(spec.classes)},
+        "files": dict(report.kinds),
+        "turned": report.turned,
+        "upsampled": report.upsampled,
+        "duplicates": report.duplicates,
+        "unreadable": report.unreadable,
+    }

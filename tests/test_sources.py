@@ -1,0 +1,426 @@
+"""Every kind of source: recognised by its path, the same samples in the same order, trained on and sampled from."""
+
+import io
+import json
+import shutil
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import jit_here
+
+from justimage.data.loader import batches
+from justimage.data.packed import pack
+from justimage.data.sources import DataOptions, open_source
+from justimage.data.spec import Source
+from justimage.data.streams import StreamOptions
+from justimage.data.tables import TableOptions
+
+SMALL = [
+    "--network.width",
+    "32",
+    "--network.depth",
+    "2",
+    "--network.heads",
+    "2",
+    "--network.context-start",
+    "1",
+    "--device",
+    "cpu",
+]
+TINY = [*SMALL, *["--training.batch-size", "16", "--training.duration-nimg", "64", "--training.ema-decays", "0.9"]]
+TINY += [
+    "--report.tick-nimg",
+    "16",
+    "--report.save-nimg",
+    "64",
+    "--report.sample-nimg",
+    "64",
+    "--report.preview-steps",
+    "2",
+]
+
+
+def opened(path, size=(32, 32), channels=3, **options) -> Source:
+    source = open_source(str(path), size, channels, DataOptions(**options))
+    assert isinstance(source, Source)
+    return source
+
+
+def in_order(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.jpg"))
+
+
+def add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    archive.addfile(member, io.BytesIO(data))
+
+
+def make_folder(cifar: Path, out: Path) -> Path:
+    shutil.copytree(cifar, out / "cifar")
+    return out / "cifar"
+
+
+def make_split(cifar: Path, out: Path) -> Path:
+    shutil.copytree(cifar, out / "set" / "train")
+    shutil.copytree(cifar / "cat", out / "set" / "test" / "cat")
+    return out / "set"
+
+
+def make_zip(cifar: Path, out: Path) -> Path:
+    with zipfile.ZipFile(out / "cifar.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in reversed(in_order(cifar)):  # an archive's own order is none
+            archive.write(path, path.relative_to(cifar.parent))
+    return out / "cifar.zip"
+
+
+def make_tar(cifar: Path, out: Path, kind: str = "") -> Path:
+    path = out / f"cifar.tar{'.' + kind if kind else ''}"
+    with tarfile.open(path, f"w:{kind}") as archive:  # type: ignore[call-overload]
+        archive.add(cifar, "cifar")
+    return path
+
+
+def make_compressed_tar(cifar: Path, out: Path) -> Path:
+    return make_tar(cifar, out, "gz")
+
+
+def make_webdataset(cifar: Path, out: Path) -> Path:
+    """Two shards, labels as numbers in .cls files."""
+    names = sorted(path.name for path in cifar.iterdir())
+    (out / "shards").mkdir()
+    for shard, paths in enumerate(np.array_split(np.array(in_order(cifar)), 2)):
+        with tarfile.open(out / "shards" / f"train-{shard:03d}.tar", "w") as archive:
+            for i, path in enumerate(paths):
+                add(archive, f"{shard}_{i:04d}.jpg", path.read_bytes())
+                add(archive, f"{shard}_{i:04d}.cls", str(names.index(path.parent.name)).encode())
+    return out / "shards"
+
+
+def make_parquet(cifar: Path, out: Path) -> Path:
+    """As the hub stores image datasets: bytes in a column of images, and a column of classes."""
+    import datasets
+
+    classes = sorted(path.name for path in cifar.iterdir())
+    rows = {
+        "image": [{"bytes": path.read_bytes(), "path": None} for path in in_order(cifar)],
+        "label": [path.parent.name for path in in_order(cifar)],
+    }
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=classes)})
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(out / "train-00000-of-00001.parquet"))
+    return out / "train-00000-of-00001.parquet"
+
+
+def make_arrow(cifar: Path, out: Path) -> Path:
+    """As Dataset.save_to_disk leaves it."""
+    import datasets
+
+    table = datasets.load_dataset("parquet", data_files=str(make_parquet(cifar, out)), split="train")
+    datasets.DatasetDict({"train": table, "test": table.select([0])}).save_to_disk(str(out / "saved"))
+    return out / "saved"
+
+
+def make_label_file(cifar: Path, out: Path) -> Path:
+    """A flat folder and a labels.csv."""
+    (out / "flat").mkdir()
+    rows = ["file_name,label"]
+    for i, path in enumerate(in_order(cifar)):
+        shutil.copy(path, out / "flat" / f"{i:03d}.jpg")
+        rows.append(f"{i:03d}.jpg,{path.parent.name}")
+    (out / "flat" / "labels.csv").write_text("\n".join(rows))
+    return out / "flat"
+
+
+def make_metadata(cifar: Path, out: Path) -> Path:
+    """A zip with a metadata.jsonl."""
+    with zipfile.ZipFile(out / "meta.zip", "w") as archive:
+        lines = []
+        for i, path in enumerate(in_order(cifar)):
+            archive.write(path, f"meta/images/{i:03d}.jpg")
+            lines.append(json.dumps({"file_name": f"images/{i:03d}.jpg", "label": path.parent.name}))
+        archive.writestr("meta/metadata.jsonl", "\n".join(lines))
+    return out / "meta.zip"
+
+
+def make_pack(cifar: Path, out: Path) -> Path:
+    pack(opened(cifar), out / "pack", workers=2, shard_mb=1)
+    return out / "pack"
+
+
+def make_arrays(cifar: Path, out: Path) -> Path:
+    source = opened(cifar)
+    x, y = zip(*(source[i] for i in range(len(source))), strict=True)
+    np.savez(out / "cifar.npz", x=np.stack(x), y=np.array(y), classes=np.array(source.spec.classes))
+    return out / "cifar.npz"
+
+
+def make_array_folder(cifar: Path, out: Path) -> Path:
+    """One .npy for each sample, in class folders."""
+    source = opened(cifar)
+    for i, path in enumerate(in_order(cifar)):
+        target = (out / "arrays" / path.relative_to(cifar)).with_suffix(".npy")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        np.save(target, source[i][0])
+    return out / "arrays"
+
+
+FORMS = {
+    make.__name__.removeprefix("make_"): make
+    for make in (
+        make_folder,
+        make_split,
+        make_zip,
+        make_tar,
+        make_compressed_tar,
+        make_webdataset,
+        make_parquet,
+        make_arrow,
+        make_label_file,
+        make_metadata,
+        make_pack,
+        make_arrays,
+        make_array_folder,
+    )
+}
+
+
+def log_of(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def losses(cifar, tmp_path_factory) -> list[float]:
+    """The losses of a tiny run on the class folders."""
+    place = tmp_path_factory.mktemp("reference")
+    with pytest.MonkeyPatch.context() as patch:
+        assert (
+            jit_here("train", "cifar10", *TINY, "--data", str(cifar), "--run", "r", cwd=place, monkeypatch=patch) == 0
+        )
+    return [line["loss"] for line in log_of(place / "r")]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_same_samples_in_any_form(form, cifar, losses, tmp_path, monkeypatch, capsys):
+    """CIFAR-10 as folders, archives, tables, shards, packs: the same batches, the same loss; then samples."""
+    path = FORMS[form](cifar, tmp_path)
+    reference, source = opened(cifar), opened(path)
+    assert len(source) == len(reference) == 80
+    assert len(source.spec.classes) == 10
+    for i in range(80):
+        (raw, label), (expected, expected_label) = source[i], reference[i]
+        assert np.array_equal(raw, expected)
+        assert label == expected_label
+    assert opened(path).fingerprint() == source.fingerprint()
+
+    assert (
+        jit_here("train", "cifar10", *TINY, "--data", str(path), "--run", "r", cwd=tmp_path, monkeypatch=monkeypatch)
+        == 0
+    )
+    assert [line["loss"] for line in log_of(tmp_path / "r")] == losses
+    arguments = ["sample", "r", "--count", "1", "--classes", "3", "--steps", "2"]
+    assert jit_here(*arguments, cwd=tmp_path, monkeypatch=monkeypatch) == 0
+    assert (tmp_path / "samples" / "grid.png").is_file()
+
+
+@pytest.mark.parametrize("form", ["folder", "zip", "webdataset", "parquet", "pack", "array_folder"])
+@pytest.mark.parametrize("start", [0, 16, 37, 1_000_003])
+def test_any_position_gives_the_same_next_batch_for_any_number_of_processes(form, start, cifar, tmp_path):
+    source = opened(FORMS[form](cifar, tmp_path))
+
+    def take(count, first, **kwargs):
+        reader = batches(source, seed=1, batch_size=16, start=first, workers=2, **kwargs)
+        found = [next(reader) for _ in range(count)]
+        reader.close()
+        return found
+
+    whole = take(6, start)
+    resumed = take(2, start + 4 * 16)
+    assert all(torch.equal(a.raw, b.raw) for a, b in zip(whole[4:], resumed, strict=True))
+    for one, *parts in zip(whole, *(take(6, start, rank=rank, world=4) for rank in range(4)), strict=True):
+        assert torch.equal(one.raw, torch.cat([part.raw for part in parts]))
+        assert torch.equal(one.labels, torch.cat([part.labels for part in parts]))
+
+
+def test_photographs(real_data, tmp_path, monkeypatch):
+    """192 photographs of many sizes in a tar, grey ones among them: a class each."""
+    path = real_data / "imagenet-one-per-class.tar"
+    source = opened(path, (64, 64))
+    assert (len(source), len(source.spec.classes)) == (192, 192)
+    assert source[0][0].shape == (3, 64, 64)
+    arguments = ["train", "cifar10", *TINY, "--network.size", "64", "64", "--data", str(path), "--run", "r"]
+    assert jit_here(*arguments, cwd=tmp_path, monkeypatch=monkeypatch) == 0
+    assert jit_here("sample", "r", "--steps", "2", "--count", "1", cwd=tmp_path, monkeypatch=monkeypatch) == 0
+
+
+@pytest.mark.parametrize(("shape", "size", "patch"), [((1, 16, 16, 16), "16 16 16", "8 8 8"), ((2, 128), "128", "16")])
+def test_volumes_and_signals(shape, size, patch, tmp_path, monkeypatch, capsys):
+    """A ball somewhere in a volume, and two waves: trained on, sampled, written as arrays."""
+    generator = np.random.default_rng(0)
+    axes = np.meshgrid(*[np.linspace(-1, 1, n) for n in shape[1:]], indexing="ij")
+    centres = generator.uniform(-0.5, 0.5, (40, shape[0], len(axes)))
+    x = np.stack(
+        [
+            np.stack([np.exp(-8 * sum((a - c) ** 2 for a, c in zip(axes, at, strict=True))) for at in one])
+            for one in centres
+        ]
+    )
+    np.save(tmp_path / "x.npy", x.astype(np.float32))
+
+    def jit(*arguments: str) -> int:
+        return jit_here(*arguments, cwd=tmp_path, monkeypatch=monkeypatch)
+
+    command = ["train", "cifar10", *TINY, "--data", "x.npy", "--run", "r", "--training.no-flip"]
+    assert jit(*command) == 2
+    assert f"--network.size {size} --network.patch" in capsys.readouterr().err
+    assert jit(*command, "--network.size", *size.split(), "--network.patch", *patch.split()) == 0
+    assert jit("sample", "r", "--count", "3", "--steps", "2") == 0
+    assert np.load(tmp_path / "samples" / "samples.npy").shape == (3, *shape)
+
+
+def test_random_crops_are_every_place_once(tmp_path):
+    x = np.arange(2 * 1 * 5 * 6, dtype=np.float32).reshape(2, 1, 5, 6)
+    np.save(tmp_path / "x.npy", x)
+    source = opened(tmp_path / "x.npy", crop=(3, 4))
+    assert len(source) == 2 * 3 * 3
+    corners = {float(source[i][0][0, 0, 0]) for i in range(len(source))}
+    assert corners == {float(x[n, 0, i, j]) for n in range(2) for i in range(3) for j in range(3)}
+    centre = opened(tmp_path / "x.npy", crop=(3, 4), crop_at="centre")
+    assert len(centre) == 2
+    assert np.array_equal(centre[1][0], x[1, :, 1:4, 1:5])
+    with pytest.raises(ValueError, match="crops of 9x4 cannot be cut from samples of 5x6"):
+        opened(tmp_path / "x.npy", crop=(9, 4))
+
+
+def stream(path, **options):
+    source = open_source(str(path), (32, 32), 3, DataOptions(**options))
+    assert not isinstance(source, Source)
+    return source
+
+
+@pytest.mark.parametrize("kind", ["shards", "rows"])
+def test_streams_resume_and_share_and_say_what_they_promise(kind, cifar, tmp_path, monkeypatch, capsys):
+    """Shards behind a pipe, and a table that is not downloaded: the same sequence from any position."""
+    if kind == "shards":
+        folder = make_webdataset(cifar, tmp_path)
+        address = f"pipe:cat {folder}/train-{{000..001}}.tar"
+        options = {"stream": StreamOptions(classes=10, buffer=20)}
+        flags = ["--data-options.stream.classes", "10", "--data-options.stream.buffer", "20"]
+    else:
+        address = str(make_parquet(cifar, tmp_path))
+        options = {"stream": StreamOptions(on=True, buffer=20)}
+        flags = ["--data-options.stream.on", "--data-options.stream.buffer", "20"]
+
+    def take(count, start, **kwargs):
+        reader = batches(stream(address, **options), seed=1, batch_size=12, start=start, workers=2, **kwargs)
+        found = [next(reader) for _ in range(count)]
+        reader.close()
+        return found
+
+    whole = take(16, 0)  # more than two passes
+    labels = torch.cat([batch.labels for batch in whole])
+    assert torch.bincount(labels[:80], minlength=10).tolist() == [8] * 10
+    assert not torch.equal(labels[:80], labels[80:160])
+    for step in (1, 5, 9):
+        assert all(torch.equal(a.raw, b.raw) for a, b in zip(whole[step:], take(3, 12 * step), strict=False))
+    for one, left, right in zip(whole, take(9, 0, rank=0, world=2), take(9, 0, rank=1, world=2), strict=False):
+        assert torch.equal(one.raw, torch.cat((left.raw, right.raw)))
+
+    arguments = ["train", "cifar10", *TINY, "--data", address, "--run", "r", *flags]
+    assert jit_here(*arguments, cwd=tmp_path, monkeypatch=monkeypatch) == 0
+    assert "no length" in capsys.readouterr().out
+
+
+def test_names_that_are_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    for path in ("nowhere", "data/photos", "a/b/c"):
+        with pytest.raises(ValueError, match=f"the data path {path} does not exist"):
+            open_source(path, (8, 8), 3)
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(ValueError, match=r"no file that is known: images in \.zip"):
+        open_source("notes.txt", (8, 8), 3)
+    with pytest.raises(ValueError, match="it is empty"):
+        open_source("data", (8, 8), 3)
+    (tmp_path / "data" / "a.doc").write_text("x")
+    with pytest.raises(ValueError, match=r"it holds 1 files: \.doc"):
+        open_source("data", (8, 8), 3)
+
+
+def write_labels(folder: Path, text: str, name: str = "labels.csv") -> Path:
+    from PIL import Image
+
+    folder.mkdir(exist_ok=True)
+    for i in range(3):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(folder / f"{i}.png")
+    (folder / name).write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,label\n0.png,a\n1.png,b\n", r"labels.csv misses 1 of 3 samples of .*, such as 2\.png"),
+        ("file,label\n0.png,a\n1.png,b\n2.png,a\n7.png,b\n", r"names 1 samples that .* does not hold, such as 7\.png"),
+        ("file,label\n0.png,a\n0.png,b\n1.png,b\n2.png,a\n", r"gives 0\.png two labels, a and b"),
+        ("file,label\n0.png,a\n1.png,\n2.png,b\n", "1 of 3 samples have no label, sample 1 first"),
+        ("file,label\n0.png,-1\n1.png,0\n2.png,1\n", "label -1 of sample 0 is out of range"),
+        ("name,label\n,a\n", "row 1 names no file"),
+    ],
+)
+def test_label_files_that_do_not_fit(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        opened(write_labels(tmp_path / "set", text), (8, 8))
+
+
+def test_label_files(tmp_path):
+    """Numbers are labels themselves, other texts are names; a table without labels is none."""
+    folder = write_labels(tmp_path / "set", "file,label\n0.png,2\n1.png,0\n2.png,2\n")
+    numbers = opened(folder, (8, 8))
+    assert ([numbers[i][1] for i in range(3)], numbers.spec.classes) == ([2, 0, 2], ("0", "1", "2"))
+    assert opened(folder / "labels.csv", (8, 8)).fingerprint() == numbers.fingerprint()
+    captions = write_labels(tmp_path / "captions", '{"file_name": "0.png", "text": "red"}\n', "metadata.jsonl")
+    assert opened(captions, (8, 8)).spec.classes == ()
+    elsewhere = tmp_path / "mine.csv"
+    elsewhere.write_text("path,class\n0.png,x\n1.png,y\n2.png,x\n")
+    from justimage.data.images import ImageOptions
+
+    mine = opened(captions, (8, 8), image=ImageOptions(labels=str(elsewhere)))
+    assert (mine.spec.classes, mine[1][1]) == (("x", "y"), 1)
+
+
+def test_tables_that_cannot_be_used(cifar, tmp_path):
+    path = make_parquet(cifar, tmp_path)
+    with pytest.raises(ValueError, match=r"no column 'picture'; it has image \(Image\), label \(ClassLabel\)"):
+        opened(path, table=TableOptions(image="picture"))
+    assert opened(path, table=TableOptions(label="none")).spec.classes == ()
+    (tmp_path / "half.parquet").write_bytes(path.read_bytes()[:20_000])
+    with pytest.raises(ValueError, match=r"half\.parquet cannot be read as a table"):
+        opened(tmp_path / "half.parquet")
+    with pytest.raises(ValueError, match="there is no split 'dev'; there are train, test"):
+        opened(make_arrow(cifar, tmp_path), split="dev")
+
+
+def test_archives_that_break_off(cifar, tmp_path):
+    for make in (make_zip, make_tar, make_compressed_tar):
+        path = make(cifar, tmp_path)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+        with pytest.raises(ValueError, match=r"cannot be read as a (zip|tar) archive"):
+            opened(path)
+
+
+def test_arrays_of_mixed_channels_are_named(tmp_path):
+    for i in range(4):
+        np.save(tmp_path / f"{i}.npy", np.random.rand(1 + (i == 2), 8, 8).astype(np.float32))
+    with pytest.raises(ValueError, match=r"is mixed: 2\.npy is \(2, 8, 8\) float32, and 0\.npy is \(1, 8, 8\)"):
+        opened(tmp_path)
+
+
+def test_recipes_of_another_number_of_classes_are_refused(cifar, tmp_path, monkeypatch, capsys):
+    arguments = ["train", "b16-256", *TINY, "--network.size", "32", "32", "--data", str(cifar)]
+    assert jit_here(*arguments, cwd=tmp_path, monkeypatch=monkeypatch) == 2
+    assert "the recipe is for 1000 classes, and the data have 10 classes" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
