@@ -17,6 +17,7 @@ from justimage.data.spec import DataSpec, Item, Source, StreamSource
 from justimage.pictures import grid
 
 STREAM_LIMIT = 256  # samples of a stream that are looked at
+WIDTH = 1280  # pixels, about, of the contact sheet
 SHOWN = 12  # classes, names and kinds that a row of the table lists
 
 
@@ -150,7 +151,7 @@ def table(report: Inspection) -> Table:
         counted = [(report.counts[i], name) for i, name in enumerate(spec.classes)]
         least, most = min(counted)[0], max(counted)[0]
         each = f"{most:,} each" if least == most else f"{least:,} to {most:,} each"
-        named = [f"{name} {count:,}" for count, name in counted]
+        named = [name if least == most else f"{name} {count:,}" for count, name in counted]
         row("classes", f"{len(counted):,}, {each}: {_listed(named)}")
         empty = [name for count, name in counted if not count]
         if empty and report.looked_at == report.samples:
@@ -174,16 +175,17 @@ def _names(names: list[str], what: str) -> str:
     return f"{len(names):,}{f' {what}' if what else ''}: {_listed(names)}" if names else ""
 
 
-def sheet(source: Source | StreamSource, *, seed: int = 0, flip: bool = True, columns: int = 8, rows: int = 6):
+def sheet(source: Source | StreamSource, *, seed: int = 0, flip: bool = True, count: int = 48) -> Image.Image:
     """A contact sheet of the first samples that training with this seed would see: cropped, scaled, half mirrored."""
-    count = columns * rows if not isinstance(source, Source) else min(columns * rows, len(source))
+    count = min(count, len(source)) if isinstance(source, Source) else count
     reader = batches(source, seed=seed, start=0, batch_size=count, workers=0)
     batch = next(reader)
     reader.close()
     x = model_values(batch.raw, source.spec, seed=seed, positions=batch.positions, flip=flip)
     names = source.spec.classes
     captions = [names[label] if names else "" for label in batch.labels.tolist()] if names else ()
-    return grid(x, source.spec, min(columns, count), captions=captions, raw=False)
+    width = grid(x[:1], source.spec, 1, raw=False).width
+    return grid(x, source.spec, min(count, max(1, min(8, WIDTH // width))), captions=captions, raw=False)
 
 
 def as_json(report: Inspection) -> dict:

@@ -1,6 +1,7 @@
 """Pictures of samples: grids for the eye, whatever the samples are."""
 
 from collections.abc import Sequence
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,8 @@ INK, PAPER = (40, 40, 40), (255, 255, 255)
 def view(x: np.ndarray, colour: bool) -> np.ndarray:
     """Model values (C, *S), shown from -1 to 1 -> (h, w, 3) uint8.
 
-    Three colour channels as they are; other channels beside each other in grey. Signals as curves; of volumes the
-    middle slice along the first axis.
+    Three colour channels as they are; others in grey beside each other, more than three of them in rows. Signals as
+    curves; of volumes the middle slice along the first axis.
     """
     if x.ndim == 2:
         return np.concatenate([_curve(channel) for channel in x], 0)
@@ -28,8 +29,12 @@ def view(x: np.ndarray, colour: bool) -> np.ndarray:
     levels = np.round((np.clip(np.nan_to_num(x), -1, 1) + 1) * 127.5).astype(np.uint8)
     if colour:
         return np.moveaxis(levels, 0, -1)
-    row = np.concatenate(list(levels), axis=1)
-    return np.repeat(row[..., None], 3, axis=-1)
+    columns = len(levels) if len(levels) <= 3 else ceil(len(levels) ** 0.5)
+    rows = -(-len(levels) // columns)
+    padded = np.pad(levels, [(0, rows * columns - len(levels)), (0, 1), (0, 1)], constant_values=255)  # a white line
+    tiles = padded.reshape(rows, columns, *padded.shape[1:]).swapaxes(1, 2)
+    mosaic = tiles.reshape(rows * padded.shape[1], columns * padded.shape[2])[:-1, :-1]
+    return np.repeat(mosaic[..., None], 3, axis=-1)
 
 
 def _curve(values: np.ndarray, height: int = 64) -> np.ndarray:

@@ -193,6 +193,26 @@ RECIPES: dict[str, Recipe] = {
         sampling=Sampling(steps=50, sampler="heun", guidance=2.0, interval=(0.1, 1.0)),
         report=Report(tick_nimg=1_280, sample_nimg=25_600, save_nimg=25_600),
     ),
+    "fields": Recipe(
+        promise=Promise(
+            what="weather and other fields in two dimensions, 32x48, patch 4; NetCDF, Zarr or arrays",
+            command="jit train fields --data FILE.nc --data-options.crop 32 48",
+            hardware="a few minutes on a CPU for one channel",
+        ),
+        network=JiTConfig.variant("XS/4", size=(32, 48), channels=1, num_classes=0),
+        training=Training(
+            duration_nimg=24_000,
+            batch_size=64,
+            lr=1e-3,
+            warmup_nimg=1_600,
+            schedule="cosine",
+            clip_norm=1.0,
+            ema_decays=(),
+            flip=False,
+        ),
+        sampling=Sampling(steps=30, sampler="heun", guidance=1.0, final="x"),
+        report=Report(tick_nimg=640, sample_nimg=6_400, save_nimg=6_400),
+    ),
     # FID-50K with guidance interval: Table 6, and Table 5 for B/64. Guidance: the official README for B, L and H,
     # the captions of Fig. 8 to 11 for G. The G models stopped at about 320 epochs.
     "b16-256": _imagenet("B/16", 256, 600, 3.0, "FID 3.66 (200 epochs: 4.37)"),

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from justimage.data.arrays import Arrays, digits
+from justimage.data.arrays import Arrays, digits, read_arrays
 from justimage.data.files import find_files
 from justimage.data.images import Images, centre_crop
 from justimage.data.loader import batches, order
@@ -199,7 +199,7 @@ def test_array_files(tmp_path):
     np.savez(tmp_path / "other.npz", images=x)
     (tmp_path / "half.npy").write_bytes((tmp_path / "x.npy").read_bytes()[:400])
     np.save(tmp_path / "objects.npy", np.array([{}, {}], dtype=object), allow_pickle=True)
-    plain, labelled = (open_source(str(tmp_path / name), (8, 8), 3) for name in ("x.npy", "xy.npz"))
+    plain, labelled = (read_arrays(tmp_path / name) for name in ("x.npy", "xy.npz"))
     assert (len(plain), plain.spec.classes, plain[0][1]) == (6, (), -1)
     assert (labelled.spec.classes, labelled[3][1]) == (("low", "high"), 1)
     assert plain.spec.shape == (4, 8, 8)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shlex
 import shutil
 import tarfile
 import zipfile
@@ -19,29 +20,11 @@ from justimage.data.spec import Source
 from justimage.data.streams import StreamOptions
 from justimage.data.tables import TableOptions
 
-SMALL = [
-    "--network.width",
-    "32",
-    "--network.depth",
-    "2",
-    "--network.heads",
-    "2",
-    "--network.context-start",
-    "1",
-    "--device",
-    "cpu",
-]
-TINY = [*SMALL, *["--training.batch-size", "16", "--training.duration-nimg", "64", "--training.ema-decays", "0.9"]]
-TINY += [
-    "--report.tick-nimg",
-    "16",
-    "--report.save-nimg",
-    "64",
-    "--report.sample-nimg",
-    "64",
-    "--report.preview-steps",
-    "2",
-]
+TINY = shlex.split(
+    "--network.width 32 --network.depth 2 --network.heads 2 --network.context-start 1 --device cpu "
+    "--training.batch-size 16 --training.duration-nimg 64 --training.ema-decays 0.9 "
+    "--report.tick-nimg 16 --report.save-nimg 64 --report.sample-nimg 64 --report.preview-steps 2"
+)
 
 
 def opened(path, size=(32, 32), channels=3, **options) -> Source:
@@ -262,12 +245,8 @@ def test_volumes_and_signals(shape, size, patch, tmp_path, monkeypatch, capsys):
     generator = np.random.default_rng(0)
     axes = np.meshgrid(*[np.linspace(-1, 1, n) for n in shape[1:]], indexing="ij")
     centres = generator.uniform(-0.5, 0.5, (40, shape[0], len(axes)))
-    x = np.stack(
-        [
-            np.stack([np.exp(-8 * sum((a - c) ** 2 for a, c in zip(axes, at, strict=True))) for at in one])
-            for one in centres
-        ]
-    )
+    away = [[sum((a - c) ** 2 for a, c in zip(axes, at, strict=True)) for at in one] for one in centres]
+    x = np.exp(-8 * np.array(away))  # (40, C, *S)
     np.save(tmp_path / "x.npy", x.astype(np.float32))
 
     def jit(*arguments: str) -> int:

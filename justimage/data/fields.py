@@ -108,9 +108,13 @@ class _Lazy:
         self.ends = np.cumsum(counts)
         self.shape = (int(self.ends[-1]), len(plan.channels), *plan.size)
 
-    def __getitem__(self, index: int, /) -> np.ndarray:
+    def place(self, index: int) -> tuple[int, int]:
+        """Which part a sample lies in, and where in it."""
         part = int(np.searchsorted(self.ends, index, side="right"))
-        inside = index - (int(self.ends[part - 1]) if part else 0)
+        return part, index - (int(self.ends[part - 1]) if part else 0)
+
+    def __getitem__(self, index: int, /) -> np.ndarray:
+        part, inside = self.place(index)
         with _reading(self.name):
             return self.plan.read(self.parts[part], inside)
 
@@ -158,21 +162,25 @@ def read_fields(
     name = paths[0].name if len(paths) == 1 else f"{paths[0].parent.name or '.'} ({len(paths)} files)"
     files = [file for path in paths for file in ([path] if path.is_file() else sorted(path.rglob("*")))]
     lazy = _Lazy(name, parts, counts, plan)
-
+    with _reading(name):
+        coordinates = [part.drop_vars(list(part.data_vars)).load() for part in parts]
+    y, classes = _labels(coordinates, counts, plan, options.label, name)
+    channels, origin = _channel_names(parts[0], plan), _origin(parts[0], plan)
     x: Any = lazy
     if 4 * np.prod(lazy.shape, dtype=np.int64) <= memory_gb * 2**30:
         with _reading(name):
             x = np.concatenate([plan.read(part, slice(None)) for part in parts])
-    y, classes = _labels(parts, counts, plan, options.label, name)
+        for part in parts:
+            part.close()
     return Arrays(
         x,
         y,
         classes=classes,
         name=name,
-        channels=_channel_names(parts[0], plan),
-        origin=_origin(parts[0], plan),
+        channels=channels,
+        origin=origin,
         missing=missing,
-        where=lambda index: _sample_name(lazy, index),
+        where=lambda index: _sample_name(coordinates, lazy.place(index), plan.sample_dim),
         identity=f"{state_of(files)} {plan} {options}",
     )
 
@@ -257,12 +265,11 @@ def _channel_names(dataset: Any, plan: _Plan) -> list[str]:
     return [name if level is None or levels is None else f"{name}{levels[level]:g}" for name, level in plan.channels]
 
 
-def _sample_name(lazy: _Lazy, index: int) -> str:
-    part = int(np.searchsorted(lazy.ends, index, side="right"))
-    dim, dataset = lazy.plan.sample_dim, lazy.parts[part]
-    if dim is None or dim not in dataset.coords:
+def _sample_name(parts: Sequence[Any], place: tuple[int, int], dim: str | None) -> str:
+    part, index = place
+    if dim is None or dim not in parts[part].coords:
         return "the only one" if dim is None else f"{dim} {index}"
-    value = dataset[dim].values[index - (int(lazy.ends[part - 1]) if part else 0)]
+    value = parts[part][dim].values[index]
     return f"{dim} {np.datetime_as_string(value, 's') if value.dtype.kind == 'M' else value}"
 
 
@@ -314,7 +321,7 @@ def _origin(dataset: Any, plan: _Plan) -> Origin:
     """What generated fields are written back with."""
     xarray = xarray_library()
     coordinates = []
-    for name, coordinate in dataset.coords.items():
+    for name, coordinate in sorted(dataset.coords.items()):  # stores have orders of their own
         dims = tuple(map(str, coordinate.dims))
         if not set(dims) <= {*plan.dims, plan.level_dim} or coordinate.dtype.kind not in "uifM":
             continue
@@ -379,7 +386,7 @@ def to_xarray(
         coords["seed"] = ("sample", np.asarray(seeds, dtype=np.int64), {"long_name": "seed of the sample"})
     if labels is not None and spec.classes:
         names = [spec.classes[label] if 0 <= label < len(spec.classes) else "none" for label in labels]
-        coords["class"] = ("sample", np.array(names, dtype=str), {"long_name": "class of the sample"})
+        coords["class"] = ("sample", np.array(names, dtype=object), {"long_name": "class of the sample"})
     attributes = _attributes(origin.attributes)
     attributes["comment"] = "Drawn from a diffusion model by justimage; not a measurement, analysis or forecast."
     dataset = xarray.Dataset(data, coords=coords, attrs=attributes)

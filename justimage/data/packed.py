@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -222,6 +223,8 @@ def _begin(folder: Path, identity: dict[str, Any], spec: DataSpec) -> dict[str, 
                 f"{folder} is a pack begun from other data or settings ({index['source']['found']}); remove it, or "
                 "choose another folder with --out"
             )
+        for left in folder.glob(".*"):  # of a kill in the middle of writing
+            left.unlink()
         return index
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -261,7 +264,7 @@ def _tasks(source: Source, pool: ThreadPoolExecutor, start: int, rows: int, work
         for end in [min(begin + rows, len(source))]
         for first in range(begin, end, TASK)
     )
-    ahead = deque(pool.submit(run, part) for part, _ in zip(parts, range(2 * workers + 1), strict=False))
+    ahead = deque(pool.submit(run, part) for part in islice(parts, 2 * workers + 1))
     while ahead:
         done = ahead.popleft().result()
         following = next(parts, None)
@@ -275,22 +278,27 @@ def _write_shard(
 ) -> dict[str, Any]:
     """Write the tasks up to the sample `stop` into one shard."""
     path, beside = folder / f"{name}.npy", folder / f".{name}.part"
-    count, crc, labels, skipped = 0, 0, [], []
-    with beside.open("wb") as file:
-        _header(file, 0, spec)
-        for samples, some, left_out, after in tasks:
-            for sample in samples:
-                row = np.ascontiguousarray(sample, dtype=spec.dtype)
-                crc = zlib.crc32(row.data, crc)
-                file.write(row.data)
-            count, labels, skipped = count + len(samples), labels + some, skipped + left_out
-            advance(len(samples) + len(left_out))
-            if after == stop:
-                break
-        file.seek(0)
-        _header(file, count, spec)
-        file.flush()
-        os.fsync(file.fileno())
+    count, crc, labels, skipped, after = 0, 0, [], [], -1
+    try:
+        with beside.open("wb") as file:
+            _header(file, 0, spec)
+            for samples, some, left_out, after in tasks:
+                for sample in samples:
+                    row = np.ascontiguousarray(sample, dtype=spec.dtype)
+                    crc = zlib.crc32(row.data, crc)
+                    file.write(row.data)
+                count, labels, skipped = count + len(samples), labels + some, skipped + left_out
+                advance(len(samples) + len(left_out))
+                if after == stop:
+                    break
+            assert after == stop
+            file.seek(0)
+            _header(file, count, spec)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        beside.unlink(missing_ok=True)  # on a full disk its room is needed
+        raise
     y = np.array(labels, dtype=np.int64)
     np.save(folder / f"{name}.labels.npy", y)
     os.replace(beside, path)

@@ -211,9 +211,10 @@ def stream_rows(
     rows = undecoded(table, image)
 
     def read_pass(seed: int) -> Iterator[Encoded]:
-        shuffled = rows.shuffle(seed=seed, buffer_size=1)  # the shards only; samples have their own buffer
-        for number, row in enumerate(shuffled):
-            yield f"row {number}", image_bytes(row[image]).read(), int(row[label]) if label and names else -1
+        for shard in np.random.default_rng(seed).permutation(rows.num_shards):
+            for number, row in enumerate(rows.shard(rows.num_shards, int(shard))):
+                name = f"row {number} of shard {shard}"
+                yield name, image_bytes(row[image]).read(), int(row[label]) if label and names else -1
 
     return ImageStream(
         path, read_pass, size, channels=channels, classes=names, buffer=options.buffer, on_error=on_error

@@ -1,0 +1,198 @@
+"""Packs: what they hold, what a kill or a full disk leaves behind, and what is refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import jit_here
+from PIL import Image
+
+from justimage.data.arrays import Arrays
+from justimage.data.packed import Packed, pack
+from justimage.data.sources import DataOptions, open_source
+from justimage.data.spec import Source
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """40 random images of 24x20 in two classes."""
+    generator = np.random.default_rng(0)
+    for i in range(40):
+        path = tmp_path / "photos" / ("odd" if i % 2 else "even") / f"{i:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 255, (24, 20, 3), np.uint8)).save(path)
+    return tmp_path / "photos"
+
+
+def opened(path, size=(16, 16), **options) -> Source:
+    source = open_source(str(path), size, 3, DataOptions(**options))
+    assert isinstance(source, Source)
+    return source
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_pack_is_what_was_packed(photos, tmp_path, workers):
+    source = opened(photos, (128, 128), memory_gb=0.0)
+    small = pack(source, tmp_path / "pack", workers=workers, shard_mb=1)
+    shards = sorted((tmp_path / "pack").glob("*[0-9].npy"))
+    assert len(shards) == 2  # 1 MB is 20 of them
+    assert np.load(shards[1]).shape == (20, 3, 128, 128)
+    for i in range(40):
+        assert np.array_equal(small[i][0], source[i][0])
+        assert small[i][1] == source[i][1]
+    assert small.spec == source.spec
+    assert small.fingerprint() == Packed(tmp_path / "pack").fingerprint()
+    index = json.loads((tmp_path / "pack" / "index.json").read_text())
+    assert index["complete"]
+    assert [shard["crc32"] for shard in index["shards"]] == [zlib.crc32(np.load(path).tobytes()) for path in shards]
+
+
+def test_fields_are_packed_as_floats_with_their_names(tmp_path):
+    x = np.random.default_rng(0).normal(size=(7, 2, 5, 6)).astype(np.float32)
+    source = Arrays(x, np.arange(7) % 3, channels=("u", "v"))
+    small = pack(source, tmp_path / "pack")
+    assert small.spec == source.spec
+    assert all(np.array_equal(small[i][0], x[i]) for i in range(7))
+    crops = opened(tmp_path / "pack", crop=(2, 3))
+    assert len(crops) == 7 * 4 * 4
+    with pytest.raises(ValueError, match="random crops are not packed"):
+        pack(crops, tmp_path / "crops")
+
+
+def test_a_damaged_pack_is_refused(photos, tmp_path):
+    pack(opened(photos), tmp_path / "pack")
+    shard = tmp_path / "pack" / "00000.npy"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:])
+    with pytest.raises(ValueError, match=r"shard 00000 of .* is damaged: its checksum is"):
+        opened(tmp_path / "pack")
+    shard.write_bytes(whole[:-5])
+    with pytest.raises(ValueError, match=r"shard 00000 of .* cannot be read"):
+        opened(tmp_path / "pack")
+    shard.write_bytes(whole)
+    assert len(opened(tmp_path / "pack")) == 40
+    labels = tmp_path / "pack" / "00000.labels.npy"
+    y = np.load(labels)
+    np.save(labels, y[::-1])
+    with pytest.raises(ValueError, match="labels of shard 00000"):
+        opened(tmp_path / "pack")
+    np.save(labels, y)
+    index = tmp_path / "pack" / "index.json"
+    index.write_text(index.read_text().replace("justimage-pack/1", "justimage-pack/9"))
+    with pytest.raises(ValueError, match="has the format 'justimage-pack/9'"):
+        opened(tmp_path / "pack")
+
+
+def test_images_that_cannot_be_decoded_are_left_out_and_listed(photos, tmp_path):
+    damaged = photos / "odd" / "07.png"
+    whole = bytearray(damaged.read_bytes())
+    whole[len(whole) // 2] ^= 0xFF  # inside: headers and ends are as they should be
+    damaged.write_bytes(whole)
+    with pytest.raises(ValueError, match=r"odd/07\.png .* cannot be decoded.*on-error skip leaves such samples out"):
+        pack(opened(photos, memory_gb=0.0), tmp_path / "pack")
+    small = pack(opened(photos, memory_gb=0.0, on_error="skip"), tmp_path / "pack")
+    assert len(small) == 39
+    assert "1 were left out" in small.describe()
+    index = json.loads((tmp_path / "pack" / "index.json").read_text())
+    assert [name for name, _ in index["skipped"]] == ["odd/07.png"]
+
+
+def test_a_killed_pack_is_refused_and_goes_on(tmp_path, monkeypatch, capsys):
+    """kill -9 in the middle: not readable; the same command ends with the same bytes as an unbroken one."""
+    generator = np.random.default_rng(0)
+    for i in range(300):
+        path = tmp_path / "photos" / f"{i:03d}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(generator.integers(0, 255, (96, 96, 3), np.uint8)).save(path)
+    command = ["data", "pack", "photos", "--size", "192", "--shard-mb", "1", "-j", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "justimage", *command, "--out", "killed"], cwd=tmp_path, env=environment
+    )
+    while not list((tmp_path / "killed").glob("*[0-9].npy")):
+        time.sleep(0.005)
+        assert process.poll() is None, "it ended before it could be killed"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with pytest.raises(ValueError, match=r"is not finished: \d+ of 300 samples are packed; run the same"):
+        opened(tmp_path / "killed")
+
+    def jit(*arguments: str) -> int:
+        return jit_here(*arguments, cwd=tmp_path, monkeypatch=monkeypatch)
+
+    assert jit("train", "cifar10", "--data", "killed") == 2
+    assert jit(*command[:3], "--size", "64", "--out", "killed") == 2
+    assert "begun from other data or settings" in capsys.readouterr().err
+    done = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "killed").glob("0*.npy")}
+    assert jit(*command, "--out", "killed") == 0
+    assert jit(*command, "--out", "whole") == 0
+    names = sorted(path.name for path in (tmp_path / "whole").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "killed").iterdir())
+    for name in names:
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes(), name
+    indexed = [shard["name"] for shard in json.loads((tmp_path / "whole" / "index.json").read_text())["shards"]]
+    kept = [name for name, when in done.items() if (tmp_path / "killed" / name).stat().st_mtime_ns == when]
+    assert len(kept) >= 1
+    assert len(indexed) == 34
+    assert jit(*command, "--out", "whole") == 2
+    assert "is a finished pack" in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_valid_shards_and_says_how_to_go_on(photos, tmp_path, monkeypatch):
+    import errno
+
+    written = 0
+    real_open = Path.open
+
+    class Full:
+        """A file on a disk that has room for 1.5 MB."""
+
+        def __init__(self, file):
+            self.file = file
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *details):
+            self.file.close()
+
+        def write(self, data):
+            nonlocal written
+            written += memoryview(data).nbytes
+            if written > 1_500_000:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return self.file.write(data)
+
+    def limited(self, mode="r", *args, **kwargs):
+        file = real_open(self, mode, *args, **kwargs)
+        return Full(file) if mode == "wb" and self.suffix == ".part" else file
+
+    source = opened(photos, (128, 128), memory_gb=0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", limited)
+        with pytest.raises(ValueError, match=r"No space left.*20 of 40 samples are packed and stay valid"):
+            pack(source, tmp_path / "pack", shard_mb=1)
+    names = sorted(path.name for path in (tmp_path / "pack").iterdir())
+    assert names == ["00000.labels.npy", "00000.npy", "index.json"]
+    assert np.load(tmp_path / "pack" / "00000.npy").shape == (20, 3, 128, 128)
+    with pytest.raises(ValueError, match="20 of 40 samples are packed"):
+        opened(tmp_path / "pack")
+    assert len(pack(source, tmp_path / "pack", shard_mb=1)) == 40
+
+
+def test_other_folders_are_not_written_into(photos, tmp_path):
+    with pytest.raises(ValueError, match="not empty and not a pack"):
+        pack(opened(photos), photos)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ValueError, match="not empty and not a pack"):
+        pack(opened(photos), tmp_path / "file")
