@@ -25,10 +25,10 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet uv || echo "uv could not be installed; going on with pip"
 	@if $(BIN)/python -m uv --version >/dev/null 2>&1; then \
 		echo "installing with uv"; \
-		$(BIN)/python -m uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev,demo]'; \
+		$(BIN)/python -m uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev,demo,data,science]'; \
 	else \
 		echo "installing with pip"; \
-		$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,demo]'; \
+		$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,demo,data,science]'; \
 	fi
 	@touch $@
 

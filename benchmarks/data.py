@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +24,13 @@ import tyro
 from machine import facts, result_path
 from PIL import Image
 
+from justimage.data.arrays import digits
 from justimage.data.files import Files, find_files
 from justimage.data.images import Images
-from justimage.data.loader import batches, read
+from justimage.data.loader import Buffers, batches, read
 from justimage.data.packed import Packed, pack
+from justimage.recipes import RECIPES
+from justimage.train import flow_matching, fresh_state, train
 
 SIZE = (256, 256)
 
@@ -94,10 +97,29 @@ def packing(options: Options, folder: Path) -> dict:
 
         return run
 
+    def decoded_apart(processes: int) -> Callable[[], object]:
+        """Each process has its part of the photographs: what this machine's cores give, without any interpreter shared."""
+
+        def run() -> None:
+            parts = np.array_split(np.arange(len(raw)), processes)
+            children = []
+            for part in parts:
+                child = os.fork()
+                if child == 0:
+                    for i in part.tolist():
+                        plain(in_memory, i)
+                    os._exit(0)
+                children.append(child)
+            for child in children:
+                os.waitpid(child, 0)
+
+        return run
+
     cores = os.cpu_count() or 1
     calls = {"decoding, 1 thread": decoded_by(1), "packing, 1 thread": packed_by(1)}
     if cores > 1:
         calls |= {f"decoding, {cores} threads": decoded_by(cores), f"packing, {cores} threads": packed_by(cores)}
+        calls |= {f"decoding, {cores} processes": decoded_apart(cores)}
     found = rates(len(raw), options.rounds, calls)
     one, many = found["packing, 1 thread"], found[f"packing, {cores} threads" if cores > 1 else "packing, 1 thread"]
     return {
@@ -105,6 +127,11 @@ def packing(options: Options, folder: Path) -> dict:
         "images": found,
         "packing_over_decoding_one_core": round(one["per_core"] / found["decoding, 1 thread"]["per_core"], 3),
         "packing_speed_up": round(many["per_second"] / one["per_second"], 2),
+        "speed_up_of_separate_processes_decoding": round(
+            found[f"decoding, {cores} processes" if cores > 1 else "decoding, 1 thread"]["per_second"]
+            / found["decoding, 1 thread"]["per_second"],
+            2,
+        ),
         "cores": cores,
     }
 
@@ -136,9 +163,11 @@ def reading(options: Options, folder: Path) -> dict:
     for i in range(len(small)):  # into the page cache
         small[i][0].sum()
 
+    buffers = Buffers()
+
     def directly() -> None:
         for step in range(steps):
-            read(small, range(step * batch, (step + 1) * batch), seed=0)
+            read(small, range(step * batch, (step + 1) * batch), seed=0, buffers=buffers)
 
     def ahead(workers: int) -> Callable[[], object]:
         def run() -> None:
@@ -155,6 +184,22 @@ def reading(options: Options, folder: Path) -> dict:
         "batch": batch,
         "reading": rates(steps * batch, options.rounds, calls),
         "copying_gb_per_second": copying(),
+    }
+
+
+def waiting(folder: Path) -> dict:
+    """Share of the time that the smallest recipe, mnist-demo, waits on data, read from a pack of its digits."""
+    recipe = RECIPES["mnist-demo"]
+    source = pack(digits(), folder / "digits", workers=2)
+    recipe = recipe.fitted_to(source.spec)
+    training = replace(recipe.training, duration_nimg=64 * recipe.training.batch_size)
+    model = recipe.model(source.spec)
+    state = fresh_state(model, training, torch.device("cpu"))
+    ticks = train(state, source, flow_matching(model, training), training, tick_nimg=16 * training.batch_size)
+    found = [tick for tick in ticks][1:]
+    return {
+        "waiting_on_data_mnist_demo": round(float(np.median([tick.waiting_on_data for tick in found])), 5),
+        "img_per_second_mnist_demo": round(float(np.median([tick.img_per_second for tick in found])), 1),
     }
 
 
@@ -180,6 +225,7 @@ def main(options: Options) -> None:
             "pillow": Image.__version__,
             **packing(options, Path(folder)),
             **reading(options, Path(folder)),
+            **waiting(Path(folder)),
         }
     path = result_path("data", device, ".json")
     path.write_text(json.dumps(result, indent=2) + "\n")

@@ -10,7 +10,7 @@ from pathlib import Path
 from justimage.recipes import RECIPES
 
 ROOT = Path(__file__).resolve().parents[1]
-BESIDE = ("examples", "benchmarks", "docs")
+BESIDE = ("examples", "examples/weather", "benchmarks", "docs")
 
 
 def recipes() -> str:

@@ -86,8 +86,9 @@ class Recipe:
         """
         size, patch = " ".join(map(str, spec.size)), " ".join(map(str, patch_for(spec.size)))
         if len(spec.size) != len(self.network.size):
+            axes = " x ".join(spec.origin.dims) if spec.origin else size
             raise ValueError(
-                f"the data have {len(spec.size)} spatial axes ({size}) and this recipe's network "
+                f"the data have {len(spec.size)} spatial axes ({axes}) and this recipe's network "
                 f"{len(self.network.size)}; fit it, for example with --network.size {size} --network.patch {patch}"
             )
         if any(s % p for s, p in zip(spec.size, self.network.patch, strict=True)):
@@ -195,13 +196,13 @@ RECIPES: dict[str, Recipe] = {
     ),
     "fields": Recipe(
         promise=Promise(
-            what="weather and other fields in two dimensions, 32x48, patch 4; NetCDF, Zarr or arrays",
+            what="weather and other fields in two dimensions, 32x48, patch 8; NetCDF, Zarr or arrays",
             command="jit train fields --data FILE.nc --data-options.crop 32 48",
             hardware="a few minutes on a CPU for one channel",
         ),
-        network=JiTConfig.variant("XS/4", size=(32, 48), channels=1, num_classes=0),
+        network=JiTConfig.variant("XS/8", size=(32, 48), channels=1, num_classes=0),
         training=Training(
-            duration_nimg=24_000,
+            duration_nimg=48_000,
             batch_size=64,
             lr=1e-3,
             warmup_nimg=1_600,

@@ -264,6 +264,19 @@ def test_the_order_is_a_fair_shuffle():
     assert (np.abs(steps) == 1).sum() < 12
 
 
+def test_memory_of_batches_is_used_again_only_when_nobody_looks_at_it():
+    source = Arrays(np.random.default_rng(0).normal(size=(64, 1, 4, 4)).astype(np.float32))
+    reader = batches(source, seed=0, start=0, batch_size=8, workers=1)
+    kept = [next(reader).raw[2:] for _ in range(6)]  # views, their batches forgotten
+    copies = [each.clone() for each in kept]
+    for _ in range(20):
+        next(reader)
+    assert all(torch.equal(a, b) for a, b in zip(kept, copies, strict=True))
+    places = {next(reader).raw.data_ptr() for _ in range(20)}
+    assert len(places) < 8
+    reader.close()
+
+
 def test_class_names():
     spec = DataSpec.pixels((8, 8), 3, ["airplane", "frog", "fog"])
     assert [spec.label("frog"), spec.label(2), spec.label("1")] == [1, 2, 1]

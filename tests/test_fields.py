@@ -273,6 +273,18 @@ def test_real_fields_train_and_come_back_as_netcdf(name, real_data, tmp_path, mo
     assert jit("sample", "r", "--format", "png") == 2
 
 
+def test_other_calendars(tmp_path):
+    """Twelve months of 30 days, as climate models have them."""
+    dataset = made().isel(time=slice(0, 12))
+    dataset = dataset.assign_coords(time=xr.date_range("2000-01-01", periods=12, freq="30D", calendar="360_day"))
+    dataset["p"][3, 0, 0] = np.nan
+    dataset.to_netcdf(tmp_path / "model.nc")
+    options = FieldOptions(variables=("p",), label="time.month")
+    with pytest.raises(ValueError, match="time 2000-04-01 00:00:00"):
+        opened(tmp_path / "model.nc", fields=options)
+    assert opened(tmp_path / "model.nc", fields=options, missing="mean")[7][1] == 7
+
+
 def test_arrays_have_no_names_but_can_be_written(tmp_path):
     spec = DataSpec((4,), ("a", "b"), (0.0, 0.0), (1.0, 1.0))
     back = to_xarray(torch.ones(3, 2, 4), spec)

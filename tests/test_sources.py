@@ -391,6 +391,27 @@ def test_archives_that_break_off(cifar, tmp_path):
             opened(path)
 
 
+def test_shards_with_a_label_missing_are_refused(cifar, tmp_path):
+    with tarfile.open(tmp_path / "shard.tar", "w") as archive:
+        for i, path in enumerate(in_order(cifar)[:4]):
+            add(archive, f"{i}.jpg", path.read_bytes())
+            if i != 2:
+                add(archive, f"{i}.cls", b"1")
+    with pytest.raises(ValueError, match=r"1 of 4 samples have no \.cls or \.json beside them.*such as 2\.jpg"):
+        opened(tmp_path / "shard.tar")
+
+
+def test_options_for_other_data_are_not_ignored(cifar):
+    from justimage.data.fields import FieldOptions
+
+    with pytest.raises(ValueError, match=r"--data-options.fields is for fields, and .* is read as images"):
+        opened(cifar, fields=FieldOptions(label="time.hour"))
+    with pytest.raises(ValueError, match=r"images are cropped to the network's size"):
+        opened(cifar, crop=(8, 8))
+    with pytest.raises(ValueError, match="missing is nan"):
+        DataOptions(missing=float("nan"))
+
+
 def test_arrays_of_mixed_channels_are_named(tmp_path):
     for i in range(4):
         np.save(tmp_path / f"{i}.npy", np.random.rand(1 + (i == 2), 8, 8).astype(np.float32))

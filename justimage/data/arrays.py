@@ -22,7 +22,7 @@ Missing = Literal["stop", "mean"] | float  # what a missing value does: stop, or
 
 
 class Samples(Protocol):
-    """Something like an array (N, C, *S), of which one sample at a time can be read, from any thread."""
+    """Something like an array (N, C, *S), of which one sample, or a slice of them, is read at a time by any thread."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -110,9 +110,7 @@ class Arrays:
         return y.astype(np.int64)
 
     def _rows(self, start: int, stop: int) -> np.ndarray:
-        if isinstance(self.x, np.ndarray):
-            return np.asarray(self.x[start:stop], dtype=np.float64)
-        return np.stack([self.x[i] for i in range(start, stop)]).astype(np.float64)
+        return np.asarray(self.x[start:stop], dtype=np.float64)
 
     def _measure(self) -> dict[str, Any]:
         """One pass: mean and standard deviation of what is there, per channel, and what is not there."""
@@ -230,7 +228,8 @@ class _Stack:
     def __init__(self, files: Files):
         self.files = files
         first = ""
-        self.shape, self.dtype = (), np.dtype(np.float32)
+        self.shape: tuple[int, ...] = ()
+        self.dtype = np.dtype(np.float32)
         for i, name in enumerate(files.names):
             try:
                 with files.open(i) as file:
@@ -249,7 +248,9 @@ class _Stack:
                     "all samples need the same channels, size and type"
                 )
 
-    def __getitem__(self, index: int, /) -> np.ndarray:
+    def __getitem__(self, index: int | slice, /) -> np.ndarray:
+        if isinstance(index, slice):
+            return np.stack([self[i] for i in range(*index.indices(self.shape[0]))])
         with self.files.open(index) as file:
             return np.load(file, allow_pickle=False)
 

@@ -24,7 +24,7 @@ def state_of(paths: Iterable[Path]) -> str:
     for path in paths:
         stat = path.stat()
         facts.append(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}")
-    return "\n".join(facts)
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()
 
 
 def remembered(what: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:

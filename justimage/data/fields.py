@@ -79,7 +79,11 @@ def open_dataset(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of attributes that do not conform, and stores that are not consolidated
-            return xarray.open_zarr(path, chunks=None) if path.is_dir() else xarray.open_dataset(path)
+            return (
+                xarray.open_zarr(path, chunks=None, decode_timedelta=False)
+                if path.is_dir()
+                else xarray.open_dataset(path, decode_timedelta=False)
+            )
     except ImportError as error:
         raise ValueError(f"{path} needs another package: {error}; pip install 'justimage[science]'") from error
     except Exception as error:  # every backend has its own errors
@@ -113,10 +117,18 @@ class _Lazy:
         part = int(np.searchsorted(self.ends, index, side="right"))
         return part, index - (int(self.ends[part - 1]) if part else 0)
 
-    def __getitem__(self, index: int, /) -> np.ndarray:
-        part, inside = self.place(index)
+    def __getitem__(self, index: int | slice, /) -> np.ndarray:
         with _reading(self.name):
-            return self.plan.read(self.parts[part], inside)
+            if not isinstance(index, slice):
+                part, inside = self.place(index)
+                return self.plan.read(self.parts[part], inside)
+            start, stop, _ = index.indices(self.shape[0])
+            found, begin = [], 0
+            for part, end in zip(self.parts, self.ends.tolist(), strict=True):
+                if start < end and begin < stop:  # of each file one piece: chunks are decompressed once
+                    found.append(self.plan.read(part, slice(max(start - begin, 0), min(stop, end) - begin)))
+                begin = end
+            return np.concatenate(found)
 
 
 @dataclass(frozen=True)
@@ -270,7 +282,7 @@ def _sample_name(parts: Sequence[Any], place: tuple[int, int], dim: str | None) 
     if dim is None or dim not in parts[part].coords:
         return "the only one" if dim is None else f"{dim} {index}"
     value = parts[part][dim].values[index]
-    return f"{dim} {np.datetime_as_string(value, 's') if value.dtype.kind == 'M' else value}"
+    return f"{dim} {np.datetime_as_string(value, 's') if isinstance(value, np.datetime64) else value}"
 
 
 def _labels(
@@ -310,7 +322,7 @@ def _plain(attributes: dict) -> Attributes:
     plain = []
     for name, value in attributes.items():
         array = np.asarray(value)
-        if array.dtype.kind in "uifb":
+        if array.dtype.kind in "uifb" and np.isfinite(array).all():  # NaN is not even equal to itself
             plain.append((str(name), tuple(array.tolist()) if array.ndim else array.item()))
         else:
             plain.append((str(name), str(value)))
@@ -327,8 +339,10 @@ def _origin(dataset: Any, plan: _Plan) -> Origin:
             continue
         encoded = xarray.conventions.encode_cf_variable(coordinate.variable)  # times become numbers with units
         attributes = {k: v for k, v in encoded.attrs.items() if k not in ("_FillValue", "bounds")}
-        values = tuple(np.asarray(encoded.values, dtype=np.float64).ravel().tolist())
-        coordinates.append(Coordinate(str(name), dims, values, _plain(attributes)))
+        values = np.asarray(encoded.values, dtype=np.float64).ravel()
+        if not np.isfinite(values).all():
+            continue
+        coordinates.append(Coordinate(str(name), dims, tuple(values.tolist()), _plain(attributes)))
     levels = None if plan.level_dim is None else _values(dataset, plan.level_dim)
     variables = []
     for name, level in plan.channels:

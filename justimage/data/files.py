@@ -23,7 +23,7 @@ LABEL_FILES = ("labels.csv", "metadata.csv", "metadata.jsonl")
 SPLITS = {"train", "val", "valid", "validation", "test"}
 NAME_COLUMNS = ("file_name", "filename", "file", "path", "image", "name")
 LABEL_COLUMNS = ("label", "labels", "class", "category", "cls", "target")
-COMPANIONS = (".cls", ".json", ".txt")
+COMPANIONS = (".cls", ".json")
 MOST_CLASSES = 100_000
 
 
@@ -205,7 +205,7 @@ def find_files(
         found = f"; it holds {len(names)} files: {', '.join(held)}" if names else "; it is empty"
         raise ValueError(f"{place} holds no samples ({', '.join(sorted(suffixes))}){found}")
 
-    companions = {} if labels else _companions(set(names), samples)
+    companions = {} if labels else _companions(set(names), samples, place)
     if companions:  # in the order of the shards
         texts: list[str | int | None] = [_companion_label(container, companions[name], name, place) for name in samples]
     else:
@@ -251,17 +251,23 @@ def indexed(labels: Sequence[str | int | None], place: str) -> tuple[list[int], 
     return [index[text] for text in texts], tuple(classes)
 
 
-def _companions(names: set[str], samples: list[str]) -> dict[str, str]:
+def _companions(names: set[str], samples: list[str], place: str) -> dict[str, str]:
     """WebDataset: KEY.jpg stands beside KEY.cls or KEY.json. The key ends at the first dot of the file's name."""
     found = {}
     for name in samples:
         folder, _, file = name.rpartition("/")
         key = f"{folder}/{file.partition('.')[0]}" if folder else file.partition(".")[0]
-        for suffix in COMPANIONS[:2]:
+        for suffix in COMPANIONS:
             if key + suffix in names:
                 found[name] = key + suffix
                 break
-    return found if len(found) == len(samples) else {}
+    alone = [name for name in samples if name not in found]
+    if found and alone:
+        raise ValueError(
+            f"{place}: {len(alone)} of {len(samples)} samples have no .cls or .json beside them, as the others do, "
+            f"such as {alone[0]}"
+        )
+    return found
 
 
 def _companion_label(container: Container, companion: str, name: str, place: str) -> str | int | None:

@@ -1,6 +1,8 @@
 """The order in which training sees the samples, batches read ahead of it, and what the network gets of them."""
 
+import contextlib
 import itertools
+import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -59,16 +61,41 @@ def indices_at(source: Source | StreamSource, seed: int, positions: range) -> np
     return np.arange(positions.start, positions.stop)
 
 
-def read(source: Source, positions: range, seed: int, pinned: bool = False) -> Batch:
-    """The batch at these positions; pinned, for copies to a GPU that do not wait."""
+class Buffers:
+    """Memory for batches, used again once a batch is forgotten: fresh pages cost more than copying into old ones."""
+
+    def __init__(self, pinned: bool = False):
+        self.pinned = pinned
+        self._free: deque[np.ndarray] = deque()
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Tensor:
+        """A tensor with any values; pinned, for copies to a GPU that do not wait (torch keeps such memory itself)."""
+        if self.pinned:
+            return torch.from_numpy(np.empty(0, dtype)).new_empty(shape, pin_memory=True)
+        memory = None
+        with contextlib.suppress(IndexError):  # not asking first: another thread may take it in between
+            memory = self._free.pop()
+        if memory is None or memory.shape != shape or memory.dtype != dtype:
+            memory = np.empty(shape, dtype)
+        lent = memory[:]  # torch holds on to this view as long as anything uses the tensor's memory
+        weakref.finalize(lent, self._free.append, memory).atexit = False
+        return torch.from_numpy(lent)
+
+
+def read(source: Source, positions: range, seed: int, buffers: Buffers | None = None) -> Batch:
+    """The batch at these positions of a run."""
     indices = order(seed, positions, len(source))
-    return _batch([source[i] for i in indices.tolist()], positions, indices, pinned)
+    return _batch([source[i] for i in indices.tolist()], positions, indices, buffers or Buffers())
 
 
-def _batch(items: list[Item], positions: range, indices: np.ndarray, pinned: bool) -> Batch:
+def _batch(items: list[Item], positions: range, indices: np.ndarray, buffers: Buffers) -> Batch:
     samples, labels = zip(*items, strict=True)
-    raw, y = torch.from_numpy(np.stack(samples)), torch.tensor(labels)
-    return Batch(*((raw.pin_memory(), y.pin_memory()) if pinned else (raw, y)), positions, indices)
+    raw = buffers.empty((len(samples), *samples[0].shape), samples[0].dtype)
+    for row, sample in zip(raw.numpy(), samples, strict=True):
+        assert sample.shape == row.shape
+        row[...] = sample
+    y = torch.tensor(labels)
+    return Batch(raw, y.pin_memory() if buffers.pinned else y, positions, indices)
 
 
 def batches(
@@ -91,10 +118,11 @@ def batches(
     if share * world != batch_size:
         raise ValueError(f"a batch of {batch_size} does not split over {world} processes")
     ours = (range(first, first + share) for first in itertools.count(start + rank * share, batch_size))
+    buffers = Buffers(pinned)
     if isinstance(source, Source):
-        jobs: Iterator[Callable[[], Batch]] = (partial(read, source, part, seed, pinned) for part in ours)
+        jobs: Iterator[Callable[[], Batch]] = (partial(read, source, part, seed, buffers) for part in ours)
     else:
-        jobs = _stream_jobs(source, seed, start, ours, pinned)
+        jobs = _stream_jobs(source, seed, start, ours, buffers)
     if workers == 0:
         for job in jobs:
             yield job()
@@ -110,7 +138,7 @@ def batches(
 
 
 def _stream_jobs(
-    source: StreamSource, seed: int, start: int, ours: Iterator[range], pinned: bool
+    source: StreamSource, seed: int, start: int, ours: Iterator[range], buffers: Buffers
 ) -> Iterator[Callable[[], Batch]]:
     """Every process reads the whole stream, and decodes its own part of it."""
     samples = source.samples(seed, start)
@@ -121,7 +149,7 @@ def _stream_jobs(
         position = positions.stop
 
         def job(mine: list[Callable[[], Item]] = mine, positions: range = positions) -> Batch:
-            return _batch([decode() for decode in mine], positions, np.arange(positions.start, positions.stop), pinned)
+            return _batch([decode() for decode in mine], positions, np.arange(positions.start, positions.stop), buffers)
 
         yield job
 

@@ -4,6 +4,7 @@ import glob
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Literal
 
@@ -53,6 +54,8 @@ class DataOptions:
     def __post_init__(self) -> None:
         if self.workers < 0 or self.memory_gb < 0:
             raise ValueError(f"workers ({self.workers}) and memory_gb ({self.memory_gb}) must not be negative")
+        if isinstance(self.missing, float) and not isfinite(self.missing):
+            raise ValueError(f"missing is {self.missing}; it must be stop, mean, or a finite number")
         if self.stream.buffer < 1 or self.stream.classes < 0:
             raise ValueError(f"a stream's buffer ({self.stream.buffer}) is at least 1, its classes at least 0")
 
@@ -67,13 +70,13 @@ def open_source(
     """
     options = options or DataOptions()
     if path in NAMED and options.kind == "auto":
-        return NAMED[path]()
+        named = NAMED[path]()
+        return Crops(named, options.crop, options.crop_at) if options.crop else named
     paths = _paths(path)
     kind = _kind(path, paths) if options.kind == "auto" else options.kind
+    _check_options(path, kind, options)
 
     def images(files: Files) -> Source:
-        if options.crop:
-            raise ValueError("images are cropped to the network's size (--network.size), not with --data-options.crop")
         return Images(
             files,
             size,
@@ -118,6 +121,25 @@ def open_source(
     else:
         source = stack_arrays(find_files(paths, ARRAY_FILES, split=options.split), options.missing)
     return Crops(source, options.crop, options.crop_at) if options.crop else source
+
+
+def _check_options(path: str, kind: Kind, options: DataOptions) -> None:
+    """Raises ValueError for options that say something about another kind of data: they would be ignored."""
+    parts = (
+        ("image", options.image != ImageOptions(), ("images", "table")),
+        ("table", options.table != TableOptions(), ("table", "stream")),
+        ("fields", options.fields != FieldOptions(), ("fields",)),
+        ("stream", options.stream != StreamOptions(), ("table", "stream")),
+        ("missing", options.missing != "stop", ("arrays", "fields")),
+        ("crop", bool(options.crop), ("arrays", "fields", "pack")),
+    )
+    for name, given, kinds in parts:
+        if given and kind not in kinds:
+            hint = "; images are cropped to the network's size" if name == "crop" else ""
+            raise ValueError(
+                f"--data-options.{name} is for {' and '.join(kinds)}, and {path} is read as {kind}{hint}. If it is "
+                "something else, say so with --data-options.kind"
+            )
 
 
 def _paths(path: str) -> list[Path]:
