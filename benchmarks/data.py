@@ -79,7 +79,7 @@ def packing(options: Options, folder: Path) -> dict:
     """Plain decoding, and packing with 1 thread and with one for each core."""
     files = find_files([options.photographs])
     raw = [files.open(i).read() for i in range(len(files.names))]  # both from memory
-    in_memory = Files("memory", files.names, files.labels, files.classes, lambda i: io.BytesIO(raw[i]), files.stamp)
+    in_memory = replace(files, place="memory", open=lambda i: io.BytesIO(raw[i]))
 
     def packed_by(workers: int) -> Callable[[], object]:
         def run() -> None:
@@ -98,7 +98,7 @@ def packing(options: Options, folder: Path) -> dict:
         return run
 
     def decoded_apart(processes: int) -> Callable[[], object]:
-        """Each process has its part of the photographs: what this machine's cores give, without any interpreter shared."""
+        """Each process has its part of the photographs, no interpreter is shared: what this machine's cores give."""
 
         def run() -> None:
             parts = np.array_split(np.arange(len(raw)), processes)

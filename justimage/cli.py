@@ -171,13 +171,13 @@ def file_format(asked: str, spec: DataSpec | None) -> str:
     pixels = spec is not None and spec.dtype == "uint8" and len(spec.size) == 2 and len(spec.channels) in (1, 3, 4)
     if asked == "png" and not pixels:
         raise ValueError("these samples are no 8-bit images; write them with --format npy, nc or zarr")
+    if asked in ("nc", "zarr") and spec is None:
+        raise ValueError("these weights do not say what their values mean; write them with --format npy")
+    if asked == "auto":
+        asked = "png" if pixels else "npy" if spec is None or spec.origin is None else "nc"
     if asked in ("nc", "zarr"):
-        if spec is None:
-            raise ValueError("these weights do not say what their values mean; write them with --format npy")
         xarray_library()  # refuses now, not after the sampling
-    if asked != "auto":
-        return asked
-    return "png" if pixels else "npy" if spec is None or spec.origin is None else "nc"
+    return asked
 
 
 def file_stem(model: Any, label: int) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -44,8 +44,11 @@ class Inspect:
     def __call__(self) -> int:
         if self.at_most < 1:
             raise ValueError(f"at_most is {self.at_most}; it must be at least 1")
-        options = replace(self.data_options, on_error="skip")  # to list them all
-        source = open_source(self.path, _size(self.size), self.channels, options)
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"{self.out} cannot be made: {error}") from error
+        source = open_source(self.path, _size(self.size), self.channels, self.data_options, only_look=True)
         report = inspect(source, at_most=self.at_most)
         console.print(table(report), soft_wrap=False, markup=False)
         save(sheet(source, flip=self.flip), self.out / "contact-sheet.png")
@@ -76,8 +79,7 @@ class Pack:
         if self.workers < 1 or self.shard_mb < 1:
             raise ValueError(f"workers ({self.workers}) and shard_mb ({self.shard_mb}) must be at least 1")
         size = _size(self.size)
-        options = replace(self.data_options, memory_gb=0.0)  # decoded once, straight into the shards
-        source = open_source(self.path, size, self.channels, options)
+        source = open_source(self.path, size, self.channels, self.data_options, decode_ahead=False)
         if not isinstance(source, Source):
             raise ValueError(f"{self.path} is a stream without a length; download it, and pack the files")
         console.print(source.describe(), markup=False, soft_wrap=True)

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -11,6 +11,8 @@ from PIL import ExifTags, Image
 from rich.progress import track
 from rich.table import Table
 
+from justimage.data.arrays import Arrays
+from justimage.data.crops import Crops
 from justimage.data.images import UNREADABLE, Images
 from justimage.data.loader import batches, model_values
 from justimage.data.spec import DataSpec, Item, Source, StreamSource
@@ -47,6 +49,8 @@ class Inspection:
     turned: int = 0
     """Image files that EXIF turns."""
     unreadable: dict[str, str] = field(default_factory=dict)
+    gaps: str = ""
+    """Missing values of arrays and fields."""
     promise: str = ""
 
 
@@ -57,20 +61,39 @@ def inspect(source: Source | StreamSource, *, at_most: int = 20_000) -> Inspecti
         report = Inspection(source.describe(), source.spec, len(source))
         if isinstance(source, Images):
             _look_at_files(source, chosen, report)
-        items: Iterator[tuple[str, Item]] = ((_name(source, i), source[i]) for i in chosen)
+        items: Iterator[tuple[str, Item]] = _readable(source, chosen)
         total = len(chosen)
+        inner = source.source if isinstance(source, Crops) else source
+        if isinstance(inner, Arrays) and inner.gaps:
+            report.gaps = f"{inner.gaps:,} in {inner.samples_with_gaps:,} of {len(inner):,} samples"
     else:
         report = Inspection(source.describe(), source.spec, None, promise=source.promise())
         total = STREAM_LIMIT
-        items = ((f"sample {i}", decode()) for i, decode in enumerate(islice(source.samples(0, 0), STREAM_LIMIT)))
+        items = ((f"sample {i}", decode()) for i, decode in enumerate(_first_pass(source)))
     _look_at_samples(items, total, report)
     if isinstance(source, Images):
         report.unreadable = dict(source.skipped)
     return report
 
 
-def _name(source: Source, index: int) -> str:
-    return source.files.names[index] if isinstance(source, Images) else f"sample {index}"
+def _readable(source: Source, chosen: list[int]) -> Iterator[tuple[str, Item]]:
+    for i in chosen:
+        if isinstance(source, Images) and source.memory is None:
+            result = source.decoded(i)
+            if isinstance(result, Exception):
+                source.skipped[source.files.names[i]] = str(result)
+            else:
+                yield source.files.names[i], (result, source.files.labels[i])
+        else:
+            yield source.files.names[i] if isinstance(source, Images) else f"sample {i}", source[i]
+
+
+def _first_pass(source: StreamSource) -> Iterator[Callable[[], Item]]:
+    """The beginning of a stream; of a short one, once."""
+    for i, decode in enumerate(islice(source.samples(0, 0), STREAM_LIMIT)):
+        if source.length is not None and i >= source.length:
+            return
+        yield decode
 
 
 def _look_at_samples(items: Iterator[tuple[str, Item]], total: int, report: Inspection) -> None:
@@ -162,6 +185,8 @@ def table(report: Inspection) -> Table:
     row("duplicates", _names(pairs, "are equal to another after the crop") or "none")
     if report.unreadable or report.sizes:
         row("unreadable", _names([f"{k} ({v})" for k, v in report.unreadable.items()], "") or "none")
+    if report.gaps:
+        row("missing", f"{report.gaps}: training stops, unless --data-options.missing fills them (here: the mean)")
     if report.promise:
         row("resuming", report.promise)
     return rows
@@ -213,4 +238,5 @@ def as_json(report: Inspection) -> dict:
         "upsampled": report.upsampled,
         "duplicates": report.duplicates,
         "unreadable": report.unreadable,
+        "missing": report.gaps,
     }

@@ -90,6 +90,7 @@ class Recipe:
             raise ValueError(
                 f"the data have {len(spec.size)} spatial axes ({axes}) and this recipe's network "
                 f"{len(self.network.size)}; fit it, for example with --network.size {size} --network.patch {patch}"
+                + ("" if spec.origin else "; if an axis of channels is missing, x[:, None] adds it")
             )
         if any(s % p for s, p in zip(spec.size, self.network.patch, strict=True)):
             cut = tuple(s - s % p or p for s, p in zip(spec.size, self.network.patch, strict=True))

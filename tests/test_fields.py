@@ -11,6 +11,7 @@ from conftest import jit_here
 from justimage.data.fields import FieldOptions, open_dataset, to_xarray, write_fields
 from justimage.data.sources import DataOptions, open_source
 from justimage.data.spec import DataSpec, Source
+from justimage.inspection import inspect
 from justimage.model import Denoiser
 from justimage.recipes import RECIPES
 
@@ -172,6 +173,14 @@ def test_missing_values_stop_with_their_place_or_are_filled(tmp_path):
         opened(tmp_path / "endless.nc", missing="mean")
 
 
+def test_looking_counts_what_is_missing(tmp_path):
+    dataset = made()
+    dataset["p"][11, 2, 3] = np.nan
+    dataset.to_netcdf(tmp_path / "gaps.nc")
+    source = open_source(str(tmp_path / "gaps.nc"), (8, 8), 3, only_look=True)
+    assert inspect(source).gaps == "1 in 1 of 20 samples"
+
+
 def test_measuring_is_remembered_until_the_file_changes(netcdf, monkeypatch):
     from justimage.data.arrays import Arrays
 
@@ -193,6 +202,7 @@ REFUSED = {
     "no time": (FieldOptions(label="station.hour"), "a part of a time"),
     "whole time": (FieldOptions(label="time"), r"such as time\.hour"),
     "space": (FieldOptions(sample_dim="lat", level_dim="lon", variables=("t", "p")), "do not share their dimensions"),
+    "no such here": (FieldOptions(sample_dim="level", variables=("p",)), "has the dimension 'level'"),
     "axes": (FieldOptions(sample_dim="none", level_dim="none", variables=("t",)), "leaves 4 spatial axes"),
 }
 
@@ -229,8 +239,17 @@ def test_files_that_cannot_be_used(netcdf, tmp_path):
     both.mkdir()
     made().to_netcdf(both / "a.nc")
     made()[["p"]].to_netcdf(both / "b.nc")
-    with pytest.raises(ValueError, match=r"b\.nc differs from .*a\.nc"):
+    with pytest.raises(ValueError, match=r"b\.nc differs from .*a\.nc in its dimensions"):
         opened(both)
+    other = made()
+    for what, changed in (
+        ("coordinate level", other.assign_coords(level=[1000.0, 500.0, 100.0])),
+        ("coordinate lat", other.isel(lat=slice(None, None, -1))),
+        ("units", other.assign(p=other.p.assign_attrs(units="hPa"))),
+    ):
+        changed.to_netcdf(both / "b.nc")
+        with pytest.raises(ValueError, match=rf"differs from .* in its (channels|{what})"):
+            opened(both)
 
 
 REAL = {

@@ -18,8 +18,9 @@ PACKAGE = ROOT / "justimage"
 LAYERS = [
     {"process", "randomness", "networks.patch", "networks.position", "data.spec", "console"},
     {"weights", "parallel", "optim", "ema", "execution"},
-    {"networks.layers", "networks.conditions", "samplers", "data.cache", "data.files", "data.loader", "data.crops"},
-    {"networks.jit", "data.images", "data.arrays", "data.tables", "pictures"},
+    {"networks.layers", "networks.conditions", "samplers", "data.cache", "data.loader", "data.crops"},
+    {"networks.jit", "data.files", "pictures"},
+    {"data.images", "data.arrays", "data.tables"},
     {"data.fields", "data.packed", "data.streams"},
     {"data.sources", "model", "inspection"},
     {"convert", "state", "generate", "data_commands"},

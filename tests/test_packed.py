@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 import zlib
 from pathlib import Path
@@ -54,6 +55,14 @@ def test_a_pack_is_what_was_packed(photos, tmp_path, workers):
     assert [shard["crc32"] for shard in index["shards"]] == [zlib.crc32(np.load(path).tobytes()) for path in shards]
 
 
+def test_a_compressed_archive_is_packed(photos, tmp_path, monkeypatch):
+    with tarfile.open(tmp_path / "photos.tar.gz", "w:gz") as archive:
+        archive.add(photos, "photos")
+    arguments = ["data", "pack", "photos.tar.gz", "--size", "16", "--out", "small"]
+    assert jit_here(*arguments, cwd=tmp_path, monkeypatch=monkeypatch) == 0
+    assert Packed(tmp_path / "small").spec.classes == ("even", "odd")
+
+
 def test_fields_are_packed_as_floats_with_their_names(tmp_path):
     x = np.random.default_rng(0).normal(size=(7, 2, 5, 6)).astype(np.float32)
     source = Arrays(x, np.arange(7) % 3, channels=("u", "v"))
@@ -85,7 +94,12 @@ def test_a_damaged_pack_is_refused(photos, tmp_path):
         opened(tmp_path / "pack")
     np.save(labels, y)
     index = tmp_path / "pack" / "index.json"
-    index.write_text(index.read_text().replace("justimage-pack/1", "justimage-pack/9"))
+    text = index.read_text()
+    for damaged, message in ((text[:-20], "cannot be read"), (text.replace('"spec"', '"sp"'), "is damaged")):
+        index.write_text(damaged)
+        with pytest.raises(ValueError, match=message):
+            opened(tmp_path / "pack")
+    index.write_text(text.replace("justimage-pack/1", "justimage-pack/9"))
     with pytest.raises(ValueError, match="has the format 'justimage-pack/9'"):
         opened(tmp_path / "pack")
 

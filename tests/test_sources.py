@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import jit_here
+from PIL import Image
 
 from justimage.data.loader import batches
 from justimage.data.packed import pack
@@ -330,8 +331,6 @@ def test_names_that_are_nothing(tmp_path, monkeypatch):
 
 
 def write_labels(folder: Path, text: str, name: str = "labels.csv") -> Path:
-    from PIL import Image
-
     folder.mkdir(exist_ok=True)
     for i in range(3):
         Image.new("RGB", (8, 8), (i, 0, 0)).save(folder / f"{i}.png")
@@ -365,9 +364,7 @@ def test_label_files(tmp_path):
     assert opened(captions, (8, 8)).spec.classes == ()
     elsewhere = tmp_path / "mine.csv"
     elsewhere.write_text("path,class\n0.png,x\n1.png,y\n2.png,x\n")
-    from justimage.data.images import ImageOptions
-
-    mine = opened(captions, (8, 8), image=ImageOptions(labels=str(elsewhere)))
+    mine = opened(captions, (8, 8), labels=str(elsewhere))
     assert (mine.spec.classes, mine[1][1]) == (("x", "y"), 1)
 
 
@@ -399,6 +396,150 @@ def test_shards_with_a_label_missing_are_refused(cifar, tmp_path):
                 add(archive, f"{i}.cls", b"1")
     with pytest.raises(ValueError, match=r"1 of 4 samples have no \.cls or \.json beside them.*such as 2\.jpg"):
         opened(tmp_path / "shard.tar")
+
+
+def pixels(value: int = 0) -> bytes:
+    """An 8x8 PNG."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (value, 0, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def zipped(path: Path, members: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return path
+
+
+ARCHIVES = {
+    "absolute names": (["/cat/0.png", "/dog/1.png"], ("cat", "dog")),
+    "double slashes": (["cat//0.png", "./dog/1.png"], ("cat", "dog")),
+    "backslashes": (["cat\\0.png", "dog\\1.png"], ("cat", "dog")),
+    "capital suffixes": (["cat/0.PNG", "dog/1.Png"], ("cat", "dog")),
+    "what a Mac adds": (
+        ["set/cat/0.png", "set/dog/1.png", "__MACOSX/set/cat/._0.png", "set/.DS_Store"],
+        ("cat", "dog"),
+    ),
+    "one outer folder": (["set/0.png", "set/1.png"], ()),
+    "whole numbers": (["1999/0.png", "2005/1.png"], ("1999", "2005")),
+    "splits": (["train/9/0.png", "train/10/1.png", "test/9/2.png", "extra/9/3.png"], ("9", "10")),
+    "other names of splits": (["training/a/0.png", "training/b/1.png", "testing/a/2.png"], ("a", "b")),
+    "accents": (["été/0.png", "猫/1.png"], ("été", "猫")),
+}
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_archives_of_many_habits(name, tmp_path):
+    members, classes = ARCHIVES[name]
+    source = opened(zipped(tmp_path / "x.zip", dict.fromkeys(members, pixels())), (8, 8))
+    assert (len(source), source.spec.classes) == (2, classes)
+
+
+TABLES_OF_LABELS = {
+    "beside the folder": {"labels.csv": "file,label\nimages/0.png,a\nimages/1.png,b\n"},
+    "semicolons": {"labels.csv": "file;label\nimages/0.png;a\nimages/1.png;b\n"},
+    "capitals and spaces": {"labels.csv": "Filename, Label\r\nimages/0.png, a\r\nimages/1.png, b\r\n"},
+    "byte order mark": {"labels.csv": "\ufefffile,label\nimages/0.png,a\nimages\\1.png,b\n"},
+    "label later": {
+        "metadata.jsonl": '{"file_name": "images/0.png", "text": "x", "label": "a"}\n'
+        '{"label": "b", "file_name": "images/1.png"}\n'
+    },
+    "sidecars without labels": {
+        "images/0.json": "{}",
+        "images/1.json": "{}",
+        "labels.csv": "file,label\nimages/0.png,a\nimages/1.png,b\n",
+    },
+}
+
+
+@pytest.mark.parametrize("name", TABLES_OF_LABELS)
+@pytest.mark.parametrize("kind", ["zip", "folder"])
+def test_tables_of_labels_of_many_habits(name, kind, tmp_path):
+    members = {"images/0.png": pixels(0), "images/1.png": pixels(1)}
+    members |= {file: text.encode() for file, text in TABLES_OF_LABELS[name].items()}
+    path = zipped(tmp_path / "x.zip", members)
+    if kind == "folder":
+        with zipfile.ZipFile(path) as archive:
+            archive.extractall(tmp_path / "x")
+        path = tmp_path / "x"
+    source = opened(path, (8, 8))
+    assert [source.spec.classes[source[i][1]] for i in range(2)] == ["a", "b"]
+
+
+def test_splits_are_chosen_and_missing_ones_said(tmp_path):
+    names = ["train/a/0.png", "test/a/1.png", "test/b/2.png"]
+    path = zipped(tmp_path / "x.zip", dict.fromkeys(names, pixels()))
+    assert len(opened(path, (8, 8), split="test")) == 2
+    with pytest.raises(ValueError, match=r"no split 'val'; there are test, train"):
+        opened(path, (8, 8), split="val")
+    plain = zipped(tmp_path / "y.zip", dict.fromkeys(["a/0.png", "b/1.png"], pixels()))
+    with pytest.raises(ValueError, match="no split 'val'; its folders are no splits"):
+        opened(plain, (8, 8), split="val")
+
+
+def test_labels_of_a_split_beside_it(tmp_path):
+    """As competitions have it: train/, test/, and a table for train/ alone."""
+    members = {"train/0.png": pixels(), "train/1.png": pixels(), "test/2.png": pixels()}
+    members["labels.csv"] = b"file,label\n0.png,a\n1.png,b\n"
+    source = opened(zipped(tmp_path / "x.zip", members), (8, 8))
+    assert [source[i][1] for i in range(2)] == [0, 1]
+
+
+def test_table_files_of_several_splits(cifar, tmp_path):
+    whole = make_parquet(cifar, tmp_path)
+    folder = tmp_path / "table"
+    (folder / "data").mkdir(parents=True)
+    for name in ("train-0.parquet", "train-1.parquet", "test-0.parquet"):
+        shutil.copy(whole, folder / "data" / name)
+    assert (len(opened(folder)), len(opened(folder, split="test"))) == (160, 80)
+    with pytest.raises(ValueError, match="no split 'dev'; there are test, train"):
+        opened(folder, split="dev")
+
+
+def test_tars_with_links_and_of_one_name(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        with tarfile.open(tmp_path / folder / "train.tar", "w") as archive:
+            add(archive, "x.png", pixels())
+            link = tarfile.TarInfo("y.png")
+            link.type, link.linkname = tarfile.LNKTYPE, "x.png"
+            archive.addfile(link)
+    assert len(opened(tmp_path / "*" / "train.tar", (8, 8))) == 4
+
+
+def test_links_in_folders(tmp_path):
+    """A link back does not multiply the samples; a link to nowhere is an unreadable file, not a missing one."""
+    folder = tmp_path / "set" / "cat"
+    folder.mkdir(parents=True)
+    (folder / "0.png").write_bytes(pixels())
+    (folder / "back").symlink_to(tmp_path / "set")
+    assert len(opened(tmp_path / "set", (8, 8))) == 1
+    (folder / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(ValueError, match=r"1 of 2 images .*(?s:.*)cat/gone\.png: .*No such file"):
+        opened(tmp_path / "set", (8, 8))
+
+
+def test_members_that_cannot_be_read_are_named(tmp_path):
+    path = zipped(tmp_path / "x.zip", {"0.png": pixels(0), "1.png": pixels(1)})
+    path.write_bytes(path.read_bytes().replace(pixels(1), pixels(1)[:-8] + b"12345678"))
+    with pytest.raises(ValueError, match=r"(?s)1 of 2 images.*1\.png: it cannot be read from the archive: Bad CRC"):
+        opened(path, (8, 8))
+    assert len(opened(path, (8, 8), on_error="skip")) == 1
+
+
+def test_a_folder_of_arrays_is_measured_again_when_it_changes(tmp_path, monkeypatch):
+    means = []
+    for place, factor in (("a", 1.0), ("b", 1000.0)):
+        (tmp_path / place / "data").mkdir(parents=True)
+        for i in range(3):
+            np.save(tmp_path / place / "data" / f"{i}.npy", factor * (1 + np.random.rand(1, 4, 4)).astype(np.float32))
+        monkeypatch.chdir(tmp_path / place)
+        means.append(opened("data").spec.mean[0])
+    assert means[1] > 500 * means[0]
+    np.save("data/1.npy", np.full((1, 4, 4), np.nan, np.float32))
+    with pytest.raises(ValueError, match=r"sample 1 \(1\.npy\)"):
+        opened("data")
 
 
 def test_options_for_other_data_are_not_ignored(cifar):

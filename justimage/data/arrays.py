@@ -1,6 +1,7 @@
 """Arrays of samples, in memory, memory-mapped or read one by one: measured once, checked, and filled where asked to."""
 
 import hashlib
+import os
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from justimage.data.cache import remembered, state_of
 from justimage.data.files import MOST_CLASSES, Files
 from justimage.data.spec import DataSpec, Origin
 
+LARGEST = float(np.finfo(np.float32).max)
 CHUNK = 64 * 2**20  # bytes looked at in one go while measuring
 ARRAY_FILES = frozenset({".npy"})
 
@@ -81,6 +83,7 @@ class Arrays:
             classes = [str(i) for i in range(int(self.y.max()) + 1)]
         size, count = x.shape[2:], x.shape[1]
         self.fill: np.ndarray | None = None  # (C, 1, ...)
+        self.gaps = self.samples_with_gaps = 0  # missing values
         if x.dtype == np.uint8 and origin is None:
             self.spec = DataSpec.pixels(size, count, classes)
             return
@@ -90,6 +93,7 @@ class Arrays:
         found = remembered(what, self._measure) if identity else self._measure()
         mean, std = found["mean"], found["std"]
         self._check(found)
+        self.gaps, self.samples_with_gaps = found["nan"], found["samples"]
         if missing != "stop":
             values = mean if missing == "mean" else [float(missing)] * count
             self.fill = np.array(values, dtype=np.float32).reshape(-1, *[1] * len(size))
@@ -105,7 +109,8 @@ class Arrays:
         wrong = np.flatnonzero((y < 0) | (y >= top))
         if len(wrong):
             raise ValueError(
-                f"label {y[wrong[0]]} of sample {wrong[0]} of {self.name} is out of range: there are {top} classes"
+                f"label {y[wrong[0]]} of sample {wrong[0]} of {self.name} is out of range: "
+                + (f"there are {top} classes" if classes else f"labels count from 0 to {top - 1}")
             )
         return y.astype(np.int64)
 
@@ -122,7 +127,7 @@ class Arrays:
         chunks = range(0, count, rows)
         for start in track(chunks, description="measuring", transient=True, disable=len(chunks) < 20):
             chunk = self._rows(start, min(start + rows, count))
-            finite = np.isfinite(chunk)
+            finite = np.abs(chunk) <= LARGEST  # samples are read in float32
             if not finite.all():
                 missing = np.isnan(chunk).sum()
                 nan, infinite = nan + int(missing), infinite + int((~finite).sum() - missing)
@@ -161,9 +166,9 @@ class Arrays:
                 f"first in sample {sample}{called}, channel {self.channels[channel]}, at {self._point(point)}; {cure}"
                 + ("" if found["infinite"] else " with --data-options.missing mean (of the channel) or a number")
             )
-        if not all(s > 0 for s in found["std"]):
-            still = self.channels[int(np.argmin(found["std"]))]
-            raise ValueError(f"channel {still} of {self.name} never changes; leave it out")
+        for channel, mean, std in zip(self.channels, found["mean"], found["std"], strict=True):
+            if not std > 1e-7 * abs(mean):  # float32 has seven digits
+                raise ValueError(f"channel {channel} of {self.name} never changes; leave it out")
 
     def _point(self, point: list[int]) -> str:
         axes = {c.dims: c.values for c in self.origin.coordinates} if self.origin else {}
@@ -175,12 +180,18 @@ class Arrays:
         return self.x.shape[0]
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        sample = np.asarray(self.x[index])
-        if self.spec.dtype == "float32":
-            sample = sample.astype(np.float32, copy=False)
-            if self.fill is not None:
-                sample = np.where(np.isnan(sample), self.fill, sample)
-        return sample, -1 if self.y is None else int(self.y[index])
+        return self._filled(np.asarray(self.x[index])), -1 if self.y is None else int(self.y[index])
+
+    def some(self, start: int, stop: int) -> list[tuple[np.ndarray, int]]:
+        """Items start to stop - 1, read at once: where files are compressed in chunks, that is much faster."""
+        labels = [-1] * (stop - start) if self.y is None else self.y[start:stop].tolist()
+        return list(zip(self._filled(np.asarray(self.x[start:stop])), labels, strict=True))
+
+    def _filled(self, raw: np.ndarray) -> np.ndarray:
+        if self.spec.dtype == "uint8":
+            return raw
+        raw = raw.astype(np.float32, copy=False)
+        return raw if self.fill is None else np.where(np.isnan(raw), self.fill, raw)
 
     def describe(self) -> str:
         labels = f"{len(self.spec.classes)} classes" if self.spec.classes else "no labels"
@@ -193,9 +204,13 @@ class Arrays:
         )
 
     def fingerprint(self) -> str:
+        """Of the measurements and some samples; of small arrays all of them."""
         digest = hashlib.sha256(f"{self.x.shape} {self.x.dtype} {self.spec} {self.missing}".encode())
-        for index in np.linspace(0, len(self) - 1, min(len(self), 64)).astype(int):
-            digest.update(np.ascontiguousarray(self.x[int(index)]).tobytes())
+        if isinstance(self.x, np.ndarray) and self.x.nbytes <= CHUNK:
+            digest.update(np.ascontiguousarray(self.x).data)
+        else:
+            for index in np.linspace(0, len(self) - 1, min(len(self), 64)).astype(int):
+                digest.update(np.ascontiguousarray(self.x[int(index)]).data)
         if self.y is not None:
             digest.update(self.y.tobytes())
         return digest.hexdigest()[:16]
@@ -214,7 +229,7 @@ def read_arrays(path: Path, missing: Missing = "stop") -> Arrays:
                 if "x" not in loaded:
                     raise ValueError(f"{path} holds {', '.join(loaded) or 'nothing'}; an array called x is needed")
                 x, y = loaded["x"], loaded.get("y")
-                classes = tuple(map(str, loaded["classes"])) if "classes" in loaded else ()
+                classes = tuple(map(str, np.atleast_1d(loaded["classes"]))) if "classes" in loaded else ()
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         if isinstance(error, ValueError) and str(error).startswith(str(path)):
             raise
@@ -236,7 +251,9 @@ class _Stack:
                     version = np.lib.format.read_magic(file)
                     reader = np.lib.format.read_array_header_1_0 if version[0] == 1 else None
                     shape, _, dtype = (reader or np.lib.format.read_array_header_2_0)(file)
-                    if not dtype.hasobject and len(file.read()) < np.prod(shape, dtype=int) * dtype.itemsize:
+                    begin = file.tell()
+                    there = file.seek(0, os.SEEK_END) - begin
+                    if not dtype.hasobject and there < np.prod(shape, dtype=int) * dtype.itemsize:
                         raise ValueError("it breaks off")
             except (OSError, EOFError, ValueError) as error:
                 raise ValueError(f"{name} of {files.place} cannot be read as an array: {error}") from error
@@ -265,7 +282,7 @@ def stack_arrays(files: Files, missing: Missing = "stop") -> Arrays:
         name=files.place,
         missing=missing,
         where=lambda i: files.names[i],
-        identity=f"{files.place} {files.stamp()}",
+        identity=f"{files.state()} {files.stamp()}",
     )
 
 

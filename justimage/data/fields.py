@@ -167,9 +167,8 @@ def read_fields(
     plan = _plan(parts[0], options, str(paths[0]))
     counts = []
     for path, part in zip(paths, parts, strict=True):
-        other = plan if part is parts[0] else _plan(part, options, str(path))
-        if other != plan:
-            raise ValueError(f"{path} differs from {paths[0]}: {other}, not {plan}")
+        if part is not parts[0]:
+            _compare(part, _plan(part, options, str(path)), path, parts[0], plan, paths[0])
         counts.append(part.sizes[plan.sample_dim] if plan.sample_dim else 1)
     name = paths[0].name if len(paths) == 1 else f"{paths[0].parent.name or '.'} ({len(paths)} files)"
     files = [file for path in paths for file in ([path] if path.is_file() else sorted(path.rglob("*")))]
@@ -195,6 +194,23 @@ def read_fields(
         where=lambda index: _sample_name(coordinates, lazy.place(index), plan.sample_dim),
         identity=f"{state_of(files)} {plan} {options}",
     )
+
+
+def _compare(part: Any, its: "_Plan", path: Path, first: Any, plan: "_Plan", first_path: Path) -> None:
+    """Raises ValueError where a file's variables, levels, units or grid are not the first one's."""
+    ours, theirs = _origin(first, plan), _origin(part, its)
+    units = [[dict(variable.attributes).get("units") for variable in origin.variables] for origin in (ours, theirs)]
+    grids = [[(c.name, c.dims, c.values) for c in origin.coordinates] for origin in (ours, theirs)]
+    for what, a, b in (
+        ("dimensions", (plan.sample_dim, plan.level_dim, *plan.dims), (its.sample_dim, its.level_dim, *its.dims)),
+        ("sizes", plan.size, its.size),
+        ("channels", _channel_names(first, plan), _channel_names(part, its)),
+        ("units", *units),
+        ("coordinates", [c[0] for c in grids[0]], [c[0] for c in grids[1]]),
+        *((f"coordinate {a[0]}", a, b) for a, b in zip(*grids, strict=False)),
+    ):
+        if a != b:
+            raise ValueError(f"{path} differs from {first_path} in its {what}: {str(b)[:200]}, not {str(a)[:200]}")
 
 
 def _plan(dataset: Any, options: FieldOptions, place: str) -> _Plan:
@@ -228,6 +244,9 @@ def _plan(dataset: Any, options: FieldOptions, place: str) -> _Plan:
 
     sample_dim, level_dim = dim(options.sample_dim, SAMPLE_DIMS), dim(options.level_dim, LEVEL_DIMS)
     level_dim = None if level_dim == sample_dim else level_dim
+    for asked in (options.sample_dim, options.level_dim):
+        if asked not in ("", "none") and not any(asked in held[name] for name in chosen):
+            raise ValueError(f"no variable that was chosen ({', '.join(chosen)}) has the dimension {asked!r}: {shown}")
     space = {name: tuple(d for d in held[name] if d not in (sample_dim, level_dim)) for name in chosen}
     with_samples = {name: sample_dim in held[name] for name in chosen}
     if len({frozenset(dims) for dims in space.values()}) > 1 or len(set(with_samples.values())) > 1:
@@ -259,10 +278,13 @@ def _levels(dataset: Any, level_dim: str | None, asked: Sequence[float], place: 
         return []
     count = dataset.sizes[level_dim]
     values = [float(value) for value in _values(dataset, level_dim)]
+    chosen = []
     for level in asked:
-        if level not in values:
+        near = np.flatnonzero(np.isclose(values, level, rtol=1e-5, atol=0))  # coordinates in float32 are not exact
+        if len(near) != 1:
             raise ValueError(f"{place} has no {level_dim} {level:g}; it has {', '.join(f'{v:g}' for v in values)}")
-    return [values.index(level) for level in asked] if asked else list(range(count))
+        chosen.append(int(near[0]))
+    return chosen if asked else list(range(count))
 
 
 def _values(dataset: Any, dim: str) -> np.ndarray:
@@ -322,7 +344,9 @@ def _plain(attributes: dict) -> Attributes:
     plain = []
     for name, value in attributes.items():
         array = np.asarray(value)
-        if array.dtype.kind in "uifb" and np.isfinite(array).all():  # NaN is not even equal to itself
+        if array.dtype.kind == "b":  # NetCDF has none
+            array = array.astype(np.int8)
+        if array.dtype.kind in "uif" and np.isfinite(array).all():  # NaN is not even equal to itself
             plain.append((str(name), tuple(array.tolist()) if array.ndim else array.item()))
         else:
             plain.append((str(name), str(value)))
@@ -361,9 +385,9 @@ def to_xarray(
 ) -> Any:
     """Raw samples (N, C, *S) as an xarray.Dataset with the names, units and coordinates that the data came with.
 
-    Levels become a dimension again; a dimension `sample` stands in front, with seeds and classes as coordinates if
-    given. Samples of another size than the spec's get no coordinates along the axes that differ. Raises ValueError
-    where xarray is missing, or the channels are not the spec's.
+    Levels become a dimension again. A dimension `sample` stands in front (`drawn`, where the data have a `sample`),
+    with seeds and classes as coordinates if given. Samples of another size than the spec's get no coordinates along
+    the axes that differ. Raises ValueError where xarray is missing, or the channels are not the spec's.
     """
     xarray = xarray_library()
     values = np.asarray(samples.cpu() if isinstance(samples, torch.Tensor) else samples)
@@ -372,6 +396,8 @@ def to_xarray(
     origin = spec.origin or Origin(
         tuple(f"axis{i}" for i in range(len(spec.size))), tuple(Variable(name) for name in spec.channels)
     )
+    taken = {*origin.dims, *(c.name for c in origin.coordinates), *(v.name for v in origin.variables)}
+    row = next(name for name in ("sample", "drawn", "drawn_sample") if name not in taken)
     sizes = dict(zip(origin.dims, values.shape[2:], strict=True))
     meant = dict(zip(origin.dims, spec.size, strict=True))
     data: dict[str, Any] = {}
@@ -386,21 +412,21 @@ def to_xarray(
         first = origin.variables[parts[0]]
         attributes = _attributes(first.attributes)
         if not first.at:
-            data[name] = (("sample", *origin.dims), values[:, parts[0]], attributes)
+            data[name] = ((row, *origin.dims), values[:, parts[0]], attributes)
             continue
         dim = first.at[0][0]
         levels = [origin.variables[i].at[0][1] for i in parts]
         data[name] = xarray.DataArray(
-            values[:, parts], dims=("sample", dim, *origin.dims), coords={dim: levels}, attrs=attributes
+            values[:, parts], dims=(row, dim, *origin.dims), coords={dim: levels}, attrs=attributes
         )
         kept = next((c for c in origin.coordinates if c.name == dim), None)
         if kept is not None:
             data[name][dim].attrs.update(_attributes(kept.attributes))
     if seeds is not None:
-        coords["seed"] = ("sample", np.asarray(seeds, dtype=np.int64), {"long_name": "seed of the sample"})
+        coords["seed"] = (row, np.asarray(seeds, dtype=np.int64), {"long_name": "seed of the sample"})
     if labels is not None and spec.classes:
         names = [spec.classes[label] if 0 <= label < len(spec.classes) else "none" for label in labels]
-        coords["class"] = ("sample", np.array(names, dtype=object), {"long_name": "class of the sample"})
+        coords["class"] = (row, np.array(names, dtype=object), {"long_name": "class of the sample"})
     attributes = _attributes(origin.attributes)
     attributes["comment"] = "Drawn from a diffusion model by justimage; not a measurement, analysis or forecast."
     dataset = xarray.Dataset(data, coords=coords, attrs=attributes)

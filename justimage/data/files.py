@@ -17,14 +17,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Protocol
 
+from justimage.data.cache import allow_open_files, state_of
+
 IMAGES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
 LABEL_FILES = ("labels.csv", "metadata.csv", "metadata.jsonl")
-SPLITS = {"train", "val", "valid", "validation", "test"}
+SPLITS = frozenset(["train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval", "extra"])
 NAME_COLUMNS = ("file_name", "filename", "file", "path", "image", "name")
 LABEL_COLUMNS = ("label", "labels", "class", "category", "cls", "target")
 COMPANIONS = (".cls", ".json")
 MOST_CLASSES = 100_000
+
+Label = str | int | None  # as found: a name, an index, or nothing
 
 
 @dataclass(frozen=True)
@@ -36,9 +40,11 @@ class Files:
     labels: Sequence[int]
     classes: tuple[str, ...]
     open: Callable[[int], BinaryIO]
-    """A seekable file with the bytes of sample i."""
+    """A seekable file with the bytes of sample i. Raises OSError or ValueError where it cannot be read."""
     stamp: Callable[[], str]
-    """A hash of the names, sizes and labels."""
+    """A hash of the names, sizes and labels: what the samples are, wherever they lie."""
+    state: Callable[[], str]
+    """A hash of where the bytes lie and when they were changed."""
 
     def without(self, left_out: Iterable[int]) -> "Files":
         """All but the samples with these indices."""
@@ -54,45 +60,82 @@ class Files:
 
 
 class Container(Protocol):
-    """Names, the size of each, and a way to open them from any thread."""
+    """Names with / between their parts, the size of each, and a way to open them from any thread."""
 
     sizes: dict[str, int]
 
     def open(self, name: str) -> BinaryIO: ...
 
+    def state(self) -> str:
+        """A hash that changes when the container does."""
+        ...
+
+
+def _clean(name: str) -> str:
+    """A name without empty parts and dots, as tar -P or a slash too many leaves them."""
+    return "/".join(part for part in name.split("/") if part not in ("", "."))
+
 
 class Folder:
-    """The files below a folder, by their path in it; hidden ones are left out."""
+    """The files below a folder, by their path in it; hidden ones are left out, links are followed.
+
+    Raises OSError for folders in it that cannot be read.
+    """
 
     def __init__(self, root: Path):
         self.root = root
         self.sizes: dict[str, int] = {}
-        for folder, inner, files in os.walk(root, followlinks=True):
-            inner[:] = [name for name in inner if not name.startswith(".")]
-            for name in files:
-                if not name.startswith("."):
-                    path = Path(folder, name)
-                    if path.exists():  # not a link to nowhere
-                        self.sizes[path.relative_to(root).as_posix()] = path.stat().st_size
+        seen: set[tuple[int, int]] = set()
+
+        def walk(folder: str, prefix: str) -> None:
+            stat = os.stat(folder)
+            if (stat.st_dev, stat.st_ino) in seen:
+                return  # a link back to where it came from
+            seen.add((stat.st_dev, stat.st_ino))
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if entry.is_dir():
+                        walk(entry.path, f"{prefix}{entry.name}/")
+                    else:  # a link to nowhere too: it is unreadable, and that is said when it is opened
+                        size = entry.stat().st_size if os.path.exists(entry.path) else 0
+                        self.sizes[prefix + entry.name] = size
+
+        walk(str(root), "")
 
     def open(self, name: str) -> BinaryIO:
         """The file of this name."""
         return (self.root / name).open("rb")
+
+    def state(self) -> str:
+        """A hash of the files' places, sizes and times of change."""
+        return state_of(path for path in (self.root / name for name in self.sizes) if path.exists())
 
 
 class Zip:
     """The members of a zip archive. Reading is shared between threads by zipfile itself."""
 
     def __init__(self, path: Path):
+        self.path = path
         try:
             self.archive = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, OSError) as error:
             raise ValueError(f"{path} cannot be read as a zip archive: {error}") from error
-        self.sizes = {each.filename: each.file_size for each in self.archive.infolist() if not each.is_dir()}
+        members = [each for each in self.archive.infolist() if not each.is_dir()]
+        self._members = {_clean(each.filename.replace("\\", "/")): each for each in members}
+        self.sizes = {name: each.file_size for name, each in self._members.items()}
 
     def open(self, name: str) -> BinaryIO:
         """The member of this name, decompressed: seeking in a compressed member would begin again."""
-        return io.BytesIO(self.archive.read(name))
+        try:
+            return io.BytesIO(self.archive.read(self._members[name]))
+        except Exception as error:  # damaged, encrypted, or compressed in an unknown way
+            raise ValueError(f"it cannot be read from the archive: {error}") from error
+
+    def state(self) -> str:
+        """A hash of the archive's place, size and time of change."""
+        return state_of([self.path])
 
 
 class Tars:
@@ -103,38 +146,56 @@ class Tars:
     """
 
     def __init__(self, paths: Sequence[Path], memory_gb: float):
+        self.paths = paths
         self.sizes: dict[str, int] = {}
         self._where: dict[str, tuple[int, int] | bytes] = {}
-        self._archives = []
-        held = 0
+        self._files: list[BinaryIO] = []
+        self._room = memory_gb * 2**30
+        allow_open_files(len(paths))
+        common = os.path.commonpath([path.parent for path in paths])
         for path in paths:
-            archive = path.open("rb")
-            self._archives.append(archive)
-            compressed = path.suffix != ".tar"
+            prefix = "" if len(paths) == 1 else f"{os.path.relpath(path, common)}/"
             try:
-                with tarfile.open(path) as tar:
-                    for member in tar:
-                        if not member.isfile():
-                            continue
-                        name = member.name.removeprefix("./")
-                        name = name if len(paths) == 1 else f"{path.name}/{name}"
-                        self.sizes[name] = member.size
-                        if compressed:
-                            held += member.size
-                            if held > memory_gb * 2**30:
-                                raise ValueError(
-                                    f"{path} is compressed and holds more than --data-options.memory-gb {memory_gb:g}; "
-                                    "unpack it, or decompress it to a plain .tar, which is read in any order"
-                                )
-                            inside = tar.extractfile(member)
-                            assert inside is not None
-                            self._where[name] = inside.read()
-                        else:
-                            self._where[name] = (len(self._archives) - 1, member.offset_data)
-                    if not compressed and archive.seek(0, os.SEEK_END) < tar.offset:
-                        raise tarfile.ReadError("its last member breaks off")
+                self._files.append(path.open("rb"))
+                try:
+                    with tarfile.open(path, "r:") as tar:
+                        self._index(tar, prefix, in_memory=False)
+                        if self._files[-1].seek(0, os.SEEK_END) < tar.offset:
+                            raise tarfile.ReadError("its last member breaks off")
+                except tarfile.ReadError:
+                    if self._files[-1].seek(0) == 0 and self._files[-1].read(263)[257:262] == b"ustar":
+                        raise
+                    with tarfile.open(path) as tar:  # compressed
+                        self._index(tar, prefix, in_memory=True)
             except (tarfile.TarError, EOFError, OSError) as error:
                 raise ValueError(f"{path} cannot be read as a tar archive: {error}") from error
+
+    def _index(self, tar: tarfile.TarFile, prefix: str, *, in_memory: bool) -> None:
+        for member in tar:
+            name = prefix + _clean(member.name)
+            if member.islnk() or member.issym():  # a second name for a member that came before
+                folder = os.path.dirname(member.name) if member.issym() else ""
+                target = prefix + _clean(os.path.normpath(os.path.join(folder, member.linkname)))
+                if target in self._where:
+                    self.sizes[name], self._where[name] = self.sizes[target], self._where[target]
+                elif PurePosixPath(name).suffix.lower() in IMAGES:
+                    raise ValueError(f"{tar.name}: {name} is a link to {member.linkname}, which the archive lacks")
+                continue
+            if not member.isfile():
+                continue
+            if in_memory:
+                self._room -= member.size
+                if self._room < 0:
+                    raise ValueError(
+                        f"{tar.name} is compressed and holds more than --data-options.memory-gb; give more, unpack "
+                        "it, or decompress it to a plain .tar, which is read in any order"
+                    )
+                inside = tar.extractfile(member)
+                assert inside is not None
+                self._where[name] = inside.read()
+            else:
+                self._where[name] = (len(self._files) - 1, member.offset_data)
+            self.sizes[name] = member.size
 
     def open(self, name: str) -> BinaryIO:
         """The member of this name."""
@@ -142,7 +203,11 @@ class Tars:
         if isinstance(where, bytes):
             return io.BytesIO(where)
         archive, offset = where
-        return io.BufferedReader(_Part(self._archives[archive].fileno(), offset, self.sizes[name]))
+        return io.BufferedReader(_Part(self._files[archive].fileno(), offset, self.sizes[name]))
+
+    def state(self) -> str:
+        """A hash of the archives' places, sizes and times of change."""
+        return state_of(self.paths)
 
 
 class _Part(io.RawIOBase):
@@ -198,37 +263,41 @@ def find_files(
         container: Container = Tars(paths, memory_gb)
     else:
         container = Folder(paths[0]) if paths[0].is_dir() else Zip(paths[0])
-    names = [n for n in container.sizes if not any(part[0] == "." or part == "__MACOSX" for part in n.split("/"))]
+    hidden = re.compile(r"(^|/)(\.|__MACOSX/)")
+    names = [name for name in container.sizes if not hidden.search(name)]
     samples = [name for name in names if PurePosixPath(name).suffix.lower() in suffixes]
     if not samples:
         held = sorted({PurePosixPath(name).suffix.lower() or "(no suffix)" for name in names})[:8]
         found = f"; it holds {len(names)} files: {', '.join(held)}" if names else "; it is empty"
         raise ValueError(f"{place} holds no samples ({', '.join(sorted(suffixes))}){found}")
 
-    companions = {} if labels else _companions(set(names), samples, place)
-    if companions:  # in the order of the shards
-        texts: list[str | int | None] = [_companion_label(container, companions[name], name, place) for name in samples]
-    else:
+    texts = None if labels else _from_companions(container, set(names), samples, place)
+    as_names = False  # the order of shards is kept where their samples have companions
+    if texts is None:
         several = len(paths) > 1
-        prefix = "" if several else _root(samples, split, archive=not isinstance(container, Folder))
+        outer = "" if several or isinstance(container, Folder) else _outer(names)
+        prefix = outer + ("" if several else _split(samples, outer, split, place))
         samples = sorted((n for n in samples if n.startswith(prefix)), key=lambda name: name.split("/"))
-        beside = labels or next((prefix + each for each in LABEL_FILES if prefix + each in container.sizes), "")
-        found = _from_file(container, beside, bool(labels), samples, place) if beside else None
-        inner = [name.partition("/")[2] if several else name.removeprefix(prefix) for name in samples]
-        texts = found or _from_folders(inner, place)
-    indices, classes = indexed(texts, place)
+        candidates = [start + each for start in (prefix, outer) for each in LABEL_FILES]
+        beside = labels or next((each for each in candidates if each in container.sizes), "")
+        if beside:
+            texts = _from_file(container, beside, bool(labels), set(names), samples, prefix, place)
+        if texts is None:
+            inner = [name.partition("/")[2] if several else name.removeprefix(prefix) for name in samples]
+            texts, as_names = _from_folders(inner, place), True
+    indices, classes = indexed(texts, place, as_names=as_names)
 
     def stamp() -> str:
         digest = hashlib.sha256(repr(classes).encode())
         for name, label in zip(samples, indices, strict=True):
-            digest.update(f"{name} {container.sizes[name]} {label}\n".encode())
+            digest.update(f"{name} {container.sizes[name]} {label}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()[:16]
 
-    return Files(place, samples, indices, classes, lambda i: container.open(samples[i]), stamp)
+    return Files(place, samples, indices, classes, lambda i: container.open(samples[i]), stamp, container.state)
 
 
-def indexed(labels: Sequence[str | int | None], place: str) -> tuple[list[int], tuple[str, ...]]:
-    """Labels as found -> indices and class names. Whole numbers are indices themselves; other texts are names.
+def indexed(labels: Sequence[Label], place: str, *, as_names: bool = False) -> tuple[list[int], tuple[str, ...]]:
+    """Labels as found -> indices and class names. Whole numbers are indices themselves, unless they are names.
 
     Raises ValueError where only some samples have a label, or a number is negative or too large.
     """
@@ -238,7 +307,8 @@ def indexed(labels: Sequence[str | int | None], place: str) -> tuple[list[int], 
     if missing:
         raise ValueError(f"{place}: {len(missing)} of {len(labels)} samples have no label, sample {missing[0]} first")
     texts = [str(label) for label in labels]
-    if all(re.fullmatch(r"-?\d+", text) for text in texts):
+    whole = all(re.fullmatch(r"-?\d+", text) for text in texts)
+    if whole and not as_names:
         numbers = [int(text) for text in texts]
         for i, number in enumerate(numbers):
             if not 0 <= number < MOST_CLASSES:
@@ -246,31 +316,38 @@ def indexed(labels: Sequence[str | int | None], place: str) -> tuple[list[int], 
                     f"{place}: label {number} of sample {i} is out of range; labels count from 0 to {MOST_CLASSES - 1}"
                 )
         return numbers, tuple(map(str, range(max(numbers) + 1)))
-    classes = sorted(set(texts))
+    classes = sorted(set(texts), key=int if whole else str)
     index = {name: i for i, name in enumerate(classes)}
     return [index[text] for text in texts], tuple(classes)
 
 
-def _companions(names: set[str], samples: list[str], place: str) -> dict[str, str]:
-    """WebDataset: KEY.jpg stands beside KEY.cls or KEY.json. The key ends at the first dot of the file's name."""
+def _from_companions(container: Container, names: set[str], samples: list[str], place: str) -> list[Label] | None:
+    """WebDataset: KEY.jpg stands beside KEY.cls or KEY.json; the key ends at the first dot of the file's name.
+
+    None where there are no companions, or none that holds a label.
+    """
     found = {}
     for name in samples:
-        folder, _, file = name.rpartition("/")
-        key = f"{folder}/{file.partition('.')[0]}" if folder else file.partition(".")[0]
-        for suffix in COMPANIONS:
-            if key + suffix in names:
-                found[name] = key + suffix
-                break
+        folder, slash, file = name.rpartition("/")
+        key = folder + slash + file.partition(".")[0]
+        companion = next((key + suffix for suffix in COMPANIONS if key + suffix in names), None)
+        if companion is not None:
+            found[name] = companion
+    if not found:
+        return None
+    labels = [_companion_label(container, found[name], name, place) if name in found else None for name in samples]
+    if all(label is None for label in labels):
+        return None
     alone = [name for name in samples if name not in found]
-    if found and alone:
+    if alone:
         raise ValueError(
             f"{place}: {len(alone)} of {len(samples)} samples have no .cls or .json beside them, as the others do, "
             f"such as {alone[0]}"
         )
-    return found
+    return labels
 
 
-def _companion_label(container: Container, companion: str, name: str, place: str) -> str | int | None:
+def _companion_label(container: Container, companion: str, name: str, place: str) -> Label:
     with container.open(companion) as file:
         text = file.read().decode("utf-8", "replace").strip()
     if companion.endswith(".cls"):
@@ -279,49 +356,77 @@ def _companion_label(container: Container, companion: str, name: str, place: str
         facts = json.loads(text)
     except ValueError as error:
         raise ValueError(f"{place}: {companion}, the label of {name}, is not JSON: {error}") from error
+    return label_in(facts)
+
+
+def label_in(facts: Any) -> Label:
+    """The label that a JSON value holds, by itself or under one of LABEL_COLUMNS; None where it holds none."""
     if isinstance(facts, dict):
-        return next((facts[column] for column in LABEL_COLUMNS if column in facts), None)
-    return facts if isinstance(facts, int | str) else None
+        facts = next((facts[column] for column in LABEL_COLUMNS if column in facts), None)
+    return facts if isinstance(facts, int | str) and not isinstance(facts, bool) else None
 
 
-def _root(samples: list[str], split: str, archive: bool) -> str:
-    """The prefix of the samples that are meant: an archive's one outer folder, then the split where there are splits.
+def _outer(names: list[str]) -> str:
+    """An archive's one outermost folder, as a prefix: it is the archive's own name, and no class."""
+    tops = {name.partition("/")[0] for name in names}
+    return f"{tops.pop()}/" if len(tops) == 1 and all("/" in name for name in names) else ""
+
+
+def _split(samples: list[str], outer: str, split: str, place: str) -> str:
+    """The split as a prefix, where all folders are splits: nothing, where they are classes.
 
     A class may be called train as well: bus, car, train.
     """
-    prefix = ""
-    if archive and len({name.partition("/")[0] if "/" in name else "" for name in samples}) == 1:
-        outer = samples[0].partition("/")[0]
-        prefix = f"{outer}/" if "/" in samples[0] else ""
-    inside = [name.removeprefix(prefix) for name in samples]
-    tops = {name.partition("/")[0] if "/" in name else "" for name in inside}
-    return f"{prefix}{split}/" if split in tops and tops <= SPLITS | {split} else prefix
+    tops = {name.removeprefix(outer).partition("/")[0] for name in samples if "/" in name.removeprefix(outer)}
+    if split in tops and tops <= SPLITS | {split}:
+        return f"{split}/"
+    if split == "train" and "training" in tops and tops <= SPLITS:
+        return "training/"
+    if tops and tops <= SPLITS:
+        raise ValueError(f"{place} has no split {split!r}; there are {', '.join(sorted(tops))} (--data-options.split)")
+    if split != "train":
+        raise ValueError(f"{place} has no split {split!r}; its folders are no splits")
+    return ""
 
 
-def _rows(file: BinaryIO, name: str) -> list[dict[str, Any]]:
+def _table(file: BinaryIO, name: str) -> list[dict[str, Any]]:
+    """The rows of a .csv or .jsonl, their columns in small letters."""
     text = io.TextIOWrapper(file, "utf-8-sig", newline="")
     try:
-        if name.endswith(".jsonl"):
-            return [json.loads(line) for line in text if line.strip()]
-        return list(csv.DictReader(text))
+        if name.lower().endswith(".jsonl"):
+            rows = [json.loads(line) for line in text if line.strip()]
+        else:
+            first = text.readline()
+            text.seek(0)
+            separator = max(",;\t", key=first.count)  # tables come with semicolons and tabs too
+            rows = list(csv.DictReader(text, delimiter=separator, skipinitialspace=True))
     except (ValueError, csv.Error) as error:
         raise ValueError(f"{name} cannot be read: {error}") from error
+    if not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{name} holds rows that are no tables of names and values")
+    return [{str(key).strip().lower(): value for key, value in row.items()} for row in rows]
 
 
 def _from_file(
-    container: Container, label_file: str, given: bool, samples: list[str], place: str
-) -> list[str | int | None] | None:
-    """The label of each sample, from a table of file names and labels; None where a table found has no labels."""
+    container: Container,
+    label_file: str,
+    given: bool,
+    names: set[str],
+    samples: list[str],
+    prefix: str,
+    place: str,
+) -> list[Label] | None:
+    """The label of each sample, from a table of file names and labels; None where metadata hold no labels."""
     on_disk = Path(label_file)
     inside = label_file in container.sizes
     if not inside and not on_disk.is_file():
         raise ValueError(f"there is no label file {label_file}, neither in {place} nor by itself")
     with container.open(label_file) if inside else on_disk.open("rb") as file:
-        rows = _rows(file, label_file)
-    columns = list(rows[0]) if rows and isinstance(rows[0], dict) else []
+        rows = _table(file, label_file)
+    columns = list(dict.fromkeys(column for row in rows for column in row))
     name_column = next((column for column in NAME_COLUMNS if column in columns), None)
     label_column = next((column for column in LABEL_COLUMNS if column in columns), None)
-    if label_column is None and not given and columns:
+    if name_column and not label_column and not given and PurePosixPath(label_file).name.startswith("metadata"):
         return None  # captions, say
     if name_column is None or label_column is None:
         raise ValueError(
@@ -329,17 +434,23 @@ def _from_file(
             f"of {', '.join(LABEL_COLUMNS)} are needed in its first line"
         )
     folder = label_file.rpartition("/")[0] if inside else ""
-    labels: dict[str, str | int | None] = {}
+    labels: dict[str, Label] = {}
+    unknown = []
     for number, row in enumerate(rows):
-        if not isinstance(row, dict) or row.get(name_column) in (None, ""):
+        text = row.get(name_column)
+        if text in (None, ""):
             raise ValueError(f"{label_file}, row {number + 1} names no file: {row}")
-        name = os.path.normpath(f"{folder}/{row[name_column]}" if folder else str(row[name_column]))
+        plain = _clean(os.path.normpath(str(text).strip().replace("\\", "/")))
+        likely = (f"{folder}/{plain}" if folder else plain, prefix + plain)  # beside the file, or in the split
+        name = next((each for each in likely if each in names), None)
+        if name is None:
+            unknown.append(plain)
+            continue
         label = row.get(label_column)
+        label = (label.strip() or None) if isinstance(label, str) else label
         if name in labels and labels[name] != label:
             raise ValueError(f"{label_file} gives {name} two labels, {labels[name]} and {label}")
-        labels[name] = label if label != "" else None
-    known = set(samples)
-    unknown = [name for name in labels if name not in known]
+        labels[name] = label
     if unknown:
         shown = ", ".join(unknown[:3])
         raise ValueError(f"{label_file} names {len(unknown)} samples that {place} does not hold, such as {shown}")
@@ -350,7 +461,7 @@ def _from_file(
     return [labels[name] for name in samples]
 
 
-def _from_folders(names: list[str], place: str) -> list[str | int | None]:
+def _from_folders(names: list[str], place: str) -> list[Label]:
     flat = [name for name in names if "/" not in name]
     if len(flat) == len(names):
         return [None] * len(names)

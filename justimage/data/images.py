@@ -4,33 +4,22 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import BinaryIO, Literal, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
-from rich.progress import track
+from PIL import Image, ImageOps
+from rich.progress import Progress
 
 from justimage.data.files import Files
 from justimage.data.spec import DataSpec
 
+BLOCK = 32  # images that a thread takes at once
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-UNREADABLE = (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError)
+UNREADABLE = Exception  # each of PIL's formats has errors of its own for damaged files
 ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
 Policy = Literal["stop", "skip"]
 Deep = Literal["scale", "stop"]
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class ImageOptions:
-    """How images are understood."""
-
-    labels: str = ""
-    """A label file (columns file_name and label), in the folder or archive, or anywhere; by default labels.csv,
-    metadata.csv or metadata.jsonl where there is one, and else the folders."""
-    deep: Deep = "scale"
-    """Images of 16 bits: scale 0..65535 to 0..255, or stop with their name."""
 
 
 def centre_crop(image: Image.Image, size: Sequence[int]) -> np.ndarray:
@@ -51,9 +40,13 @@ def decode(file: BinaryIO, channels: int, deep: Deep = "scale") -> Image.Image:
     """An image file -> 8-bit L, RGB or RGBA (1, 3, 4 channels), upright.
 
     Turned as EXIF says. Transparency is laid on white, unless alpha is one of the channels. Palettes and CMYK become
-    RGB. 16 bits are scaled to 8, 65535 to 255. Raises ValueError for deeper ones, and an error of UNREADABLE where
-    the file is damaged.
+    RGB. 16 bits are scaled to 8, 65535 to 255 (of colour PNGs PIL keeps the upper eight bits, 1/256 less at most).
+    Raises ValueError for deeper ones, or with deep="stop" for those of 16, and any Exception of PIL's for damaged ones.
     """
+    head = file.read(25)
+    file.seek(0)
+    if deep == "stop" and head.startswith(b"\x89PNG") and head[24:] == b"\x10":  # IHDR's bit depth
+        raise ValueError("it has 16 bits a channel")
     with Image.open(file) as image:
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
@@ -151,10 +144,14 @@ class Images:
         self._drop({i: result for i, result in results if result is not None})
 
     def _all(self, function: Callable[[int], Result], what: str) -> Iterable[Result]:
+        """The function of every image, in order. In blocks: a million waiting jobs would take gigabytes."""
         count = len(self.files.names)
-        with ThreadPoolExecutor(self.workers) as pool:
-            results = pool.map(function, range(count))
-            yield from track(results, description=what, total=count, transient=True, disable=count < 2000)
+        blocks = [range(first, min(first + BLOCK, count)) for first in range(0, count, BLOCK)]
+        with ThreadPoolExecutor(self.workers) as pool, Progress(transient=True, disable=count < 2000) as progress:
+            task = progress.add_task(what, total=count)
+            for results in pool.map(lambda block: [function(i) for i in block], blocks):
+                progress.advance(task, len(results))
+                yield from results
 
     def _drop(self, bad: dict[int, Exception]) -> None:
         """Stop at unreadable files, or leave them out, as on_error says."""
@@ -189,6 +186,8 @@ class Images:
 
     def describe(self) -> str:
         labels = f"{len(self.spec.classes)} classes" if self.spec.classes else "no labels"
+        empty = len(self.spec.classes) - len(set(self.files.labels)) if self.spec.classes else 0
+        labels += f" ({empty} of them empty)" if empty else ""
         kept = "in memory" if self.memory is not None else "read as needed"
         skipped = f"; {len(self.skipped)} unreadable, skipped" if self.skipped else ""
         size = "x".join(map(str, self.size))

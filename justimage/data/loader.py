@@ -2,12 +2,14 @@
 
 import contextlib
 import itertools
+import queue
+import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from justimage.execution import to_device
 from justimage.randomness import Stream, keys, mix, uniforms
 
 ROUNDS = 8
+Job = TypeVar("Job")
 
 
 class Batch(NamedTuple):
@@ -123,6 +126,7 @@ def batches(
         jobs: Iterator[Callable[[], Batch]] = (partial(read, source, part, seed, buffers) for part in ours)
     else:
         jobs = _stream_jobs(source, seed, start, ours, buffers)
+        jobs = _read_by_a_thread(jobs, depth=workers + 1) if workers else jobs
     if workers == 0:
         for job in jobs:
             yield job()
@@ -134,7 +138,40 @@ def batches(
             ahead.append(pool.submit(next(jobs)))
             yield batch
     finally:
+        if isinstance(jobs, Generator):
+            jobs.close()
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _read_by_a_thread(jobs: Iterator[Job], depth: int) -> Iterator[Job]:
+    """The same, taken from the iterator by a thread, so that waiting for the network keeps nobody else waiting."""
+    ahead: queue.Queue[Job | BaseException] = queue.Queue(depth)
+    over = threading.Event()
+
+    def put(item: Job | BaseException) -> bool:
+        while not over.is_set():
+            with contextlib.suppress(queue.Full):
+                ahead.put(item, timeout=0.2)
+                return True
+        return False
+
+    def run() -> None:
+        try:
+            for job in jobs:
+                if not put(job):
+                    return
+        except BaseException as error:
+            put(error)
+
+    threading.Thread(target=run, name="stream", daemon=True).start()
+    try:
+        while True:
+            item = ahead.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        over.set()
 
 
 def _stream_jobs(

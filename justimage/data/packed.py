@@ -25,7 +25,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 
-from justimage.data.cache import remembered, state_of
+from justimage.data.arrays import Arrays
+from justimage.data.cache import allow_open_files, remembered, state_of
 from justimage.data.crops import Crops
 from justimage.data.images import Images
 from justimage.data.spec import DataSpec, Source
@@ -44,7 +45,7 @@ def is_pack(path: Path) -> bool:
     try:
         return str(_index(path).get("format", "")).startswith("justimage-pack/")
     except ValueError:
-        return False
+        return (path / "00000.npy").is_file()  # one whose index is damaged
 
 
 def _index(folder: Path) -> dict[str, Any]:
@@ -62,7 +63,7 @@ class Packed:
     Raises ValueError for a pack that is not finished, of another version, or whose shards are missing or damaged.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, *, just_written: bool = False):
         self.folder = folder
         index = _index(folder)
         if index.get("format") != FORMAT:
@@ -72,7 +73,12 @@ class Packed:
                 f"{folder} is not finished: {index['next']:,} of {index['source']['count']:,} samples are packed; "
                 "run the same `jit data pack` command again to go on with it"
             )
-        self.spec = DataSpec.from_json(index["spec"])
+        try:
+            self.spec = DataSpec.from_json(index["spec"])
+            described = [(shard["name"], shard["count"], shard["crc32"]) for shard in index["shards"]]
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{folder / INDEX} is damaged ({error} is missing); {REPAIR}") from error
+        allow_open_files(len(described))
         self.shards, labels = [], []
         for shard in index["shards"]:
             name, count = shard["name"], shard["count"]
@@ -89,7 +95,8 @@ class Packed:
         self.starts = self.ends - [shard["count"] for shard in index["shards"]]
         self._index = index
         files = [folder / f"{shard['name']}{end}" for shard in index["shards"] for end in (".npy", ".labels.npy")]
-        remembered(f"checked {(folder / INDEX).read_text()} {state_of(files)}", self._check)
+        checked = (lambda: {"checked": True}) if just_written else self._check
+        remembered(f"checked {(folder / INDEX).read_text()} {state_of(files)}", checked)
 
     def _check(self) -> dict[str, Any]:
         shards = list(zip(self._index["shards"], self.shards, strict=True))
@@ -175,7 +182,7 @@ def pack(source: Source, folder: Path, *, workers: int = 1, shard_mb: int = 512)
     if not index["shards"]:
         raise ValueError(f"no sample of {source.describe()} can be decoded")
     write_text(folder / INDEX, json.dumps({**index, "complete": True}, indent=1) + "\n")
-    return Packed(folder)
+    return Packed(folder, just_written=True)
 
 
 @contextmanager
@@ -223,7 +230,7 @@ def _begin(folder: Path, identity: dict[str, Any], spec: DataSpec) -> dict[str, 
                 f"{folder} is a pack begun from other data or settings ({index['source']['found']}); remove it, or "
                 "choose another folder with --out"
             )
-        for left in folder.glob(".*"):  # of a kill in the middle of writing
+        for left in (*folder.glob(".*.part"), *folder.glob(f".{INDEX}.*")):  # of a kill in the middle of writing
             left.unlink()
         return index
     try:
@@ -241,21 +248,21 @@ def _tasks(source: Source, pool: ThreadPoolExecutor, start: int, rows: int, work
     """Decoded samples, their labels, those left out, and the index after them; in order, and some ahead."""
 
     def run(part: range) -> Task:
+        if isinstance(source, Arrays):
+            samples, labels = map(list, zip(*source.some(part.start, part.stop), strict=True))
+            return samples, labels, [], part.stop
         samples, labels, skipped = [], [], []
         for i in part:
-            if isinstance(source, Images) and source.memory is None:
+            if isinstance(source, Images) and source.on_error == "skip":
                 result = source.decoded(i)
                 if isinstance(result, Exception):
-                    if source.on_error == "stop":
-                        source[i]  # raises, with the name
                     skipped.append((source.files.names[i], str(result)))
                     continue
-                samples.append(result)
-                labels.append(source.files.labels[i])
+                raw, label = result, source.files.labels[i]
             else:
                 raw, label = source[i]
-                samples.append(raw)
-                labels.append(label)
+            samples.append(raw)
+            labels.append(label)
         return samples, labels, skipped, part.stop
 
     parts = iter(

@@ -2,8 +2,9 @@
 
 import glob
 import os
+import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
 from typing import Literal
@@ -12,16 +13,15 @@ from justimage.data.arrays import ARRAY_FILES, Missing, digits, read_arrays, sta
 from justimage.data.crops import At, Crops
 from justimage.data.fields import NETCDF, FieldOptions, is_zarr, read_fields
 from justimage.data.files import IMAGES, Files, find_files, is_tar
-from justimage.data.images import ImageOptions, Images, Policy
+from justimage.data.images import Deep, Images, Policy
 from justimage.data.packed import Packed, is_pack
 from justimage.data.spec import Source, StreamSource
 from justimage.data.streams import REMOTE, StreamOptions, open_shards, stream_rows
-from justimage.data.tables import TableOptions, find_rows
+from justimage.data.tables import SAVED, TABLES, TableOptions, find_rows
 from justimage.weights import is_hub_id
 
 NAMED: dict[str, Callable[[], Source]] = {"mnist": digits}
 Kind = Literal["auto", "images", "arrays", "table", "fields", "pack", "stream"]
-TABLES = (".parquet", ".arrow")
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,15 @@ class DataOptions:
     """Where: random, each place being a sample of its own; or the centre, one crop of each."""
     split: str = "train"
     """Which split is taken, where there are several."""
+    labels: str = ""
+    """A label file (columns file_name and label), in the folder or archive, or anywhere; by default labels.csv,
+    metadata.csv or metadata.jsonl where there is one, and else the folders."""
+    deep: Deep = "scale"
+    """Images of 16 bits: scale 0..65535 to 0..255, or stop with their name."""
     memory_gb: float = 2.0
     """What fits is read once into memory, and images checked by it before the first step."""
     workers: int = field(default_factory=lambda: min(8, os.cpu_count() or 1))
     """Threads that read ahead, in each process; by default one for each core, at most 8."""
-    image: ImageOptions = field(default_factory=ImageOptions)
     table: TableOptions = field(default_factory=TableOptions)
     fields: FieldOptions = field(default_factory=FieldOptions)
     stream: StreamOptions = field(default_factory=StreamOptions)
@@ -61,20 +65,38 @@ class DataOptions:
 
 
 def open_source(
-    path: str, size: tuple[int, ...], channels: int, options: DataOptions | None = None
+    path: str,
+    size: tuple[int, ...],
+    channels: int,
+    options: DataOptions | None = None,
+    *,
+    decode_ahead: bool = True,
+    only_look: bool = False,
 ) -> Source | StreamSource:
     """The source behind a path: whatever `Kind` names, a glob of such files, a hub id, or a name of NAMED.
 
-    size, channels: what images are cropped and converted to; all others have their own. Raises ValueError where there
-    is nothing, or nothing that can be read.
+    size, channels: what images are cropped and converted to; all others have their own. decode_ahead: decode images
+    that fit into memory at once. only_look: unreadable images and missing values do not stop, so that they can be
+    counted. Raises ValueError where there is nothing, or nothing that can be read.
     """
-    options = options or DataOptions()
+    try:
+        return _open(path, size, channels, options or DataOptions(), decode_ahead, only_look)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def _open(
+    path: str, size: tuple[int, ...], channels: int, options: DataOptions, decode_ahead: bool, only_look: bool
+) -> Source | StreamSource:
     if path in NAMED and options.kind == "auto":
         named = NAMED[path]()
         return Crops(named, options.crop, options.crop_at) if options.crop else named
     paths = _paths(path)
     kind = _kind(path, paths) if options.kind == "auto" else options.kind
     _check_options(path, kind, options)
+    if only_look:
+        missing = "mean" if options.missing == "stop" else options.missing
+        options = replace(options, on_error="skip", missing=missing)
 
     def images(files: Files) -> Source:
         return Images(
@@ -82,8 +104,8 @@ def open_source(
             size,
             channels=channels,
             on_error=options.on_error,
-            memory_gb=options.memory_gb,
-            deep=options.image.deep,
+            memory_gb=options.memory_gb if decode_ahead else 0.0,
+            deep=options.deep,
         )
 
     if kind == "stream" or (kind == "table" and options.stream.on):
@@ -97,11 +119,8 @@ def open_source(
     if len(paths) > 1 and kind != "fields" and not all(map(is_tar, paths)):
         raise ValueError(f"{path} matches {len(paths)} files; only shards, tables and fields are taken from several")
     if kind == "images":
-        labels = options.image.labels
-        place = paths
-        if paths[0].suffix in (".csv", ".jsonl"):  # a label file stands for its folder
-            labels, place = paths[0].name, [paths[0].parent]
-        tars = sorted(place[0].glob("*.tar")) if place[0].is_dir() else []
+        labels, place = _label_file(paths, options)
+        tars = sorted(filter(is_tar, place[0].iterdir())) if place[0].is_dir() else []
         shards = tars if tars and not _holds(place[0], IMAGES) else place
         found = find_files(shards, labels=labels, split=options.split, memory_gb=options.memory_gb)
         return images(found)
@@ -116,17 +135,19 @@ def open_source(
         )
     elif kind == "pack":
         source = Packed(paths[0])
-    elif paths[0].suffix in (".npy", ".npz") and paths[0].is_file() and len(paths) == 1:
+    elif paths[0].suffix.lower() in (".npy", ".npz") and paths[0].is_file():
         source = read_arrays(paths[0], options.missing)
     else:
-        source = stack_arrays(find_files(paths, ARRAY_FILES, split=options.split), options.missing)
+        labels, place = _label_file(paths, options)
+        source = stack_arrays(find_files(place, ARRAY_FILES, labels=labels, split=options.split), options.missing)
     return Crops(source, options.crop, options.crop_at) if options.crop else source
 
 
 def _check_options(path: str, kind: Kind, options: DataOptions) -> None:
     """Raises ValueError for options that say something about another kind of data: they would be ignored."""
     parts = (
-        ("image", options.image != ImageOptions(), ("images", "table")),
+        ("labels", bool(options.labels), ("images", "arrays")),
+        ("deep", options.deep != "scale", ("images", "table")),
         ("table", options.table != TableOptions(), ("table", "stream")),
         ("fields", options.fields != FieldOptions(), ("fields",)),
         ("stream", options.stream != StreamOptions(), ("table", "stream")),
@@ -140,6 +161,13 @@ def _check_options(path: str, kind: Kind, options: DataOptions) -> None:
                 f"--data-options.{name} is for {' and '.join(kinds)}, and {path} is read as {kind}{hint}. If it is "
                 "something else, say so with --data-options.kind"
             )
+
+
+def _label_file(paths: list[Path], options: DataOptions) -> tuple[str, list[Path]]:
+    """The label file to use and where the samples are: as a path, a label file stands for its folder."""
+    if paths[0].suffix.lower() in (".csv", ".jsonl"):
+        return paths[0].name, [paths[0].parent]
+    return options.labels, paths
 
 
 def _paths(path: str) -> list[Path]:
@@ -163,6 +191,14 @@ def _holds(folder: Path, suffixes: frozenset[str]) -> bool:
     return False
 
 
+def _zip_names(path: Path) -> list[str]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except (zipfile.BadZipFile, OSError) as error:
+        raise ValueError(f"{path} cannot be read as a zip archive: {error}") from error
+
+
 def _kind(path: str, paths: list[Path]) -> Kind:
     """What a path is, by its name and by what lies in it. Raises ValueError where it is nothing known."""
     if path.startswith(REMOTE):
@@ -181,7 +217,12 @@ def _kind(path: str, paths: list[Path]) -> Kind:
             return "table"
         if suffix in (".npy", ".npz"):
             return "arrays"
-        if suffix in (".zip", ".csv", ".jsonl") or is_tar(place):
+        if suffix in (".csv", ".jsonl"):
+            return "images" if _holds(place.parent, IMAGES) else "arrays"
+        if suffix == ".zip":
+            inside = {Path(name).suffix.lower() for name in _zip_names(place)}
+            return "arrays" if inside & ARRAY_FILES and not inside & IMAGES else "images"
+        if is_tar(place):
             return "images"
         raise ValueError(
             f"{path} is no folder, and no file that is known: images in .zip or .tar, a table .parquet or .arrow, "
@@ -189,7 +230,7 @@ def _kind(path: str, paths: list[Path]) -> Kind:
         )
     if is_pack(place):
         return "pack"
-    if (place / "dataset_info.json").is_file() or (place / "dataset_dict.json").is_file():
+    if any((place / mark).is_file() for mark in SAVED):
         return "table"
     if any(_is_field(each) for each in place.iterdir()):
         return "fields"

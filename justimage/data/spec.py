@@ -173,6 +173,9 @@ class Source(Protocol):
 class StreamSource(Protocol):
     """Samples that come one after the other, without a length: what cannot be had in any order."""
 
+    length: int | None
+    """Samples of a pass, once one has been read."""
+
     @property
     def spec(self) -> DataSpec: ...
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from justimage.data.files import IMAGES, LABEL_COLUMNS
+from justimage.data.files import IMAGES, label_in
 from justimage.data.images import MODES, UNREADABLE, Policy, centre_crop, decode
 from justimage.data.spec import DataSpec, Item
 from justimage.data.tables import TableOptions, columns_of, image_bytes, open_table, undecoded
@@ -156,14 +156,7 @@ def open_shards(
         reader = webdataset.compat.WebDataset(
             shuffled, shardshuffle=False, nodesplitter=None, workersplitter=None, empty_check=False
         )
-        found = iter(reader)
-        while True:
-            try:
-                sample = next(found, None)
-            except Exception as error:  # of the network, of tar, of a subprocess
-                raise ValueError(f"{address} cannot be read: {error}") from error
-            if sample is None:
-                return
+        for sample in _read(iter(reader), address):
             yield _of_sample(sample, address, options.classes)
 
     classes = tuple(map(str, range(options.classes)))
@@ -178,16 +171,31 @@ def _of_sample(sample: dict[str, Any], address: str, classes: int) -> Encoded:
     if image is None:
         kinds = ", ".join(each for each in sample if not each.startswith("__"))
         raise ValueError(f"{name} of {address} holds no image; it holds {kinds}")
-    label = -1
+    label: Any = -1
+    if classes and "cls" in sample:
+        label = sample["cls"].decode("utf-8", "replace").strip()
+    elif classes and "json" in sample:
+        label = label_in(json.loads(sample["json"]))
+    return name, image, _number(label, name, address)
+
+
+def _number(label: Any, name: str, place: str) -> int:
     try:
-        if classes and "cls" in sample:
-            label = int(sample["cls"])
-        elif classes and "json" in sample:
-            facts = json.loads(sample["json"])
-            label = int(next(facts[column] for column in LABEL_COLUMNS if column in facts))
-    except (ValueError, StopIteration) as error:
-        raise ValueError(f"{name} of {address} has a label that is no number") from error
-    return name, image, label
+        return int(label)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} of {place} has the label {label!r}, which is no number") from error
+
+
+def _read(rows: Iterator[Any], place: str) -> Iterator[Any]:
+    """The rows; whatever goes wrong in the network, in an archive or in a subprocess is a ValueError."""
+    while True:
+        try:
+            row = next(rows, None)
+        except Exception as error:
+            raise ValueError(f"{place} cannot be read: {error}") from error
+        if row is None:
+            return
+        yield row
 
 
 def stream_rows(
@@ -212,9 +220,11 @@ def stream_rows(
 
     def read_pass(seed: int) -> Iterator[Encoded]:
         for shard in np.random.default_rng(seed).permutation(rows.num_shards):
-            for number, row in enumerate(rows.shard(rows.num_shards, int(shard))):
+            found = iter(rows.shard(rows.num_shards, int(shard)))
+            for number, row in enumerate(_read(found, path)):
                 name = f"row {number} of shard {shard}"
-                yield name, image_bytes(row[image]).read(), int(row[label]) if label and names else -1
+                index = _number(row[label], name, path) if label and names else -1
+                yield name, image_bytes(row[image]).read(), index
 
     return ImageStream(
         path, read_pass, size, channels=channels, classes=names, buffer=options.buffer, on_error=on_error

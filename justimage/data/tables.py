@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +11,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from justimage.data.files import LABEL_COLUMNS, Files, indexed
+from justimage.data.files import LABEL_COLUMNS, SPLITS, Files, indexed
 
 NONE = "none"
+TABLES = (".parquet", ".arrow")
+SAVED = ("dataset_info.json", "dataset_dict.json")  # what save_to_disk leaves
 
 
 @dataclass(frozen=True)
@@ -42,13 +45,14 @@ def open_table(path: str, paths: Sequence[Path], split: str, options: TableOptio
     Raises ValueError where it does not exist, is damaged, or has no such split.
     """
     datasets = datasets_library()
-    files = [file for place in paths for file in (sorted(place.rglob("*.parquet")) if place.is_dir() else [place])]
+    saved = len(paths) == 1 and paths[0].is_dir() and any((paths[0] / mark).is_file() for mark in SAVED)
+    files = [] if saved else _split_files(path, paths, split)
     try:
         with contextlib.ExitStack() as quiet:
             if paths:
                 datasets.disable_progress_bars()
                 quiet.callback(datasets.enable_progress_bars)
-            if paths and not files:
+            if saved:
                 loaded = datasets.load_from_disk(path)
                 if isinstance(loaded, datasets.DatasetDict):
                     if split not in loaded:
@@ -57,12 +61,27 @@ def open_table(path: str, paths: Sequence[Path], split: str, options: TableOptio
                 return loaded.to_iterable_dataset() if streaming else loaded
             if files:
                 kind = "arrow" if files[0].suffix == ".arrow" else "parquet"
-                named = [file for file in files if file.name.startswith(f"{split}-")] or files
-                return datasets.load_dataset(kind, data_files=list(map(str, named)), split="train", streaming=streaming)
+                return datasets.load_dataset(kind, data_files=list(map(str, files)), split="train", streaming=streaming)
             return datasets.load_dataset(path, options.name or None, split=split, streaming=streaming)
     except Exception as error:  # the library's errors have no common ancestor
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{path} cannot be read as a table of datasets: {reason}") from error
+
+
+def _split_files(path: str, paths: Sequence[Path], split: str) -> list[Path]:
+    """The files of a table; of a folder whose files or folders are called after splits, those of the one asked for."""
+    files: dict[Path, str] = {}
+    for place in paths:
+        inside = sorted(p for p in place.rglob("*") if p.suffix.lower() in TABLES) if place.is_dir() else [place]
+        files |= {file: file.relative_to(place).as_posix() if place.is_dir() else file.name for file in inside}
+    if paths and not files:
+        raise ValueError(f"{path} holds no {' or '.join(TABLES)}")
+    found = {file: next(iter(SPLITS & set(re.split(r"[-_./]", name.lower()))), "") for file, name in files.items()}
+    asked = [file for file, name in found.items() if name == split]
+    if asked or not any(found.values()) or len(files) == 1:
+        return asked or list(files)
+    there = ", ".join(sorted(set(filter(None, found.values()))))
+    raise ValueError(f"{path} has no split {split!r}; there are {there} (--data-options.split)")
 
 
 def columns_of(table: Any, place: str, options: TableOptions) -> tuple[str, str | None]:
@@ -103,8 +122,9 @@ def columns_of(table: Any, place: str, options: TableOptions) -> tuple[str, str 
 def image_bytes(cell: Any) -> BinaryIO:
     """A cell of an image column that is not decoded -> its bytes."""
     if isinstance(cell, dict):
-        cell = cell.get("bytes") or Path(cell["path"]).read_bytes()
-    if cell is None:
+        path = cell.get("path")
+        cell = cell.get("bytes") or (Path(path).read_bytes() if path else None)
+    if not cell:
         raise ValueError("the cell is empty")
     return io.BytesIO(cell)
 
@@ -144,8 +164,9 @@ def find_rows(path: str, paths: Sequence[Path], split: str, options: TableOption
         digest = hashlib.sha256(f"{len(table)} {classes}".encode())
         digest.update(np.asarray(labels, dtype=np.int64).tobytes())
         for index in np.linspace(0, len(table) - 1, min(len(table), 64)).astype(int):
-            digest.update(image_bytes(rows[int(index)][image]).read())
+            with contextlib.suppress(ValueError, OSError):  # an empty cell is unreadable, and that is said elsewhere
+                digest.update(image_bytes(rows[int(index)][image]).read())
         return digest.hexdigest()[:16]
 
     names = [f"row {i}" for i in range(len(table))]
-    return Files(path, names, labels, classes, lambda i: image_bytes(rows[i][image]), stamp)
+    return Files(path, names, labels, classes, lambda i: image_bytes(rows[i][image]), stamp, stamp)
