@@ -200,6 +200,7 @@ RECIPES: dict[str, Recipe] = {
             what="weather and other fields in two dimensions, 32x48, patch 8; NetCDF, Zarr or arrays",
             command="jit train fields --data FILE.nc --data-options.crop 32 48",
             hardware="a few minutes on a CPU for one channel",
+            measured="ERA5 temperature: trained and 744 fields drawn in 8 minutes on two Xeon cores (examples/weather)",
         ),
         network=JiTConfig.variant("XS/8", size=(32, 48), channels=1, num_classes=0),
         training=Training(

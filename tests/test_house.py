@@ -99,8 +99,9 @@ def test_what_must_not_be_there():
     assert set(numbers) <= {"data.spec", "pictures"}
 
 
-def readme_tables():
-    spec = importlib.util.spec_from_file_location("readme_tables", ROOT / "docs" / "readme_tables.py")
+def script(path: str):
+    """A script outside of the package, as a module."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -110,7 +111,7 @@ def readme_tables():
 
 def test_the_readme_is_true_to_the_code():
     text = (ROOT / "README.md").read_text()
-    assert readme_tables().with_tables(text) == text, "run: python docs/readme_tables.py"
+    assert script("docs/readme_tables.py").with_tables(text) == text, "run: python docs/readme_tables.py"
     for link in re.findall(r"\]\(((?!http)[^)#]+)\)", text):
         assert (ROOT / link).exists(), link
     code = re.findall(r"`([a-z_]+)\.([A-Za-z_]+)[(`]", text)
@@ -127,6 +128,11 @@ def test_measured_numbers_come_from_files():
     assert f"{100 * demo['class_agreement']:.1f} %" in measured
     assert f"{demo['seconds']:.0f} s" in measured
     training = json.loads(next(results.glob("training-cifar10-*.json")).read_text())
+    weather = json.loads((ROOT / "examples" / "weather" / "comparison.json").read_text())
+    text = (ROOT / "examples" / "weather" / "README.md").read_text()
+    assert script("examples/weather/weather.py").with_numbers(text, weather) == text
+    minutes = (weather["seconds_of_training"] + weather["seconds_of_sampling"]) / 60
+    assert f"{minutes:.0f} minutes" in RECIPES["fields"].promise.measured
     losses = list(training["loss"].values())
     assert f"{training['nimg']:,} images" in RECIPES["cifar10"].promise.measured
     assert f"loss {losses[0]:.2f} to {losses[-1]:.2f}" in RECIPES["cifar10"].promise.measured

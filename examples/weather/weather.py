@@ -8,6 +8,8 @@ and comparison.json: mean, standard deviation and power spectrum of as many gene
 """
 
 import json
+import platform
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,61 +79,97 @@ def compare(real: xr.DataArray, drawn: xr.DataArray) -> dict:
         "spectrum": {
             "wavelength_km": np.round(wavelength, 1).tolist(),
             "drawn_over_real": np.round(ratio, 3).tolist(),
+            "real_falls_by": round(float(power_x.max() / power_x.min())),
             "log10_rms": round(float(np.sqrt((np.log10(ratio) ** 2).mean())), 3),
         },
     }
 
 
+def numbers(result: dict) -> str:
+    """The numbers as a table for the README beside this script."""
+    rows = ["| | ERA5 | drawn |", "|---|---|---|"]
+    for name, key in (("fields", "fields"), ("mean, K", "mean_kelvin"), ("standard deviation, K", "std_kelvin")):
+        rows.append(f"| {name} | {result[key]['real']} | {result[key]['drawn']} |")
+    power = result["spectrum"]
+    low, high = min(power["drawn_over_real"]), max(power["drawn_over_real"])
+    waves = power["wavelength_km"]
+    return "\n".join(
+        [
+            *rows,
+            "",
+            f"The maps of the mean differ by {result['map_of_means_rms_difference_kelvin']} K, those of the standard "
+            f"deviation by {result['map_of_stds_rms_difference_kelvin']} K (root mean square). The power drawn is "
+            f"{low} to {high} times that of ERA5 on waves from {waves[-1]:.0f} to {waves[0]:.0f} km, over "
+            f"which ERA5's falls by a factor of {power['real_falls_by']:,}.",
+            "",
+            f"Measured after {result['training']['nimg']:,} samples, {result['seconds_of_training']} s of training and "
+            f"{result['seconds_of_sampling']} s of sampling with {result['threads']} threads of {result['processor']} "
+            f"(torch {result['torch']}, seed 0); all numbers are in comparison.json.",
+        ]
+    )
+
+
+def with_numbers(text: str, result: dict) -> str:
+    """The README with its numbers made anew."""
+    before, _, rest = text.partition("<!-- numbers -->")
+    return f"{before}<!-- numbers -->\n{numbers(result)}\n<!-- /numbers -->{rest.partition('<!-- /numbers -->')[2]}"
+
+
+def processor() -> str:
+    """What the machine calls its processor."""
+    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    found = re.search(r"model name\s*:\s*(.*)", info)
+    return found[1] if found else platform.processor()
+
+
 def picture(real: xr.DataArray, drawn: xr.DataArray, hours: list[str], path: Path) -> None:
     """Real and drawn fields beside each other, their means and standard deviations, spectra and daily cycle."""
-    figure, axes = plt.subplots(4, 6, figsize=(16, 11), layout="constrained")
+    figure = plt.figure(figsize=(14, 13), layout="constrained")
+    above, middle, below = np.ravel(figure.subfigures(3, 1, height_ratios=[2, 1, 1.1]))
     extent = (float(real.longitude[0]), float(real.longitude[-1]), float(real.latitude[-1]), float(real.latitude[0]))
 
-    def show(axis, values, title, low, high, cmap="RdYlBu_r"):
-        image = axis.imshow(values, extent=extent, vmin=low, vmax=high, cmap=cmap, aspect=1.7)
+    def show(axis, values, title, low, high):
+        image = axis.imshow(values, extent=extent, vmin=low, vmax=high, cmap="RdYlBu_r", aspect=1.7)
         axis.set_title(title, fontsize=9)
         axis.tick_params(labelsize=6)
         return image
 
     low, high = float(real.quantile(0.01)), float(real.quantile(0.99))
-    chosen = [int(hour) for hour in np.linspace(0, 23, 6).round()]
     of_hour = np.array([int(hour) for hour in hours])
-    for column, hour in enumerate(chosen):
+    axes = above.subplots(2, 6)
+    for column, hour in enumerate(np.linspace(0, 23, 6).round().astype(int).tolist()):
         index = 24 * (3 + 4 * column) + hour
-        image = show(axes[0, column], real[index], f"ERA5, {str(real.time.values[index])[:16]}", low, high)
+        show(axes[0, column], real[index], f"ERA5, {str(real.time.values[index])[:16]}", low, high)
         one = drawn[int(np.flatnonzero(of_hour == hour)[0])]
-        show(axes[1, column], one, f"drawn, hour {hour}, seed {int(one.seed)}", low, high)
-    figure.colorbar(image, ax=axes[:2, :], label="2 m temperature, K", shrink=0.8)
+        image = show(axes[1, column], one, f"drawn, hour {hour}, seed {int(one.seed)}", low, high)
+    above.colorbar(image, ax=axes, label="2 m temperature, K", shrink=0.8)
 
+    axes = middle.subplots(1, 4)
     maps = [(real.mean("time"), drawn.mean("sample"), "mean"), (real.std("time"), drawn.std("sample"), "std")]
-    for i, (x, y, name) in enumerate(maps):
+    for pair, (x, y, name) in zip((axes[:2], axes[2:]), maps, strict=True):
         low, high = float(x.min()), float(x.max())
-        show(axes[2, 3 * i], x, f"{name}, ERA5", low, high)
-        image = show(axes[2, 3 * i + 1], y, f"{name}, drawn", low, high)
-        figure.colorbar(image, ax=axes[2, 3 * i : 3 * i + 2], shrink=0.8, label="K")
-        axes[2, 3 * i + 2].axis("off")
+        show(pair[0], x, f"{name}, ERA5", low, high)
+        image = show(pair[1], y, f"{name}, drawn", low, high)
+        middle.colorbar(image, ax=pair, shrink=0.8, label="K")
 
-    for axis in axes[3]:
-        axis.remove()
-    grid = axes[3, 0].get_gridspec()
+    axes = below.subplots(1, 3)
     (power_x, wavelength), (power_y, _) = spectrum(real.values), spectrum(drawn.values)
-    axis = figure.add_subplot(grid[3, :2])
-    axis.loglog(wavelength, power_x, "k", label="ERA5")
-    axis.loglog(wavelength, power_y, "r--", label="drawn")
-    axis.invert_xaxis()
-    axis.set(xlabel="wavelength, km", ylabel="power, K²", title="spatial power spectrum")
-    axis.legend()
-    axis = figure.add_subplot(grid[3, 2:4])
+    axes[0].loglog(wavelength, power_x, "k", label="ERA5")
+    axes[0].loglog(wavelength, power_y, "r--", label="drawn")
+    axes[0].invert_xaxis()
+    axes[0].set_xticks([800, 400, 200, 100, 60], labels=["800", "400", "200", "100", "60"], minor=False)
+    axes[0].set_xticks([], minor=True)
+    axes[0].set(xlabel="wavelength, km", ylabel="power, K²", title="spatial power spectrum")
+    axes[0].legend()
     cycle = real.groupby("time.hour").mean().mean(("latitude", "longitude"))
     mean = drawn.mean(("latitude", "longitude")).values
-    axis.plot(cycle.hour, cycle, "k", label="ERA5")
-    axis.plot(range(24), [mean[of_hour == hour].mean() for hour in range(24)], "r--", label="drawn")
-    axis.set(xlabel="hour (label)", ylabel="K", title="mean temperature by hour")
-    axis = figure.add_subplot(grid[3, 4:])
+    axes[1].plot(cycle.hour, cycle, "k")
+    axes[1].plot(range(24), [mean[of_hour == hour].mean() for hour in range(24)], "r--")
+    axes[1].set(xlabel="hour (label)", ylabel="K", title="mean temperature by hour")
     bins = np.linspace(float(real.min()), float(real.max()), 60).tolist()
-    axis.hist(real.values.ravel(), bins, density=True, color="k", histtype="step")
-    axis.hist(drawn.values.ravel(), bins, density=True, color="r", histtype="step", linestyle="--")
-    axis.set(xlabel="K", title="distribution of values")
+    axes[2].hist(real.values.ravel(), bins, density=True, color="k", histtype="step")
+    axes[2].hist(drawn.values.ravel(), bins, density=True, color="r", histtype="step", linestyle="--")
+    axes[2].set(xlabel="K", title="distribution of values")
     figure.savefig(path, dpi=80)
 
 
@@ -158,7 +196,7 @@ def main(options: Options) -> int:
     real = original.sel(latitude=back.latitude, longitude=back.longitude)
     result = {
         "what": "fields drawn after training on ERA5 2 m temperature, against all of the data",
-        "device": str(model.device),
+        "processor": processor() if model.device.type == "cpu" else torch.cuda.get_device_name(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "seconds_of_training": round(trained - began),
@@ -170,6 +208,7 @@ def main(options: Options) -> int:
     }
     result["training"]["data"] = result["training"]["data"].replace(str(options.data), options.data.name)
     (HERE / "comparison.json").write_text(json.dumps(result, indent=2) + "\n")
+    (HERE / "README.md").write_text(with_numbers((HERE / "README.md").read_text(), result))
     picture(real, back, hours, HERE / "comparison.png")
     print(json.dumps({key: result[key] for key in list(result)[8:]}, indent=2))
     print(f"wrote {options.run / 'samples.nc'}, {HERE / 'comparison.png'} and comparison.json")
