@@ -125,7 +125,7 @@ def processor() -> str:
 def picture(real: xr.DataArray, drawn: xr.DataArray, hours: list[str], path: Path) -> None:
     """Real and drawn fields beside each other, their means and standard deviations, spectra and daily cycle."""
     figure = plt.figure(figsize=(14, 13), layout="constrained")
-    above, middle, below = np.ravel(figure.subfigures(3, 1, height_ratios=[2, 1, 1.1]))
+    above, middle, below = figure.subfigures(3, 1, squeeze=False, height_ratios=[2, 1, 1.1])[:, 0]
     extent = (float(real.longitude[0]), float(real.longitude[-1]), float(real.latitude[-1]), float(real.latitude[0]))
 
     def show(axis, values, title, low, high):
