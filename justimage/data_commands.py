@@ -8,8 +8,8 @@ from typing import Annotated
 
 import tyro
 
-from justimage.console import DONE, INTERRUPTED, console
-from justimage.data.packed import pack
+from justimage.console import DONE, FAILED, INTERRUPTED, console
+from justimage.data.packed import Unfinished, pack
 from justimage.data.sources import DataOptions, open_source
 from justimage.data.spec import Source
 from justimage.inspection import as_json, inspect, sheet, table
@@ -87,6 +87,9 @@ class Pack:
         out = self.out or Path(f"{name}-{'x'.join(map(str, source.spec.size))}-pack")
         try:
             packed = pack(source, out, workers=self.workers, shard_mb=self.shard_mb)
+        except Unfinished as error:
+            console.print(str(error), markup=False, soft_wrap=True)
+            return FAILED
         except KeyboardInterrupt:
             console.print(f"stopped; the same command goes on with {out}", markup=False, soft_wrap=True)
             return INTERRUPTED

@@ -314,6 +314,14 @@ def test_streams_resume_and_share_and_say_what_they_promise(kind, cifar, tmp_pat
     assert "no length" in capsys.readouterr().out
 
 
+def test_shards_by_pattern(cifar, tmp_path):
+    folder = make_webdataset(cifar, tmp_path)
+    for pattern in ("train-*.tar", "train-{000..001}.tar"):
+        assert opened(folder / pattern).fingerprint() == opened(folder).fingerprint()
+    with pytest.raises(ValueError, match=r"stands for 4 files, and 2 do not exist, such as .*train-002\.tar"):
+        opened(folder / "train-{000..003}.tar")
+
+
 def test_names_that_are_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()

@@ -56,6 +56,10 @@ def _index(folder: Path) -> dict[str, Any]:
     return index if isinstance(index, dict) else {}
 
 
+class Unfinished(ValueError):
+    """Packing could not go on: the disk is full, or a sample cannot be decoded. The shards that are whole are kept."""
+
+
 class Packed:
     """A pack, read by memory mapping: no decoding, in any order, from any process.
 
@@ -149,7 +153,7 @@ def pack(source: Source, folder: Path, *, workers: int = 1, shard_mb: int = 512)
 
     Samples that cannot be decoded stop it, or are left out and listed where the source was opened with "skip".
     Interrupted, it goes on after the last whole shard when called again. Raises ValueError where the folder holds
-    something else, or another source's pack, and where the disk is full: the whole shards stay valid.
+    something else, or another source's pack; Unfinished where the disk is full, or a sample stops it.
     """
     if isinstance(source, Crops) and source.at == "random":
         raise ValueError("random crops are not packed; pack whole samples, and give --data-options.crop when training")
@@ -172,13 +176,13 @@ def pack(source: Source, folder: Path, *, workers: int = 1, shard_mb: int = 512)
                 index["next"] = stop
                 write_text(folder / INDEX, json.dumps(index, indent=1) + "\n")
     except OSError as error:
-        room = (len(source) - index["next"]) * per_sample / 1e9
-        raise ValueError(
-            f"writing to {folder} failed: {error}. {done()}; make {room:.1f} GB of room, and run the same command "
+        room = (len(source) - index["next"]) * per_sample / 1e6
+        raise Unfinished(
+            f"writing to {folder} failed: {error}. {done()}; make room for {room:,.0f} MB, and run the same command "
             "again to go on"
         ) from error
     except ValueError as error:
-        raise ValueError(f"{error}. {done()}; --data-options.on-error skip leaves such samples out") from error
+        raise Unfinished(f"{error}. {done()}; --data-options.on-error skip leaves such samples out") from error
     if not index["shards"]:
         raise ValueError(f"no sample of {source.describe()} can be decoded")
     write_text(folder / INDEX, json.dumps({**index, "complete": True}, indent=1) + "\n")
@@ -303,12 +307,12 @@ def _write_shard(
             _header(file, count, spec)
             file.flush()
             os.fsync(file.fileno())
+        y = np.array(labels, dtype=np.int64)
+        np.save(folder / f"{name}.labels.npy", y)
+        os.replace(beside, path)
     except BaseException:
         beside.unlink(missing_ok=True)  # on a full disk its room is needed
         raise
-    y = np.array(labels, dtype=np.int64)
-    np.save(folder / f"{name}.labels.npy", y)
-    os.replace(beside, path)
     return {
         "name": name,
         "count": count,

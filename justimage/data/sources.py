@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -171,11 +172,22 @@ def _label_file(paths: list[Path], options: DataOptions) -> tuple[str, list[Path
 
 
 def _paths(path: str) -> list[Path]:
-    """The path itself if it exists, else what it matches as a pattern."""
+    """The path itself if it exists, else what it matches: train-*.tar, or all of train-{000..146}.tar."""
     if path.startswith(REMOTE):
         return []
     place = Path(path)
-    return [place] if place.exists() else sorted(map(Path, glob.glob(path)))
+    if place.exists():
+        return [place]
+    counted = re.fullmatch(r"(.*)\{(\d+)\.\.(\d+)\}(.*)", path)
+    if counted is None:
+        return sorted(map(Path, glob.glob(path)))
+    before, first, last, after = counted.groups()
+    numbered = [Path(f"{before}{i:0{len(first)}d}{after}") for i in range(int(first), int(last) + 1)]
+    absent = [each for each in numbered if not each.exists()]
+    if absent:
+        lacking = f"{len(absent)} do not exist, such as {absent[0]}"
+        raise ValueError(f"{path} stands for {len(numbered)} files, and {lacking}")
+    return numbered
 
 
 def _is_field(path: Path) -> bool:
