@@ -168,7 +168,7 @@ class Sample:
 
 def file_format(asked: str, spec: DataSpec | None) -> str:
     """png, npy, nc or zarr. Raises ValueError where the samples cannot be written so."""
-    pixels = spec is not None and spec.dtype == "uint8" and len(spec.size) == 2 and len(spec.channels) in (1, 3, 4)
+    pixels = spec is not None and spec.image and len(spec.channels) in (1, 3, 4)
     if asked == "png" and not pixels:
         raise ValueError("these samples are no 8-bit images; write them with --format npy, nc or zarr")
     if asked in ("nc", "zarr") and spec is None:

@@ -34,7 +34,7 @@ class Inspect:
     channels: int = 3
     """Channels of images: 3 colour, 1 grey, 4 with transparency."""
     flip: bool = True
-    """Mirror half of the samples, as training does."""
+    """Mirror half of the images, as training does. Arrays and fields are not mirrored, unless training is told to."""
     at_most: int = 20_000
     """Of more samples than this, look at that many, evenly spread."""
     out: Path = Path("inspect")
@@ -51,7 +51,7 @@ class Inspect:
         source = open_source(self.path, _size(self.size), self.channels, self.data_options, only_look=True)
         report = inspect(source, at_most=self.at_most)
         console.print(table(report), soft_wrap=False, markup=False)
-        save(sheet(source, flip=self.flip), self.out / "contact-sheet.png")
+        save(sheet(source, flip=self.flip and source.spec.image), self.out / "contact-sheet.png")
         write_text(self.out / "inspection.json", json.dumps(as_json(report), indent=2) + "\n")
         console.print(f"wrote {self.out}/contact-sheet.png and inspection.json", markup=False, soft_wrap=True)
         return DONE

@@ -211,7 +211,6 @@ RECIPES: dict[str, Recipe] = {
             schedule="cosine",
             clip_norm=1.0,
             ema_decays=(),
-            flip=False,
         ),
         sampling=Sampling(steps=30, sampler="heun", guidance=1.0, final="x"),
         report=Report(tick_nimg=640, sample_nimg=6_400, save_nimg=6_400),

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from justimage.data.loader import batches, indices_at, model_values
-from justimage.data.spec import Source, StreamSource
+from justimage.data.spec import DataSpec, Source, StreamSource
 from justimage.ema import EMA
 from justimage.execution import autocast, checkpoint_blocks, compile_blocks, compiling_pays, fast_dtype, to_device
 from justimage.model import Denoiser
@@ -65,7 +65,9 @@ class Training:
     times: LogitNormal = field(default_factory=LogitNormal)
     """The density of training times."""
     flip: bool = True
-    """Mirror half of the samples along the last axis. Turn it off for text, digits, or fields."""
+    """Mirror half of the images along the last axis. Turn it off for text and digits."""
+    flip_fields: bool = False
+    """Mirror half of the samples that are no 8-bit images, too: arrays, fields, signals, volumes."""
     seed: int = 0
     """Seed of every draw: weights, order, flips, times, noise, dropped labels."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -87,6 +89,10 @@ class Training:
             raise ValueError(f"ema_decays are {self.ema_decays}; each lies between 0 and 1")
         if not 0 <= self.label_dropout < 1:
             raise ValueError(f"label_dropout is {self.label_dropout}; it is a share between 0 and 1")
+
+    def flips(self, spec: DataSpec) -> bool:
+        """Whether samples of such data are mirrored."""
+        return self.flip if spec.image else self.flip_fields
 
     def dtype(self, device: torch.device) -> torch.dtype:
         """The precision of matrix products on a device."""
@@ -211,7 +217,7 @@ def train(
 
         # --- one batch, from raw values to model values
         raw = batch.raw.to(device, non_blocking=True)
-        x = model_values(raw, spec, seed=config.seed, positions=batch.positions, flip=config.flip)
+        x = model_values(raw, spec, seed=config.seed, positions=batch.positions, flip=config.flips(spec))
         y = batch.labels.to(device, non_blocking=True) if conditional else None
         if draws_masks:  # a function of the position; of the process too, which the other draws are not
             torch.manual_seed(key(config.seed, Stream.DROPOUT, batch.positions.start))

@@ -11,6 +11,7 @@ from justimage.data.images import Images, centre_crop
 from justimage.data.loader import batches, order
 from justimage.data.sources import DataOptions, open_source
 from justimage.data.spec import DataSpec
+from justimage.train import Training
 
 GOLDEN_CROPS = np.load(__file__.replace("test_data.py", "goldens/centre-crop.npz"))
 
@@ -250,6 +251,14 @@ def test_the_order_visits_every_sample_once_an_epoch(count):
     far = 7 * count + 5
     parts = [order(3, range(far + i, far + i + 4), count) for i in range(0, 64, 4)]
     assert np.array_equal(np.concatenate(parts), order(3, range(far, far + 64), count))
+
+
+def test_images_are_mirrored_and_fields_are_not():
+    fields = DataSpec((8, 8), ("t",), (0.0,), (1.0,))
+    for spec, default, asked in ((DataSpec.pixels((8, 8), 3), True, True), (fields, False, True)):
+        assert Training().flips(spec) == default
+        assert Training(flip_fields=True).flips(spec) == asked
+    assert not Training(flip=False).flips(DataSpec.pixels((8, 8), 3))
 
 
 def test_the_order_is_a_fair_shuffle():

@@ -253,7 +253,7 @@ def test_volumes_and_signals(shape, size, patch, tmp_path, monkeypatch, capsys):
     def jit(*arguments: str) -> int:
         return jit_here(*arguments, cwd=tmp_path, monkeypatch=monkeypatch)
 
-    command = ["train", "cifar10", *TINY, "--data", "x.npy", "--run", "r", "--training.no-flip"]
+    command = ["train", "cifar10", *TINY, "--data", "x.npy", "--run", "r"]
     assert jit(*command) == 2
     assert f"--network.size {size} --network.patch" in capsys.readouterr().err
     assert jit(*command, "--network.size", *size.split(), "--network.patch", *patch.split()) == 0

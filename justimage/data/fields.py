@@ -198,19 +198,27 @@ def read_fields(
 
 def _compare(part: Any, its: "_Plan", path: Path, first: Any, plan: "_Plan", first_path: Path) -> None:
     """Raises ValueError where a file's variables, levels, units or grid are not the first one's."""
+
+    def refuse(what: str, found: Any, expected: Any) -> None:
+        raise ValueError(
+            f"{path} differs from {first_path} in its {what}: {str(found)[:200]}, not {str(expected)[:200]}"
+        )
+
     ours, theirs = _origin(first, plan), _origin(part, its)
     units = [[dict(variable.attributes).get("units") for variable in origin.variables] for origin in (ours, theirs)]
-    grids = [[(c.name, c.dims, c.values) for c in origin.coordinates] for origin in (ours, theirs)]
-    for what, a, b in (
+    grids = [{c.name: c.values for c in origin.coordinates} for origin in (ours, theirs)]
+    for what, expected, found in (
         ("dimensions", (plan.sample_dim, plan.level_dim, *plan.dims), (its.sample_dim, its.level_dim, *its.dims)),
         ("sizes", plan.size, its.size),
         ("channels", _channel_names(first, plan), _channel_names(part, its)),
         ("units", *units),
-        ("coordinates", [c[0] for c in grids[0]], [c[0] for c in grids[1]]),
-        *((f"coordinate {a[0]}", a, b) for a, b in zip(*grids, strict=False)),
+        ("coordinates", list(grids[0]), list(grids[1])),
     ):
-        if a != b:
-            raise ValueError(f"{path} differs from {first_path} in its {what}: {str(b)[:200]}, not {str(a)[:200]}")
+        if expected != found:
+            refuse(what, found, expected)
+    for name, values in grids[0].items():
+        if len(values) != len(grids[1][name]) or not np.allclose(values, grids[1][name], rtol=1e-5):
+            refuse(f"coordinate {name}", grids[1][name], values)
 
 
 def _plan(dataset: Any, options: FieldOptions, place: str) -> _Plan:

@@ -100,6 +100,11 @@ class DataSpec:
         return cls(tuple(size), names, half, half, "uint8", tuple(classes))
 
     @property
+    def image(self) -> bool:
+        """Whether samples are images of 8-bit pixels."""
+        return self.dtype == "uint8" and len(self.size) == 2
+
+    @property
     def units(self) -> tuple[str, ...]:
         """Unit of each channel, empty where it is not known."""
         if self.origin is None:
