@@ -128,6 +128,10 @@ def test_measured_numbers_come_from_files():
     assert f"{100 * demo['class_agreement']:.1f} %" in measured
     assert f"{demo['seconds']:.0f} s" in measured
     training = json.loads(next(results.glob("training-cifar10-*.json")).read_text())
+    data = json.loads(next(results.glob("data-*.json")).read_text())
+    text = " ".join((ROOT / "README.md").read_text().split())
+    assert f"reaches {data['packing_over_decoding_one_core']:.2f} of the rate" in text
+    assert f"read at {data['reading']['read, 1 thread']['per_core']:,.0f} samples/s" in text
     weather = json.loads((ROOT / "examples" / "weather" / "comparison.json").read_text())
     text = (ROOT / "examples" / "weather" / "README.md").read_text()
     assert script("examples/weather/weather.py").with_numbers(text, weather) == text

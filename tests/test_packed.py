@@ -16,7 +16,7 @@ from conftest import jit_here
 from PIL import Image
 
 from justimage.data.arrays import Arrays
-from justimage.data.packed import Packed, pack
+from justimage.data.packed import Packed, Unfinished, pack
 from justimage.data.sources import DataOptions, open_source
 from justimage.data.spec import Source
 
@@ -202,6 +202,39 @@ def test_a_full_disk_leaves_valid_shards_and_says_how_to_go_on(photos, tmp_path,
     with pytest.raises(ValueError, match="20 of 40 samples are packed"):
         opened(tmp_path / "pack")
     assert len(pack(source, tmp_path / "pack", shard_mb=1)) == 40
+
+
+def test_no_shard_follows_one_that_could_not_be_settled(photos, tmp_path, monkeypatch):
+    """The disk says only at the end of the second shard that it is full, when the third is written already."""
+    import errno
+
+    source = opened(photos, (256, 256), memory_gb=0.0)  # 5 to a shard
+    calls = []
+
+    def full(descriptor):
+        calls.append(descriptor)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(Unfinished, match=r"5 of 40 samples are packed"):
+            pack(source, tmp_path / "pack", shard_mb=1)
+    assert sorted(path.name for path in (tmp_path / "pack").glob("*[0-9].npy")) == ["00000.npy"]
+    small = pack(source, tmp_path / "pack", shard_mb=1)
+    assert all(np.array_equal(small[i][0], source[i][0]) for i in range(40))
+
+
+def test_a_shard_of_which_nothing_can_be_decoded(photos, tmp_path):
+    """All of the second shard is left out; the pack goes on after it, also when it is interrupted there."""
+    for path in sorted(photos.rglob("*.png"))[20:40]:
+        whole = bytearray(path.read_bytes())
+        whole[len(whole) // 2] ^= 0xFF
+        path.write_bytes(whole)
+    source = opened(photos, (128, 128), memory_gb=0.0, on_error="skip")
+    small = pack(source, tmp_path / "pack", shard_mb=1)
+    assert len(small) == 20
+    assert [path.name for path in (tmp_path / "pack").glob("*[0-9].npy")] == ["00000.npy"]
 
 
 def test_other_folders_are_not_written_into(photos, tmp_path):

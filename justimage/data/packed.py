@@ -8,6 +8,7 @@ A shard is written under another name and renamed when it is whole, and the inde
 pack that was interrupted is refused by readers, and continued by the same command.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import islice
@@ -165,16 +166,33 @@ def pack(source: Source, folder: Path, *, workers: int = 1, shard_mb: int = 512)
     def done() -> str:
         return f"{index['next']:,} of {len(source):,} samples are packed and stay valid"
 
+    def settle(entry: dict[str, Any], start: int, stop: int, finish: Callable[[], None]) -> None:
+        """Once a shard is on the disk, the index says so. A thread does this while the next shard is decoded."""
+        if index["next"] != start:  # the shard before could not be settled: none may follow it
+            (folder / f".{entry['name']}.part").unlink(missing_ok=True)
+            return
+        finish()
+        index["skipped"] += entry.pop("skipped")
+        index["shards"] += [entry] if entry["count"] else []
+        index["next"] = stop
+        write_text(folder / INDEX, json.dumps(index, indent=1) + "\n")
+
     try:
-        with ThreadPoolExecutor(workers) as pool, _progress(len(source), index["next"]) as advance:
+        with (
+            ThreadPoolExecutor(workers) as pool,
+            ThreadPoolExecutor(1) as settler,
+            _progress(len(source), index["next"]) as advance,
+        ):
             tasks = _tasks(source, pool, index["next"], rows, workers)
-            while index["next"] < len(source):
-                stop = min(index["next"] + rows, len(source))
-                entry = _write_shard(folder, f"{len(index['shards']):05d}", tasks, stop, source.spec, advance)
-                index["skipped"] += entry.pop("skipped")
-                index["shards"] += [entry] if entry["count"] else []
-                index["next"] = stop
-                write_text(folder / INDEX, json.dumps(index, indent=1) + "\n")
+            settled: deque[Future] = deque()
+            for start in range(index["next"], len(source), rows):
+                stop = min(start + rows, len(source))
+                entry, finish = _write_shard(folder, f"{start // rows:05d}", tasks, stop, source.spec, advance)
+                settled.append(settler.submit(settle, entry, start, stop, finish))
+                if len(settled) > 1:
+                    settled.popleft().result()
+            for last in settled:
+                last.result()
     except OSError as error:
         room = (len(source) - index["next"]) * per_sample / 1e6
         raise Unfinished(
@@ -286,40 +304,53 @@ def _tasks(source: Source, pool: ThreadPoolExecutor, start: int, rows: int, work
 
 def _write_shard(
     folder: Path, name: str, tasks: Iterator[Task], stop: int, spec: DataSpec, advance: Callable[[int], None]
-) -> dict[str, Any]:
-    """Write the tasks up to the sample `stop` into one shard."""
+) -> tuple[dict[str, Any], Callable[[], None]]:
+    """Write the tasks up to the sample `stop` under another name -> its entry, and what makes it a shard."""
     path, beside = folder / f"{name}.npy", folder / f".{name}.part"
     count, crc, labels, skipped, after = 0, 0, [], [], -1
+    file = beside.open("wb")
     try:
-        with beside.open("wb") as file:
-            _header(file, 0, spec)
-            for samples, some, left_out, after in tasks:
-                for sample in samples:
-                    row = np.ascontiguousarray(sample, dtype=spec.dtype)
-                    crc = zlib.crc32(row.data, crc)
-                    file.write(row.data)
-                count, labels, skipped = count + len(samples), labels + some, skipped + left_out
-                advance(len(samples) + len(left_out))
-                if after == stop:
-                    break
-            assert after == stop
-            file.seek(0)
-            _header(file, count, spec)
-            file.flush()
-            os.fsync(file.fileno())
-        y = np.array(labels, dtype=np.int64)
-        np.save(folder / f"{name}.labels.npy", y)
-        os.replace(beside, path)
+        _header(file, 0, spec)
+        for samples, some, left_out, after in tasks:
+            for sample in samples:
+                row = np.ascontiguousarray(sample, dtype=spec.dtype)
+                crc = zlib.crc32(row.data, crc)
+                file.write(row.data)
+            count, labels, skipped = count + len(samples), labels + some, skipped + left_out
+            advance(len(samples) + len(left_out))
+            if after == stop:
+                break
+        assert after == stop
+        file.seek(0)
+        _header(file, count, spec)
+        file.flush()
     except BaseException:
-        beside.unlink(missing_ok=True)  # on a full disk its room is needed
+        _drop(file, beside)
         raise
-    return {
-        "name": name,
-        "count": count,
-        "crc32": crc,
-        "labels_crc32": zlib.crc32(y.tobytes()),
-        "skipped": skipped,
-    }
+    y = np.array(labels, dtype=np.int64)
+
+    def finish() -> None:
+        if not count:  # all were left out
+            _drop(file, beside)
+            return
+        try:
+            os.fsync(file.fileno())
+            file.close()
+            np.save(folder / f"{name}.labels.npy", y)
+            os.replace(beside, path)
+        except BaseException:
+            _drop(file, beside)
+            raise
+
+    sums = {"crc32": crc, "labels_crc32": zlib.crc32(y.tobytes())}
+    return {"name": name, "count": count, **sums, "skipped": skipped}, finish
+
+
+def _drop(file: BinaryIO, path: Path) -> None:
+    """Give back the room of a file: a full disk needs it."""
+    with contextlib.suppress(OSError):  # what could not be written still cannot
+        file.close()
+    path.unlink(missing_ok=True)
 
 
 def _header(file: BinaryIO, count: int, spec: DataSpec) -> None:
