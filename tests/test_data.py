@@ -138,11 +138,13 @@ def test_images_of_every_mode_become_what_is_meant(tmp_path):
     assert above[2] > 200 and below[0] > 200
     clear = folder(tmp_path, (8, 8), channels=4)
     assert clear[source.files.names.index("clear.png")][0][3, 4, 4] == 0
-    with pytest.raises(ValueError, match=r"(?s)1 of 7 images.*deep\.png: it has 16 bits"):
-        folder(tmp_path, (8, 8), deep="stop")
+    for memory_gb in (1.0, 0.0):
+        with pytest.raises(ValueError, match=r"(?s)1 of 7 images.*deep\.png: it has 16 bits"):
+            folder(tmp_path, (8, 8), deep="stop", memory_gb=memory_gb)
     Image.fromarray(np.ones((9, 9), np.float32)).save(tmp_path / "real.tif")
-    with pytest.raises(ValueError, match=r"real\.tif: it has 32 bits"):
-        folder(tmp_path, (8, 8))
+    for memory_gb in (1.0, 0.0):
+        with pytest.raises(ValueError, match=r"real\.tif: it has 32 bits"):
+            folder(tmp_path, (8, 8), memory_gb=memory_gb)
 
 
 def test_a_class_may_be_called_train(tmp_path):

@@ -199,9 +199,9 @@ class Arrays:
         names = f" ({shown})" if self.spec.origin else ""
         axes = f", axes {' x '.join(self.spec.origin.dims)}" if self.spec.origin else ""
         filled = "" if self.missing == "stop" or self.fill is None else f", missing values filled ({self.missing})"
-        return (
-            f"{len(self):,} samples {self.x.shape[1:]}{names} {self.x.dtype} from {self.name}{axes}, {labels}{filled}"
-        )
+        kept = "" if isinstance(self.x, np.ndarray) else ", read as needed (a pack is faster)"
+        kind = f"{self.x.shape[1:]}{names} {self.x.dtype}"
+        return f"{len(self):,} samples {kind} from {self.name}{axes}, {labels}{filled}{kept}"
 
     def fingerprint(self) -> str:
         """Of the measurements and some samples; of small arrays all of them."""

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from rich.progress import Progress
 
+from justimage.data.cache import remembered
 from justimage.data.files import Files
 from justimage.data.spec import DataSpec
 
@@ -36,6 +37,19 @@ def centre_crop(image: Image.Image, size: Sequence[int]) -> np.ndarray:
     return np.asarray(image)[top : top + h, left : left + w]
 
 
+def opened(file: BinaryIO, deep: Deep) -> Image.Image:
+    """An image whose header is read. ValueError where it has 32 bits a channel, or with deep="stop" 16."""
+    head = file.read(25)
+    file.seek(0)
+    image = Image.open(file)
+    sixteen = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+    if deep == "stop" and (sixteen or (head.startswith(b"\x89PNG") and head[24:] == b"\x10")):  # IHDR's bit depth
+        raise ValueError("it has 16 bits a channel")
+    if image.mode[0] in "IF" and not sixteen:  # converting would clip them
+        raise ValueError(f"it has 32 bits a channel ({image.mode}); save such data as a float .npy")
+    return image
+
+
 def decode(file: BinaryIO, channels: int, deep: Deep = "scale") -> Image.Image:
     """An image file -> 8-bit L, RGB or RGBA (1, 3, 4 channels), upright.
 
@@ -43,18 +57,10 @@ def decode(file: BinaryIO, channels: int, deep: Deep = "scale") -> Image.Image:
     RGB. 16 bits are scaled to 8, 65535 to 255 (of colour PNGs PIL keeps the upper eight bits, 1/256 less at most).
     Raises ValueError for deeper ones, or with deep="stop" for those of 16, and any Exception of PIL's for damaged ones.
     """
-    head = file.read(25)
-    file.seek(0)
-    if deep == "stop" and head.startswith(b"\x89PNG") and head[24:] == b"\x10":  # IHDR's bit depth
-        raise ValueError("it has 16 bits a channel")
-    with Image.open(file) as image:
+    with opened(file, deep) as image:
         ImageOps.exif_transpose(image, in_place=True)
-        if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
-            if deep == "stop":
-                raise ValueError(f"it has 16 bits a channel ({image.mode})")
+        if image.mode[0] == "I":
             image = Image.fromarray(np.round(np.asarray(image).astype(np.float64) / 257).astype(np.uint8))
-        elif image.mode[0] in "IF":  # converting would clip them
-            raise ValueError(f"it has 32 bits a channel ({image.mode}); save such data as a float .npy")
         mode = MODES[channels]
         if mode != "RGBA" and image.has_transparency_data:
             image = image.convert("RGBA")
@@ -115,7 +121,7 @@ class Images:
         """Whether an image can be opened and is all there, as far as its header and its end tell."""
         try:
             with self.files.open(index) as file:
-                with Image.open(file) as image:
+                with opened(file, self.deep) as image:
                     end = ENDS.get(image.format or "")
                 file.seek(0, os.SEEK_END)
                 file.seek(max(0, file.tell() - 4096))
@@ -130,18 +136,24 @@ class Images:
     def _decode_all(self) -> None:
         count = len(self.files.names)
         memory = np.empty((count, self.channels, *self.size), dtype=np.uint8)
-        bad: dict[int, Exception] = {}
+        bad: dict[int, str] = {}
         for i, result in enumerate(self._all(self.decoded, "decoding images")):
             if isinstance(result, Exception):
-                bad[i] = result
+                bad[i] = str(result)
             else:
                 memory[i] = result
         self.memory = np.delete(memory, list(bad), 0) if bad else memory
         self._drop(bad)
 
     def _look_at_all(self) -> None:
-        results = enumerate(self._all(self._looked_at, "looking at images"))
-        self._drop({i: result for i, result in results if result is not None})
+        """Remembered: a million files take minutes, and every start and every process would take them again."""
+
+        def look() -> dict[str, str]:
+            results = enumerate(self._all(self._looked_at, "looking at images"))
+            return {str(i): str(result) for i, result in results if result is not None}
+
+        known = f"looked at {self.files.state()} {self.files.stamp()} {self.channels} {self.deep} {self.size}"
+        self._drop({int(i): reason for i, reason in remembered(known, look).items()})
 
     def _all(self, function: Callable[[int], Result], what: str) -> Iterable[Result]:
         """The function of every image, in order. In blocks: a million waiting jobs would take gigabytes."""
@@ -153,11 +165,11 @@ class Images:
                 progress.advance(task, len(results))
                 yield from results
 
-    def _drop(self, bad: dict[int, Exception]) -> None:
+    def _drop(self, bad: dict[int, str]) -> None:
         """Stop at unreadable files, or leave them out, as on_error says."""
         if not bad:
             return
-        reasons = {f"{self.files.names[i]}": str(error) for i, error in bad.items()}
+        reasons = {self.files.names[i]: reason for i, reason in bad.items()}
         if self.on_error == "stop" or len(bad) == len(self.files.names):
             shown = "".join(f"\n  {name}: {reason}" for name, reason in list(reasons.items())[:10])
             more = f"\n  and {len(bad) - 10} more" if len(bad) > 10 else ""
