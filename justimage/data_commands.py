@@ -44,11 +44,11 @@ class Inspect:
     def __call__(self) -> int:
         if self.at_most < 1:
             raise ValueError(f"at_most is {self.at_most}; it must be at least 1")
+        source = open_source(self.path, _size(self.size), self.channels, self.data_options, only_look=True)
         try:
             self.out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"{self.out} cannot be made: {error}") from error
-        source = open_source(self.path, _size(self.size), self.channels, self.data_options, only_look=True)
         report = inspect(source, at_most=self.at_most)
         console.print(table(report), soft_wrap=False, markup=False)
         save(sheet(source, flip=self.flip and source.spec.image), self.out / "contact-sheet.png")

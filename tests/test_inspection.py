@@ -69,7 +69,10 @@ def test_the_command_writes_a_sheet_and_lists_everything(tmp_path, monkeypatch, 
     assert Image.open(tmp_path / "inspect" / "contact-sheet.png").size[0] > 100
     found = json.loads((tmp_path / "inspect" / "inspection.json").read_text())
     assert found["classes"] == {"cat": 3, "dog": 2}
-    assert jit_here("data", "inspect", "nowhere", cwd=tmp_path, monkeypatch=monkeypatch) == 2
+    assert jit_here("data", "inspect", "nowhere", "--out", "new", cwd=tmp_path, monkeypatch=monkeypatch) == 2
+    assert not (tmp_path / "new").exists()
+    assert jit_here("data", "inspect", "set", "--out", "set/cat/a.png", cwd=tmp_path, monkeypatch=monkeypatch) == 2
+    assert "cannot be made" in capsys.readouterr().err
 
 
 def test_the_sheet_is_what_training_sees(tmp_path):
