@@ -2,7 +2,7 @@
 
 __version__ = "0.1.0"
 
-from justimage.data.fields import to_xarray as to_xarray
+from justimage.data.fields_out import to_xarray as to_xarray
 from justimage.data.sources import DataOptions as DataOptions
 from justimage.data.sources import open_source as open_source
 from justimage.data.spec import DataSpec as DataSpec

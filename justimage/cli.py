@@ -16,7 +16,8 @@ from rich.progress import track
 
 from justimage.console import DONE, FAILED, INTERRUPTED, REFUSED, console
 from justimage.convert import load_official, save_official
-from justimage.data.fields import to_xarray, write_fields, xarray_library
+from justimage.data.fields import xarray_library
+from justimage.data.fields_out import to_xarray, write_fields
 from justimage.data.sources import open_source
 from justimage.data.spec import DataSpec
 from justimage.data_commands import Inspect, Pack

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from justimage.data.arrays import Arrays
 from justimage.data.crops import Crops
-from justimage.data.images import UNREADABLE, Images
+from justimage.data.images import UNREADABLE, Images, each
 from justimage.data.loader import batches, model_values
 from justimage.data.spec import DataSpec, Item, Source, StreamSource
 from justimage.pictures import grid
@@ -77,15 +77,11 @@ def inspect(source: Source | StreamSource, *, at_most: int = 20_000) -> Inspecti
 
 
 def _readable(source: Source, chosen: list[int]) -> Iterator[tuple[str, Item]]:
-    for i in chosen:
-        if isinstance(source, Images) and source.memory is None:
-            result = source.decoded(i)
-            if isinstance(result, Exception):
-                source.skipped[source.files.names[i]] = str(result)
-            else:
-                yield source.files.names[i], (result, source.files.labels[i])
-        else:
-            yield source.files.names[i] if isinstance(source, Images) else f"sample {i}", source[i]
+    for name, item in each(source, chosen):
+        if not isinstance(item, Exception):
+            yield name, item
+        elif isinstance(source, Images):
+            source.skipped[name] = str(item)
 
 
 def _first_pass(source: StreamSource) -> Iterator[Callable[[], Item]]:

@@ -8,7 +8,8 @@ import torch
 import xarray as xr
 from conftest import jit_here
 
-from justimage.data.fields import FieldOptions, open_dataset, to_xarray, write_fields
+from justimage.data.fields import FieldOptions, open_dataset
+from justimage.data.fields_out import to_xarray, write_fields
 from justimage.data.sources import DataOptions, open_source
 from justimage.data.spec import DataSpec, Source
 from justimage.inspection import inspect

@@ -312,6 +312,9 @@ def test_streams_resume_and_share_and_say_what_they_promise(kind, cifar, tmp_pat
     arguments = ["train", "cifar10", *TINY, "--data", address, "--run", "r", *flags]
     assert jit_here(*arguments, cwd=tmp_path, monkeypatch=monkeypatch) == 0
     assert "no length" in capsys.readouterr().out
+    arguments = ["sample", "r", "--count", "1", "--classes", "3", "--steps", "2"]
+    assert jit_here(*arguments, cwd=tmp_path, monkeypatch=monkeypatch) == 0
+    assert (tmp_path / "samples" / "grid.png").is_file()
 
 
 def test_shards_by_pattern(cifar, tmp_path):

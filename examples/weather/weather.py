@@ -24,7 +24,7 @@ from rich.progress import track
 
 import justimage as ji
 from justimage.cli import main as jit
-from justimage.data.fields import write_fields
+from justimage.data.fields_out import write_fields
 from justimage.generate import generate
 
 matplotlib.use("Agg")

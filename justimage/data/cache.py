@@ -38,18 +38,3 @@ def remembered(what: str, compute: Callable[[], dict[str, Any]]) -> dict[str, An
     with contextlib.suppress(OSError):
         write_text(path, json.dumps({"of": what, "found": found}) + "\n")
     return found
-
-
-def allow_open_files(count: int) -> None:
-    """Let this process keep so many files open besides its own, as far as the system allows. ValueError beyond."""
-    try:
-        import resource
-    except ImportError:  # not on every system
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = count + 512
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return
-    if hard != resource.RLIM_INFINITY and hard < wanted:
-        raise ValueError(f"{count:,} files must be open at once, and the system allows {hard:,}: raise it (ulimit -n)")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -1,4 +1,4 @@
-"""Fields: NetCDF and Zarr in, through xarray, variables and levels as channels; and generated fields back out."""
+"""Fields: NetCDF and Zarr through xarray, with variables and levels as channels."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from justimage.data.arrays import Arrays, Missing
 from justimage.data.cache import state_of
-from justimage.data.spec import Attributes, Coordinate, DataSpec, Origin, Variable
+from justimage.data.spec import Attributes, Coordinate, Origin, Variable
 
 NETCDF = (".nc", ".nc4", ".nc3", ".cdf", ".netcdf", ".h5netcdf")
 ZARR_MARKS = ("zarr.json", ".zgroup", ".zmetadata")
@@ -165,10 +164,11 @@ def read_fields(
     """
     parts = [open_dataset(path) for path in paths]
     plan = _plan(parts[0], options, str(paths[0]))
+    channels, origin = _channel_names(parts[0], plan), _origin(parts[0], plan)
     counts = []
     for path, part in zip(paths, parts, strict=True):
         if part is not parts[0]:
-            _compare(part, _plan(part, options, str(path)), path, parts[0], plan, paths[0])
+            _compare(path, part, _plan(part, options, str(path)), paths[0], channels, origin, plan)
         counts.append(part.sizes[plan.sample_dim] if plan.sample_dim else 1)
     name = paths[0].name if len(paths) == 1 else f"{paths[0].parent.name or '.'} ({len(paths)} files)"
     files = [file for path in paths for file in ([path] if path.is_file() else sorted(path.rglob("*")))]
@@ -176,11 +176,9 @@ def read_fields(
     with _reading(name):
         coordinates = [part.drop_vars(list(part.data_vars)).load() for part in parts]
     y, classes = _labels(coordinates, counts, plan, options.label, name)
-    channels, origin = _channel_names(parts[0], plan), _origin(parts[0], plan)
     x: Any = lazy
     if 4 * np.prod(lazy.shape, dtype=np.int64) <= memory_gb * 2**30:
-        with _reading(name):
-            x = np.concatenate([plan.read(part, slice(None)) for part in parts])
+        x = lazy[:]
         for part in parts:
             part.close()
     return Arrays(
@@ -196,7 +194,9 @@ def read_fields(
     )
 
 
-def _compare(part: Any, its: "_Plan", path: Path, first: Any, plan: "_Plan", first_path: Path) -> None:
+def _compare(
+    path: Path, part: Any, its: _Plan, first_path: Path, channels: list[str], origin: Origin, plan: _Plan
+) -> None:
     """Raises ValueError where a file's variables, levels, units or grid are not the first one's."""
 
     def refuse(what: str, found: Any, expected: Any) -> None:
@@ -204,13 +204,13 @@ def _compare(part: Any, its: "_Plan", path: Path, first: Any, plan: "_Plan", fir
             f"{path} differs from {first_path} in its {what}: {str(found)[:200]}, not {str(expected)[:200]}"
         )
 
-    ours, theirs = _origin(first, plan), _origin(part, its)
-    units = [[dict(variable.attributes).get("units") for variable in origin.variables] for origin in (ours, theirs)]
-    grids = [{c.name: c.values for c in origin.coordinates} for origin in (ours, theirs)]
+    both = origin, _origin(part, its)
+    units = [[dict(variable.attributes).get("units") for variable in each.variables] for each in both]
+    grids = [{c.name: c.values for c in each.coordinates} for each in both]
     for what, expected, found in (
         ("dimensions", (plan.sample_dim, plan.level_dim, *plan.dims), (its.sample_dim, its.level_dim, *its.dims)),
         ("sizes", plan.size, its.size),
-        ("channels", _channel_names(first, plan), _channel_names(part, its)),
+        ("channels", channels, _channel_names(part, its)),
         ("units", *units),
         ("coordinates", list(grids[0]), list(grids[1])),
     ):
@@ -382,77 +382,3 @@ def _origin(dataset: Any, plan: _Plan) -> Origin:
         attributes = {k: v for k, v in dataset[name].attrs.items() if k not in ("grid_mapping", "bounds")}
         variables.append(Variable(name, at, _plain(attributes)))
     return Origin(plan.dims, tuple(variables), tuple(coordinates), _plain(dataset.attrs))
-
-
-def to_xarray(
-    samples: torch.Tensor | np.ndarray,
-    spec: DataSpec,
-    *,
-    seeds: Sequence[int] | None = None,
-    labels: Sequence[int] | None = None,
-) -> Any:
-    """Raw samples (N, C, *S) as an xarray.Dataset with the names, units and coordinates that the data came with.
-
-    Levels become a dimension again. A dimension `sample` stands in front (`drawn`, where the data have a `sample`),
-    with seeds and classes as coordinates if given. Samples of another size than the spec's get no coordinates along
-    the axes that differ. Raises ValueError where xarray is missing, or the channels are not the spec's.
-    """
-    xarray = xarray_library()
-    values = np.asarray(samples.cpu() if isinstance(samples, torch.Tensor) else samples)
-    if values.ndim != 2 + len(spec.size) or values.shape[1] != len(spec.channels):
-        raise ValueError(f"samples are {values.shape}, and the spec is for (N, {', '.join(map(str, spec.shape))})")
-    origin = spec.origin or Origin(
-        tuple(f"axis{i}" for i in range(len(spec.size))), tuple(Variable(name) for name in spec.channels)
-    )
-    taken = {*origin.dims, *(c.name for c in origin.coordinates), *(v.name for v in origin.variables)}
-    row = next(name for name in ("sample", "drawn", "drawn_sample") if name not in taken)
-    sizes = dict(zip(origin.dims, values.shape[2:], strict=True))
-    meant = dict(zip(origin.dims, spec.size, strict=True))
-    data: dict[str, Any] = {}
-    coords: dict[str, Any] = {}
-    for coordinate in origin.coordinates:
-        shape = tuple(sizes.get(dim, 0) for dim in coordinate.dims)
-        if set(coordinate.dims) <= set(sizes) and all(sizes[dim] == meant[dim] for dim in coordinate.dims):
-            along = np.array(coordinate.values).reshape(shape)
-            coords[coordinate.name] = (coordinate.dims, along, _attributes(coordinate.attributes))
-    for name in dict.fromkeys(variable.name for variable in origin.variables):
-        parts = [i for i, variable in enumerate(origin.variables) if variable.name == name]
-        first = origin.variables[parts[0]]
-        attributes = _attributes(first.attributes)
-        if not first.at:
-            data[name] = ((row, *origin.dims), values[:, parts[0]], attributes)
-            continue
-        dim = first.at[0][0]
-        levels = [origin.variables[i].at[0][1] for i in parts]
-        data[name] = xarray.DataArray(
-            values[:, parts], dims=(row, dim, *origin.dims), coords={dim: levels}, attrs=attributes
-        )
-        kept = next((c for c in origin.coordinates if c.name == dim), None)
-        if kept is not None:
-            data[name][dim].attrs.update(_attributes(kept.attributes))
-    if seeds is not None:
-        coords["seed"] = (row, np.asarray(seeds, dtype=np.int64), {"long_name": "seed of the sample"})
-    if labels is not None and spec.classes:
-        names = [spec.classes[label] if 0 <= label < len(spec.classes) else "none" for label in labels]
-        coords["class"] = (row, np.array(names, dtype=object), {"long_name": "class of the sample"})
-    attributes = _attributes(origin.attributes)
-    attributes["comment"] = "Drawn from a diffusion model by justimage; not a measurement, analysis or forecast."
-    dataset = xarray.Dataset(data, coords=coords, attrs=attributes)
-    return xarray.decode_cf(dataset, mask_and_scale=False)
-
-
-def _attributes(attributes: Attributes) -> dict[str, Any]:
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in attributes}
-
-
-def write_fields(dataset: Any, path: Path) -> None:
-    """Write a dataset of `to_xarray` as NetCDF (.nc) or Zarr (.zarr), in place of what is there.
-
-    Raises ValueError for other names.
-    """
-    if path.suffix == ".zarr":
-        dataset.to_zarr(path, mode="w", consolidated=False)
-    elif path.suffix == ".nc":
-        dataset.to_netcdf(path, engine="h5netcdf")
-    else:
-        raise ValueError(f"{path} ends neither in .nc nor in .zarr")

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO, Literal, TypeVar
 
@@ -12,7 +12,7 @@ from rich.progress import Progress
 
 from justimage.data.cache import remembered
 from justimage.data.files import Files
-from justimage.data.spec import DataSpec
+from justimage.data.spec import DataSpec, Item, Source
 
 BLOCK = 32  # images that a thread takes at once
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -69,6 +69,12 @@ def decode(file: BinaryIO, channels: int, deep: Deep = "scale") -> Image.Image:
         return image if image.mode == mode else image.convert(mode)
 
 
+def pixels(file: BinaryIO, size: Sequence[int], channels: int, deep: Deep = "scale") -> np.ndarray:
+    """An image file -> (C, h, w) uint8, decoded and cropped. Errors as of `decode`."""
+    cropped = centre_crop(decode(file, channels, deep), size)
+    return np.ascontiguousarray(np.moveaxis(cropped.reshape(*size, -1), -1, 0))
+
+
 class Images:
     """Image files, centre-cropped to size (h, w), from any container.
 
@@ -112,10 +118,9 @@ class Images:
         """Image `index`, (C, h, w) uint8, or why it cannot be decoded."""
         try:
             with self.files.open(index) as file:
-                pixels = centre_crop(decode(file, self.channels, self.deep), self.size)
+                return pixels(file, self.size, self.channels, self.deep)
         except UNREADABLE as error:
             return error
-        return np.ascontiguousarray(np.moveaxis(pixels.reshape(*self.size, -1), -1, 0))
 
     def _looked_at(self, index: int) -> Exception | None:
         """Whether an image can be opened and is all there, as far as its header and its end tell."""
@@ -207,3 +212,15 @@ class Images:
 
     def fingerprint(self) -> str:
         return hashlib.sha256(f"{self.spec} {self.deep} {self.files.stamp()}".encode()).hexdigest()[:16]
+
+
+def each(source: Source, indices: Iterable[int]) -> Iterator[tuple[str, Item | Exception]]:
+    """Name and item of every index. Of an image that may be skipped the reason, and not the next one in its place."""
+    for i in indices:
+        if not isinstance(source, Images):
+            yield f"sample {i}", source[i]
+        elif source.memory is not None or source.on_error == "stop":
+            yield source.files.names[i], source[i]
+        else:
+            result = source.decoded(i)
+            yield source.files.names[i], result if isinstance(result, Exception) else (result, source.files.labels[i])

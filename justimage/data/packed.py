@@ -27,9 +27,10 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 
 from justimage.data.arrays import Arrays
-from justimage.data.cache import allow_open_files, remembered, state_of
+from justimage.data.cache import remembered, state_of
+from justimage.data.containers import allow_open_files
 from justimage.data.crops import Crops
-from justimage.data.images import Images
+from justimage.data.images import each
 from justimage.data.spec import DataSpec, Source
 from justimage.weights import write_text
 
@@ -274,17 +275,12 @@ def _tasks(source: Source, pool: ThreadPoolExecutor, start: int, rows: int, work
             samples, labels = map(list, zip(*source.some(part.start, part.stop), strict=True))
             return samples, labels, [], part.stop
         samples, labels, skipped = [], [], []
-        for i in part:
-            if isinstance(source, Images) and source.on_error == "skip":
-                result = source.decoded(i)
-                if isinstance(result, Exception):
-                    skipped.append((source.files.names[i], str(result)))
-                    continue
-                raw, label = result, source.files.labels[i]
+        for name, item in each(source, part):
+            if isinstance(item, Exception):
+                skipped.append((name, str(item)))
             else:
-                raw, label = source[i]
-            samples.append(raw)
-            labels.append(label)
+                samples.append(item[0])
+                labels.append(item[1])
         return samples, labels, skipped, part.stop
 
     parts = iter(

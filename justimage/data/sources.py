@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Literal
 
 from justimage.data.arrays import ARRAY_FILES, Missing, digits, read_arrays, stack_arrays
+from justimage.data.containers import IMAGES, is_tar
 from justimage.data.crops import At, Crops
 from justimage.data.fields import NETCDF, FieldOptions, is_zarr, read_fields
-from justimage.data.files import IMAGES, Files, find_files, is_tar
+from justimage.data.files import Files, find_files
 from justimage.data.images import Deep, Images, Policy
 from justimage.data.packed import Packed, is_pack
 from justimage.data.spec import Source, StreamSource

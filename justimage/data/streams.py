@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from justimage.data.files import IMAGES, label_in
-from justimage.data.images import MODES, UNREADABLE, Policy, centre_crop, decode
+from justimage.data.containers import IMAGES
+from justimage.data.files import label_in
+from justimage.data.images import MODES, UNREADABLE, Policy, pixels
 from justimage.data.spec import DataSpec, Item
 from justimage.data.tables import TableOptions, columns_of, image_bytes, open_table, undecoded
 from justimage.randomness import Stream, key
@@ -75,10 +76,9 @@ class ImageStream:
                 f"{name} of {self.place} has the label {label}; there are {len(self.spec.classes)} classes"
             )
         try:
-            pixels = centre_crop(decode(io.BytesIO(data), self.channels), self.size)
+            raw = pixels(io.BytesIO(data), self.size, self.channels)
         except UNREADABLE as error:
             raise ValueError(f"{name} of {self.place} cannot be decoded: {error}") from error
-        raw = np.ascontiguousarray(np.moveaxis(pixels.reshape(*self.size, -1), -1, 0))
         return raw, label if self.spec.classes else -1
 
     def samples(self, seed: int, start: int) -> Iterator[Callable[[], Item]]:

@@ -1,0 +1,212 @@
+"""Containers of files: folders, zip and tar archives, as names and a way to open each from any thread."""
+
+import io
+import os
+import tarfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, Protocol
+
+from justimage.data.cache import state_of
+
+IMAGES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
+
+
+class Container(Protocol):
+    """Names with / between their parts, the size of each, and a way to open them from any thread."""
+
+    sizes: dict[str, int]
+
+    def open(self, name: str) -> BinaryIO: ...
+
+    def state(self) -> str:
+        """A hash that changes when the container does."""
+        ...
+
+
+def clean(name: str) -> str:
+    """A name without empty parts and dots, as tar -P or a slash too many leaves them."""
+    return "/".join(part for part in name.split("/") if part not in ("", "."))
+
+
+class Folder:
+    """The files below a folder, by their path in it; hidden ones are left out, links are followed.
+
+    Raises OSError for folders in it that cannot be read.
+    """
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.sizes: dict[str, int] = {}
+        seen: set[tuple[int, int]] = set()
+
+        def walk(folder: str, prefix: str) -> None:
+            stat = os.stat(folder)
+            if (stat.st_dev, stat.st_ino) in seen:
+                return  # a link back to where it came from
+            seen.add((stat.st_dev, stat.st_ino))
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if entry.is_dir():
+                        walk(entry.path, f"{prefix}{entry.name}/")
+                    else:  # a link to nowhere too: it is unreadable, and that is said when it is opened
+                        size = entry.stat().st_size if os.path.exists(entry.path) else 0
+                        self.sizes[prefix + entry.name] = size
+
+        walk(str(root), "")
+
+    def open(self, name: str) -> BinaryIO:
+        """The file of this name."""
+        return (self.root / name).open("rb")
+
+    def state(self) -> str:
+        """A hash of the files' places, sizes and times of change."""
+        return state_of(path for path in (self.root / name for name in self.sizes) if path.exists())
+
+
+class Zip:
+    """The members of a zip archive. Reading is shared between threads by zipfile itself."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            self.archive = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, OSError) as error:
+            raise ValueError(f"{path} cannot be read as a zip archive: {error}") from error
+        members = [each for each in self.archive.infolist() if not each.is_dir()]
+        self._members = {clean(each.filename.replace("\\", "/")): each for each in members}
+        self.sizes = {name: each.file_size for name, each in self._members.items()}
+
+    def open(self, name: str) -> BinaryIO:
+        """The member of this name, decompressed: seeking in a compressed member would begin again."""
+        try:
+            return io.BytesIO(self.archive.read(self._members[name]))
+        except Exception as error:  # damaged, encrypted, or compressed in an unknown way
+            raise ValueError(f"it cannot be read from the archive: {error}") from error
+
+    def state(self) -> str:
+        """A hash of the archive's place, size and time of change."""
+        return state_of([self.path])
+
+
+class Tars:
+    """The members of tar archives, in the archives' order; of several, under the archive's name.
+
+    Plain archives are indexed once and read in any order. Compressed ones cannot be; they are unpacked into memory,
+    and refused above memory_gb.
+    """
+
+    def __init__(self, paths: Sequence[Path], memory_gb: float):
+        self.paths = paths
+        self.sizes: dict[str, int] = {}
+        self._where: dict[str, tuple[int, int] | bytes] = {}
+        self._files: list[BinaryIO] = []
+        self._room = memory_gb * 2**30
+        allow_open_files(len(paths))
+        common = os.path.commonpath([path.parent for path in paths])
+        for path in paths:
+            prefix = "" if len(paths) == 1 else f"{os.path.relpath(path, common)}/"
+            try:
+                self._files.append(path.open("rb"))
+                try:
+                    with tarfile.open(path, "r:") as tar:
+                        self._index(tar, prefix, in_memory=False)
+                        if self._files[-1].seek(0, os.SEEK_END) < tar.offset:
+                            raise tarfile.ReadError("its last member breaks off")
+                except tarfile.ReadError:
+                    if self._files[-1].seek(0) == 0 and self._files[-1].read(263)[257:262] == b"ustar":
+                        raise
+                    with tarfile.open(path) as tar:  # compressed
+                        self._index(tar, prefix, in_memory=True)
+            except (tarfile.TarError, EOFError, OSError) as error:
+                raise ValueError(f"{path} cannot be read as a tar archive: {error}") from error
+
+    def _index(self, tar: tarfile.TarFile, prefix: str, *, in_memory: bool) -> None:
+        for member in tar:
+            name = prefix + clean(member.name)
+            if member.islnk() or member.issym():  # a second name for a member that came before
+                folder = os.path.dirname(member.name) if member.issym() else ""
+                target = prefix + clean(os.path.normpath(os.path.join(folder, member.linkname)))
+                if target in self._where:
+                    self.sizes[name], self._where[name] = self.sizes[target], self._where[target]
+                elif PurePosixPath(name).suffix.lower() in IMAGES:
+                    raise ValueError(f"{tar.name}: {name} is a link to {member.linkname}, which the archive lacks")
+                continue
+            if not member.isfile():
+                continue
+            if in_memory:
+                self._room -= member.size
+                if self._room < 0:
+                    raise ValueError(
+                        f"{tar.name} is compressed and holds more than --data-options.memory-gb; give more, unpack "
+                        "it, or decompress it to a plain .tar, which is read in any order"
+                    )
+                inside = tar.extractfile(member)
+                assert inside is not None
+                self._where[name] = inside.read()
+            else:
+                self._where[name] = (len(self._files) - 1, member.offset_data)
+            self.sizes[name] = member.size
+
+    def open(self, name: str) -> BinaryIO:
+        """The member of this name."""
+        where = self._where[name]
+        if isinstance(where, bytes):
+            return io.BytesIO(where)
+        archive, offset = where
+        return io.BufferedReader(_Part(self._files[archive].fileno(), offset, self.sizes[name]))
+
+    def state(self) -> str:
+        """A hash of the archives' places, sizes and times of change."""
+        return state_of(self.paths)
+
+
+class _Part(io.RawIOBase):
+    """Some bytes of an open file. Each has its own position, so that threads share the file."""
+
+    def __init__(self, descriptor: int, offset: int, size: int):
+        self._descriptor, self._offset, self._size, self._at = descriptor, offset, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = max(0, min(len(buffer), self._size - self._at))
+        data = os.pread(self._descriptor, wanted, self._offset + self._at)
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+def is_tar(path: Path) -> bool:
+    """Whether a path is named like a tar archive."""
+    return path.name.lower().endswith(TARS)
+
+
+def allow_open_files(count: int) -> None:
+    """Let this process keep so many files open besides its own, as far as the system allows. ValueError beyond."""
+    try:
+        import resource
+    except ImportError:  # not on every system
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + 512
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        raise ValueError(f"{count:,} files must be open at once, and the system allows {hard:,}: raise it (ulimit -n)")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
