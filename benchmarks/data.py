@@ -29,8 +29,8 @@ from justimage.data.files import Files, find_files
 from justimage.data.images import Images
 from justimage.data.loader import Buffers, batches, read
 from justimage.data.packed import Packed, pack
-from justimage.recipes import RECIPES
-from justimage.train import flow_matching, fresh_state, train
+from justimage.runs.recipes import RECIPES
+from justimage.training.loop import flow_matching, fresh_state, train
 
 SIZE = (256, 256)
 

@@ -20,8 +20,8 @@ from justimage.data.sources import open_source
 from justimage.execution import best_device
 from justimage.parallel import Processes
 from justimage.randomness import Stream, normals, training_noise, uniforms
-from justimage.recipes import RECIPES
-from justimage.run import Interrupted, train_run
+from justimage.runs.recipes import RECIPES
+from justimage.runs.run import Interrupted, train_run
 
 
 @dataclass(frozen=True)

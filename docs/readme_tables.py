@@ -7,9 +7,12 @@ import ast
 import re
 from pathlib import Path
 
-from justimage.recipes import RECIPES
+from justimage.runs.recipes import RECIPES
 
+# Lower rooms first.
+ROOMS = ("networks", "data", "weights", "sampling", "training", "runs", "commands")
 ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ("justimage", *(f"justimage/{room}" for room in ROOMS))
 BESIDE = ("examples", "examples/weather", "benchmarks", "docs")
 
 
@@ -31,7 +34,7 @@ def first_sentence(path: Path) -> str:
 def tree() -> str:
     """One line for each Python file of the package and beside it."""
     lines = []
-    for folder in ("justimage", "justimage/networks", "justimage/data", *BESIDE):
+    for folder in (*PACKAGE, *BESIDE):
         lines.append(f"{folder}/")
         for path in sorted((ROOT / folder).glob("*.py")):
             if path.name == "__main__.py":

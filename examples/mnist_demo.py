@@ -15,13 +15,13 @@ from rich.progress import track
 from sklearn.svm import SVC
 
 import justimage as ji
-from justimage.cli import main as jit
+from justimage.commands.main import main as jit
 from justimage.data.arrays import digits
-from justimage.generate import generate
-from justimage.pictures import grid, save
 from justimage.process import Prediction
 from justimage.randomness import noise
 from justimage.samplers import Predict, guided
+from justimage.sampling.generate import generate
+from justimage.sampling.pictures import grid, save
 
 RUN = Path("runs/mnist-demo")
 EACH = 50  # digits drawn of each class

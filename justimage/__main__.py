@@ -2,6 +2,6 @@
 
 import sys
 
-from justimage.cli import main
+from justimage.commands.main import main
 
 sys.exit(main())

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from justimage.cli import main
+from justimage.commands.main import main
 from justimage.networks.jit import JiT, JiTConfig
 
 torch.set_num_threads(2)

@@ -11,7 +11,7 @@ from justimage.data.images import Images, centre_crop
 from justimage.data.loader import batches, order
 from justimage.data.sources import DataOptions, open_source
 from justimage.data.spec import DataSpec
-from justimage.train import Training
+from justimage.training.loop import Training
 
 GOLDEN_CROPS = np.load(__file__.replace("test_data.py", "goldens/centre-crop.npz"))
 

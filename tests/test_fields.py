@@ -8,13 +8,13 @@ import torch
 import xarray as xr
 from conftest import jit_here
 
+from justimage.commands.inspection import inspect
 from justimage.data.fields import FieldOptions, open_dataset
-from justimage.data.fields_out import to_xarray, write_fields
 from justimage.data.sources import DataOptions, open_source
 from justimage.data.spec import DataSpec, Source
-from justimage.inspection import inspect
-from justimage.model import Denoiser
-from justimage.recipes import RECIPES
+from justimage.denoiser import Denoiser
+from justimage.runs.recipes import RECIPES
+from justimage.sampling.fields import to_xarray, write_fields
 
 TINY = shlex.split(
     "--network.width 48 --network.depth 2 --network.heads 2 --network.context-start 1 --device cpu "

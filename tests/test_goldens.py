@@ -7,12 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from justimage.convert import from_official, load_official, official_config, to_official
-from justimage.load import load
-from justimage.model import Denoiser
+from justimage.denoiser import Denoiser
 from justimage.networks.jit import JiT, JiTConfig
 from justimage.process import Prediction, denoising_loss, diffuse
 from justimage.samplers import Sampling, guided
+from justimage.weights.load import load
+from justimage.weights.official import from_official, load_official, official_config, to_official
 
 GOLDENS = Path(__file__).parent / "goldens"
 NAMES = ["plain", "incontext"]

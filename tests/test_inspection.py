@@ -7,10 +7,10 @@ import torch
 from conftest import jit_here
 from PIL import Image
 
+from justimage.commands.inspection import inspect, sheet
 from justimage.data.loader import batches, model_values
 from justimage.data.sources import DataOptions, open_source
 from justimage.data.spec import Source
-from justimage.inspection import inspect, sheet
 
 
 def photos(folder) -> None:

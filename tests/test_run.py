@@ -15,7 +15,7 @@ import torch
 from conftest import jit_here
 from safetensors.torch import load_file
 
-from justimage.state import saved_states
+from justimage.training.state import saved_states
 
 
 def jit(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

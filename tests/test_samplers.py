@@ -8,7 +8,7 @@ import torch
 from conftest import small_net
 from torch import Tensor
 
-from justimage.model import Denoiser
+from justimage.denoiser import Denoiser
 from justimage.process import SPACES, Prediction, Space
 from justimage.samplers import Sampling, adams_bashforth2, euler, guided, heun, integrate, land, linear_grid
 

@@ -13,16 +13,16 @@ from safetensors.torch import load_file
 
 from justimage.data.arrays import Arrays
 from justimage.data.loader import order
-from justimage.ema import EMA, TRAVELLING, effective_decay
+from justimage.denoiser import Denoiser
 from justimage.execution import autocast
-from justimage.model import Denoiser
 from justimage.networks.jit import JiT
-from justimage.optim import learning_rate
 from justimage.process import SPACES, Prediction, denoising_loss, diffuse
 from justimage.randomness import training_noise
 from justimage.samplers import Sampling
-from justimage.state import TrainingState, saved_states
-from justimage.train import NonFiniteLoss, Training, flow_matching, fresh_state, train
+from justimage.training.ema import EMA, TRAVELLING, effective_decay
+from justimage.training.loop import NonFiniteLoss, Training, flow_matching, fresh_state, train
+from justimage.training.optim import learning_rate
+from justimage.training.state import TrainingState, saved_states
 
 CPU = torch.device("cpu")
 CONFIG = Training(duration_nimg=160, batch_size=16, lr=2e-3, ema_decays=(0.9, 0.99), clip_norm=1.0, seed=3)
@@ -62,7 +62,7 @@ def equal(a: TrainingState, b: TrainingState) -> bool:
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_resuming_is_the_same_run(tmp_path, monkeypatch, size, dropout):
     """n + k steps equal n steps, a save, a restore in a new model, k steps: weights, averages and optimizer."""
-    monkeypatch.setattr("justimage.ema.TRAVELLING", 2)  # so that the averages are averages already
+    monkeypatch.setattr("justimage.training.ema.TRAVELLING", 2)  # so that the averages are averages already
     source, network = waves(size), {"dropout": dropout, "dropout_scores": dropout, "depth": 4}
     whole = begin(source, **network)
     go_on(whole, source)

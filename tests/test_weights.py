@@ -11,10 +11,10 @@ from conftest import small_net
 from safetensors.torch import load_file, save_file
 
 import justimage as ji
-from justimage.cli import main as jit
-from justimage.convert import load_official, save_official
+from justimage.commands.main import main as jit
 from justimage.data.spec import DataSpec
-from justimage.load import read
+from justimage.weights.load import read
+from justimage.weights.official import load_official, save_official
 
 GOLDENS = Path(__file__).parent / "goldens"
 

@@ -23,9 +23,9 @@ from matplotlib import pyplot as plt
 from rich.progress import track
 
 import justimage as ji
-from justimage.cli import main as jit
-from justimage.data.fields_out import write_fields
-from justimage.generate import generate
+from justimage.commands.main import main as jit
+from justimage.sampling.fields import write_fields
+from justimage.sampling.generate import generate
 
 matplotlib.use("Agg")
 HERE = Path(__file__).parent

@@ -12,9 +12,9 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from rich.progress import track
 
-from justimage.data.cache import remembered, state_of
 from justimage.data.files import MOST_CLASSES, Files
 from justimage.data.spec import DataSpec, Origin
+from justimage.disk import cached, state_of
 
 LARGEST = float(np.finfo(np.float32).max)
 CHUNK = 64 * 2**20  # bytes looked at in one go while measuring
@@ -90,7 +90,7 @@ class Arrays:
         self.channels = tuple(channels) or tuple(f"channel{i}" for i in range(count))
         self.origin = origin
         what = f"measured {identity} {x.shape} {x.dtype} {self.channels}"
-        found = remembered(what, self._measure) if identity else self._measure()
+        found = cached(what, self._measure) if identity else self._measure()
         mean, std = found["mean"], found["std"]
         self._check(found)
         self.gaps, self.samples_with_gaps = found["nan"], found["samples"]

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from justimage.data.arrays import Arrays, Missing
-from justimage.data.cache import state_of
 from justimage.data.spec import Attributes, Coordinate, Origin, Variable
+from justimage.disk import state_of
 
 NETCDF = (".nc", ".nc4", ".nc3", ".cdf", ".netcdf", ".h5netcdf")
 ZARR_MARKS = ("zarr.json", ".zgroup", ".zmetadata")

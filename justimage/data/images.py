@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image, ImageOps
 from rich.progress import Progress
 
-from justimage.data.cache import remembered
 from justimage.data.files import Files
 from justimage.data.spec import DataSpec, Item, Source
+from justimage.disk import cached
 
 BLOCK = 32  # images that a thread takes at once
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -158,7 +158,7 @@ class Images:
             return {str(i): str(result) for i, result in results if result is not None}
 
         known = f"looked at {self.files.state()} {self.files.stamp()} {self.channels} {self.deep} {self.size}"
-        self._drop({int(i): reason for i, reason in remembered(known, look).items()})
+        self._drop({int(i): reason for i, reason in cached(known, look).items()})
 
     def _all(self, function: Callable[[int], Result], what: str) -> Iterable[Result]:
         """The function of every image, in order. In blocks: a million waiting jobs would take gigabytes."""

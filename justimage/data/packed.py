@@ -27,12 +27,11 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 
 from justimage.data.arrays import Arrays
-from justimage.data.cache import remembered, state_of
 from justimage.data.containers import allow_open_files
 from justimage.data.crops import Crops
 from justimage.data.images import each
 from justimage.data.spec import DataSpec, Source
-from justimage.weights import write_text
+from justimage.disk import cached, state_of, write_text
 
 FORMAT = "justimage-pack/1"
 INDEX = "index.json"
@@ -102,7 +101,7 @@ class Packed:
         self._index = index
         files = [folder / f"{shard['name']}{end}" for shard in index["shards"] for end in (".npy", ".labels.npy")]
         checked = (lambda: {"checked": True}) if just_written else self._check
-        remembered(f"checked {(folder / INDEX).read_text()} {state_of(files)}", checked)
+        cached(f"checked {(folder / INDEX).read_text()} {state_of(files)}", checked)
 
     def _check(self) -> dict[str, Any]:
         shards = list(zip(self._index["shards"], self.shards, strict=True))

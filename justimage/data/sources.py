@@ -19,8 +19,7 @@ from justimage.data.images import Deep, Images, Policy
 from justimage.data.packed import Packed, is_pack
 from justimage.data.spec import Source, StreamSource
 from justimage.data.streams import REMOTE, StreamOptions, open_shards, stream_rows
-from justimage.data.tables import SAVED, TABLES, TableOptions, find_rows
-from justimage.weights import is_hub_id
+from justimage.data.tables import SAVED, TABLES, TableOptions, find_rows, is_hub_id
 
 NAMED: dict[str, Callable[[], Source]] = {"mnist": digits}
 Kind = Literal["auto", "images", "arrays", "table", "fields", "pack", "stream"]

@@ -30,6 +30,11 @@ class TableOptions:
     """The configuration of a hub dataset that has several."""
 
 
+def is_hub_id(text: str) -> bool:
+    """Whether a text has the form of a hub id, USER/NAME."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", text) is not None and not text.startswith(".")
+
+
 def datasets_library() -> Any:
     """The package `datasets`. ValueError, naming the extra, where it is missing."""
     try:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from justimage.model import Denoiser
+from justimage.denoiser import Denoiser
 
 
 class Samples(NamedTuple):

@@ -8,13 +8,13 @@ from typing import Annotated
 
 import tyro
 
-from justimage.console import DONE, FAILED, INTERRUPTED, console
+from justimage.commands.console import DONE, FAILED, INTERRUPTED, console
+from justimage.commands.inspection import as_json, inspect, sheet, table
 from justimage.data.packed import Unfinished, pack
 from justimage.data.sources import DataOptions, open_source
 from justimage.data.spec import Source
-from justimage.inspection import as_json, inspect, sheet, table
-from justimage.pictures import save
-from justimage.weights import write_text
+from justimage.disk import write_text
+from justimage.sampling.pictures import save
 
 
 def _size(size: tuple[int, ...]) -> tuple[int, ...]:

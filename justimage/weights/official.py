@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from justimage.data.spec import DataSpec
-from justimage.model import Denoiser, assign_tensors
+from justimage.denoiser import Denoiser, assign_tensors
+from justimage.disk import read_tensors, write_tensors
 from justimage.networks.jit import VARIANT_COLUMNS, VARIANTS, JiT, JiTConfig
 from justimage.samplers import Sampling
-from justimage.weights import read_tensors, write_tensors
 
 # official -> ours; `#` stands for the number of a block. A name covers its .weight and .bias.
 OFFICIAL_NAMES = {

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from justimage.ema import EMA
-from justimage.model import Denoiser
-from justimage.weights import read_tensors, write_tensors, write_text
+from justimage.denoiser import Denoiser
+from justimage.disk import read_tensors, write_tensors, write_text
+from justimage.training.ema import EMA
 
 TENSORS, FACTS = "state.safetensors", "state.json"
 

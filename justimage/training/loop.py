@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 from justimage.data.loader import batches, indices_at, model_values
 from justimage.data.spec import DataSpec, Source, StreamSource
-from justimage.ema import EMA
+from justimage.denoiser import Denoiser
 from justimage.execution import autocast, checkpoint_blocks, compile_blocks, compiling_pays, fast_dtype, to_device
-from justimage.model import Denoiser
-from justimage.optim import Schedule, adamw, learning_rate
 from justimage.parallel import Processes, any_of, mean_over, replicate, without_exchange
 from justimage.process import LogitNormal, Space, denoising_loss, diffuse
 from justimage.randomness import Stream, key, normals, training_noise, uniforms
-from justimage.state import TrainingState
+from justimage.training.ema import EMA
+from justimage.training.optim import Schedule, adamw, learning_rate
+from justimage.training.state import TrainingState
 
 # (model, x (B, C, *S), y (B,) or None, positions of the samples in the run) -> loss of each sample (B,)
 Loss = Callable[[nn.Module, Tensor, Tensor | None, range], Tensor]

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import torch
 
-from justimage.convert import load_official
+from justimage.data.tables import is_hub_id
+from justimage.denoiser import Denoiser
 from justimage.execution import cast_parameters, compile_blocks, compiling_pays, device_called, fast_dtype
-from justimage.model import Denoiser
-from justimage.weights import CONFIG, from_hub, is_hub_id
+from justimage.weights.folder import CONFIG
+from justimage.weights.hub import from_hub
+from justimage.weights.official import load_official
 
 
 def find_weights(run: Path, weights: str | None = None) -> Path:

@@ -9,12 +9,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from justimage import weights
 from justimage.data.spec import DataSpec
+from justimage.data.tables import is_hub_id
 from justimage.networks.jit import JiT, JiTConfig, architecture
 from justimage.process import SPACES, Prediction, Space, expand
 from justimage.randomness import noise
 from justimage.samplers import Sampling, guided
+from justimage.weights import folder as weights_folder
+from justimage.weights import hub
 
 # t, sigma_noise -> (c_skip, c_out), for x = c_skip z + c_out net(z, t) (appendix B.2 and Table 10, arXiv 2511.13720)
 Scalings = Callable[[Tensor, float], tuple[Tensor, Tensor]]
@@ -243,22 +245,22 @@ class Denoiser(nn.Module):
                 f"the parameters are {', '.join(sorted(kept))}, and saving them would lose precision; "
                 "load the model with dtype=torch.float32"
             )
-        weights.write_folder(Path(folder), self.net.state_dict(), self.describe())
+        weights_folder.write_folder(Path(folder), self.net.state_dict(), self.describe())
 
     @classmethod
     def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> "Denoiser":
         """Read a weights folder, or download one by its hub id. Raises ValueError where it is not one."""
         folder = Path(source)
-        if not folder.is_dir() and weights.is_hub_id(str(source)):
-            folder = weights.from_hub(str(source), revision)
-        tensors, config = weights.read_folder(folder)
+        if not folder.is_dir() and is_hub_id(str(source)):
+            folder = hub.from_hub(str(source), revision)
+        tensors, config = weights_folder.read_folder(folder)
         return cls.from_description(config, tensors).eval()
 
     def push_to_hub(self, repository: str, *, private: bool = False) -> str:
         """Upload to the Hugging Face hub as USER/NAME; returns the address. Needs `hf auth login` once."""
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            return weights.to_hub(Path(folder), repository, private=private)
+            return hub.to_hub(Path(folder), repository, private=private)
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:

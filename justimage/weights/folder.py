@@ -1,42 +1,14 @@
 """Weights on disk: a folder with model.safetensors and config.json, enough by itself to sample."""
 
 import json
-import os
-import re
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
+
+from justimage.disk import read_tensors, write_tensors, write_text
 
 FORMAT = "justimage/1"
 TENSORS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
-
-
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """A safetensors file that is whole or absent: written beside its place, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    whole = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-    save_file(whole, beside, metadata)
-    os.replace(beside, path)
-
-
-def write_text(path: Path, text: str) -> None:
-    """A text file that is whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text)
-    os.replace(beside, path)
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file. Raises ValueError where it is truncated or something else."""
-    try:
-        with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} cannot be read; it is truncated, or not a safetensors file ({error})") from error
 
 
 def write_folder(folder: Path, tensors: dict[str, Tensor], config: dict) -> None:
@@ -59,32 +31,6 @@ def read_folder(folder: Path) -> tuple[dict[str, Tensor], dict]:
         found = config.get("format") if isinstance(config, dict) else None
         raise ValueError(f'{folder / CONFIG} has the format {found!r}, not "{FORMAT}": it was written by other code')
     return read_tensors(folder / TENSORS), config
-
-
-def is_hub_id(text: str) -> bool:
-    """Whether a text has the form of a hub id, USER/NAME."""
-    return re.fullmatch(r"[\w.-]+/[\w.-]+", text) is not None and not text.startswith(".")
-
-
-def from_hub(repository: str, revision: str | None = None) -> Path:
-    """Download a weights folder from the Hugging Face hub (or take it from its cache). Raises ValueError."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=[TENSORS, CONFIG]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{repository}: no such folder here, and the hub did not give it ({reason})") from error
-
-
-def to_hub(folder: Path, repository: str, *, private: bool = False) -> str:
-    """Upload a weights folder; returns the commit's address. Needs `hf auth login` once."""
-    from huggingface_hub import HfApi
-
-    api = HfApi()
-    api.create_repo(repository, private=private, exist_ok=True)
-    return str(api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Weights from justimage"))
 
 
 def card(config: dict) -> str:

@@ -27,14 +27,14 @@ from torch import Tensor
 
 from justimage import __version__
 from justimage.data.spec import DataSpec, Source, StreamSource
+from justimage.denoiser import Denoiser
+from justimage.disk import write_text
 from justimage.execution import autocast
-from justimage.model import Denoiser
 from justimage.parallel import Processes, wait
-from justimage.pictures import grid, save
-from justimage.recipes import Recipe
-from justimage.state import TrainingState, keep_newest, saved_states
-from justimage.train import NonFiniteLoss, Tick, check_share, flow_matching, fresh_state, train
-from justimage.weights import write_text
+from justimage.runs.recipes import Recipe
+from justimage.sampling.pictures import grid, save
+from justimage.training.loop import NonFiniteLoss, Tick, check_share, flow_matching, fresh_state, train
+from justimage.training.state import TrainingState, keep_newest, saved_states
 
 # What may differ when a run goes on: it changes how fast, how often or how long, but no number that was computed.
 FREE_TO_CHANGE = ("promise.", "report.", "data_options.", "training.compile", "training.checkpoint")

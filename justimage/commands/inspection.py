@@ -16,7 +16,7 @@ from justimage.data.crops import Crops
 from justimage.data.images import UNREADABLE, Images, each
 from justimage.data.loader import batches, model_values
 from justimage.data.spec import DataSpec, Item, Source, StreamSource
-from justimage.pictures import grid
+from justimage.sampling.pictures import grid
 
 STREAM_LIMIT = 256  # samples of a stream that are looked at
 WIDTH = 1280  # pixels, about, of the contact sheet

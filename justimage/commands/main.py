@@ -14,21 +14,21 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 
-from justimage.console import DONE, FAILED, INTERRUPTED, REFUSED, console
-from justimage.convert import load_official, save_official
+from justimage.commands.console import DONE, FAILED, INTERRUPTED, REFUSED, console
+from justimage.commands.data import Inspect, Pack
 from justimage.data.fields import xarray_library
-from justimage.data.fields_out import to_xarray, write_fields
 from justimage.data.sources import open_source
 from justimage.data.spec import DataSpec
-from justimage.data_commands import Inspect, Pack
 from justimage.execution import device_called
-from justimage.generate import generate
-from justimage.load import load, read
 from justimage.parallel import first_then_others, join, leave
-from justimage.pictures import grid, save
-from justimage.recipes import RECIPES, Recipe
-from justimage.run import Failed, Interrupted, train_run
+from justimage.runs.recipes import RECIPES, Recipe
+from justimage.runs.run import Failed, Interrupted, train_run
 from justimage.samplers import Sampling
+from justimage.sampling.fields import to_xarray, write_fields
+from justimage.sampling.generate import generate
+from justimage.sampling.pictures import grid, save
+from justimage.weights.load import load, read
+from justimage.weights.official import load_official, save_official
 
 
 @dataclass(frozen=True)

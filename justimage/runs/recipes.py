@@ -11,11 +11,11 @@ import tyro
 
 from justimage.data.sources import DataOptions
 from justimage.data.spec import DataSpec
-from justimage.model import Denoiser, Preconditioner
+from justimage.denoiser import Denoiser, Preconditioner
 from justimage.networks.jit import JiT, JiTConfig
 from justimage.process import Space
 from justimage.samplers import Sampling
-from justimage.train import Training
+from justimage.training.loop import Training
 
 IMAGENET = 1_281_167
 

@@ -1,0 +1,1 @@
+"""The command `jit`: one module for each command, imported when it is called."""

@@ -1,0 +1,1 @@
+"""Runs: recipes, and a training run as a folder."""

@@ -1,0 +1,1 @@
+"""Sampling: from noise to samples, and samples to files and pictures."""

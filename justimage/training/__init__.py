@@ -1,0 +1,1 @@
+"""Training: losses, the loop, its state, the optimizer and the averages."""
