@@ -7,16 +7,27 @@ In-context class tokens join the sequence at a start block and leave it before t
 the paper's ladder (Table 4) is a switch of `JiTConfig`; every size (Table 9) is a row of `VARIANTS`.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from justimage.networks.conditions import ClassCondition, TimeEmbedding
-from justimage.networks.layers import MLP, Attention, Block, Head, Modulation, RMSNorm, SwiGLU
-from justimage.networks.patch import PatchEmbedding, grid_of, unpatchify
-from justimage.networks.position import rotations, sincos_positions, tables
+from justimage.networks.conditions import Conditions, Part, Value, parts
+from justimage.networks.layers import (
+    MLP,
+    Attention,
+    Block,
+    Head,
+    RMSNorm,
+    SwiGLU,
+    TimeEmbedding,
+    initialise_layers,
+    zero_modulations,
+)
+from justimage.networks.patch import PatchEmbedding, grid_of, same_axes, unpatchify
+from justimage.networks.position import rotations, sincos_positions, unturned_first
 
 
 @dataclass(frozen=True)
@@ -63,8 +74,13 @@ class JiTConfig:
     """SwiGLU feed-forward; otherwise a GELU-MLP (footnote 5)."""
     float32_attention: bool = False
     """Attention in float32 whatever the precision around it, as in the official code."""
+    conditions: tuple[Part, ...] = ()
+    """What the network is conditioned on besides labels; in a recipe: what the data have."""
 
     def __post_init__(self) -> None:
+        for name, value in zip(("size", "patch"), same_axes(self.size, self.patch), strict=True):
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "conditions", parts(self.conditions))
         if not 1 <= len(self.size) <= 3:
             raise ValueError(f"size has {len(self.size)} axes: {self.size}; 1, 2 or 3 are possible")
         grid = grid_of(self.size, self.patch)
@@ -78,7 +94,8 @@ class JiTConfig:
             raise ValueError("num_classes, context_tokens and bottleneck must not be negative; 0 turns each off")
         if self.rotary:
             rotations(grid, self.width // self.heads)  # raises where a head is too narrow for the axes
-        if self.context_tokens and not 0 <= self.context_start < self.depth:
+        joining = self.context_tokens or any(part.kind == "tokens" for part in self.conditions)
+        if joining and not 0 <= self.context_start < self.depth:
             raise ValueError(f"context_start is {self.context_start}; the blocks are 0 to {self.depth - 1}")
 
     @property
@@ -87,7 +104,7 @@ class JiTConfig:
         return grid_of(self.size, self.patch)
 
     @classmethod
-    def variant(cls, name: str, size: int | tuple[int, ...] = (256, 256), **overrides) -> "JiTConfig":
+    def variant(cls, name: str, size: int | tuple[int, ...] = (256, 256), **overrides: Any) -> "JiTConfig":
         """A size of the paper at any patch: variant("B/16"), variant("L/4", size=(64, 64), num_classes=10).
 
         The name is one of VARIANTS and the patch, as one number for all axes ("B/16") or one for each
@@ -118,12 +135,15 @@ VARIANTS = {
 
 
 class JiT(nn.Module):
-    """net(z, t, y) -> (B, C, *S), raw: z (B, C, *S), t (B,) in [0, 1], y (B,) labels or None if unconditional.
+    """net(z, t, y) -> (B, C, *S), raw: z (B, C, *S), t (B,) in [0, 1], y a value of its condition, or labels (B,).
 
-    S may be any size that the patch divides; `config.size` is the one it is meant for.
+    S may be any size that the patch divides; `config.size` is the one it is meant for. condition: another one than
+    what config says, with the methods of `networks.conditions.Conditions`.
     """
 
-    def __init__(self, config: JiTConfig):
+    Config = JiTConfig
+
+    def __init__(self, config: JiTConfig, condition: Any = None):
         super().__init__()
         self.config = c = config
 
@@ -147,41 +167,59 @@ class JiT(nn.Module):
 
         self.embedding = PatchEmbedding(c.patch, c.channels, c.bottleneck, c.width)
         self.time = TimeEmbedding(c.width)
-        self.condition = ClassCondition(c.num_classes, c.context_tokens, c.width)
+        self.condition = condition or Conditions(c.num_classes, c.conditions, c.context_tokens, c.width)
+        planes = getattr(self.condition, "planes", 0)
+        self.planes = PatchEmbedding(c.patch, planes, c.bottleneck, c.width) if planes else None
         self.blocks = nn.ModuleList(block(i) for i in range(c.depth))
         self.head = Head(norm(), c.width, c.channels * prod(c.patch))
         # Kept in the weights though fixed: a released checkpoint's table is used, and given back, to the bit.
         self.register_buffer("positions", torch.empty(prod(c.grid), c.width))
         self.positions: Tensor
+        # Not in the weights, and so filled at once: also of a network on the meta device that adopts weights.
+        self.register_buffer("rotations", self._tables(c.grid)[1], persistent=False)
+        self.rotations: Tensor | None
         self.initialise()
 
-    def forward(self, z: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(self, z: Tensor, t: Tensor, y: Value | Tensor | None = None) -> Tensor:
         grid = grid_of(z.shape[2:], self.config.patch)
-        positions, all_rotations = self._places(grid, z.device)
-        rotation = None if all_rotations is None else all_rotations[self.config.context_tokens :]
+        patches = prod(grid)
+        positions, all_rotations = self._places(grid)
+        rotation = None if all_rotations is None else all_rotations[-patches:]
 
         dtype = self.embedding.up.weight.dtype  # the residual stream has it: float32 also under autocast
-        x = (self.embedding(z.to(dtype)) + positions).to(dtype)  # (B, T, D)
-        c = self.time(t)
-        vector, context = self.condition(y, c)
-        c = c + vector  # (B, D)
+        time = self.time(t)  # (B, D)
+        reach = self.condition(y, time)
+        c = time if reach.vector is None else time + reach.vector
+        x = self.embedding(z.to(dtype)) + positions  # (B, T, D)
+        if self.planes is not None:
+            x = x + self.planes(reach.planes.to(dtype))
+        x = x.to(dtype)
 
+        mask = None
         for i, block in enumerate(self.blocks):
-            if context is not None and i == self.config.context_start:
-                x = torch.cat((context.to(x.dtype), x), 1)  # (B, K + T, D)
-                rotation = all_rotations
-            x = block(x, c, rotation)
-        if context is not None:
-            x = x[:, context.shape[1] :]
-        return unpatchify(self.head(x, c), grid, self.config.patch)
+            if reach.tokens is not None and i == self.config.context_start:
+                x = torch.cat((reach.tokens.to(x.dtype), x), 1)  # (B, K + T, D)
+                rotation = None if all_rotations is None else all_rotations[-x.shape[1] :]
+                if reach.mask is not None:
+                    mask = nn.functional.pad(reach.mask, (0, patches), value=True)[:, None, None]  # (B, 1, 1, K + T)
+            x = block(x, c, rotation, mask)
+        return unpatchify(self.head(x[:, -patches:], c), grid, self.config.patch)
 
-    def _places(self, grid: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor | None]:
-        """Positions (T, D) and rotations (K + T, d / 2, 2) of a grid; the positions in the weights for their grid."""
+    def _places(self, grid: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
+        """Positions (T, D) and rotations (K + T, d / 2, 2) of a grid; kept in buffers for the network's own."""
+        if grid == self.config.grid:
+            return self.positions, self.rotations
+        positions, turned = self._tables(grid)
+        device = self.positions.device
+        return positions.to(device), None if turned is None else turned.to(device)
+
+    def _tables(self, grid: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
         c = self.config
+        positions = sincos_positions(grid, c.width)
         if not c.rotary:
-            return self.positions if grid == c.grid else sincos_positions(grid, c.width).to(device), None
-        positions, rotations = tables(grid, c.width, c.width // c.heads, c.context_tokens, device)
-        return self.positions if grid == c.grid else positions, rotations
+            return positions, None
+        in_front = getattr(self.condition, "longest", 0)  # tokens that may stand before the patches
+        return positions, unturned_first(rotations(grid, c.width // c.heads), in_front)
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator | None = None) -> None:
@@ -190,41 +228,24 @@ class JiT(nn.Module):
         | what                                             | with                                   |
         |--------------------------------------------------|----------------------------------------|
         | linear maps                                      | Xavier-uniform weight, zero bias       |
-        | label table, in-context positions, time MLP      | normal, standard deviation 0.02        |
+        | conditions' tables and positions, time MLP       | normal, standard deviation 0.02        |
         | all adaLN maps, the head's linear map            | zero: blocks are the identity, net = 0 |
         | norms                                            | weight 1, bias 0                       |
-        | positions                                        | their fixed table                      |
+        | positions, rotations                             | their fixed tables                     |
         """
         if self.positions.device.type == "meta":
             return
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight, generator=generator)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, RMSNorm | nn.LayerNorm):
-                nn.init.ones_(module.weight)
-                if isinstance(module, nn.LayerNorm):
-                    nn.init.zeros_(module.bias)
-        for weight in (
-            self.time.hidden.weight,
-            self.time.out.weight,
-            self.condition.table,
-            self.condition.positions,
-        ):
-            if weight is not None:
-                nn.init.normal_(weight, std=0.02, generator=generator)
-        for module in self.modules():
-            if isinstance(module, Modulation | Head):
-                nn.init.zeros_(module.linear.weight)
-        self.positions.copy_(sincos_positions(self.config.grid, self.config.width))
+        initialise_layers(self, generator)
+        for weight in (self.time.hidden.weight, self.time.out.weight):
+            nn.init.normal_(weight, std=0.02, generator=generator)
+        if hasattr(self.condition, "initialise"):
+            self.condition.initialise(generator)
+        zero_modulations(self)
+        for buffer, table in zip((self.positions, self.rotations), self._tables(self.config.grid), strict=True):
+            if buffer is not None and table is not None:
+                buffer.copy_(table)
 
     @property
     def num_parameters(self) -> int:
         """Trainable parameters (the fixed positions are not)."""
         return sum(p.numel() for p in self.parameters())
-
-
-def architecture(config: JiTConfig) -> dict:
-    """The configuration as plain values for JSON, one key for each field."""
-    return {field.name: getattr(config, field.name) for field in fields(config)}

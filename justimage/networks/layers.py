@@ -1,10 +1,27 @@
-"""The parts of a transformer block: norms, attention, feed-forward, adaLN-Zero. Tokens are (B, T, D)."""
+"""The parts of a transformer: time embedding, norms, attention, feed-forward, adaLN-Zero. Tokens are (B, T, D)."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from justimage.networks.position import rotate
+
+
+class TimeEmbedding(nn.Module):
+    """t (B,) in [0, 1] -> (B, D): 256 cosines and sines of t, then two linear layers."""
+
+    def __init__(self, width: int, features: int = 256):
+        super().__init__()
+        self.features = features
+        self.hidden = nn.Linear(features, width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, t: Tensor) -> Tensor:
+        half = self.features // 2
+        exponents = torch.arange(half, dtype=torch.float32, device=t.device) / half
+        angles = t.float()[:, None] * 10000.0**-exponents  # (B, half)
+        waves = torch.cat((angles.cos(), angles.sin()), -1)
+        return self.out(F.silu(self.hidden(waves.to(self.hidden.weight.dtype))))
 
 
 class RMSNorm(nn.Module):
@@ -25,6 +42,7 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention with per-head qk-norm and rotary positions, (B, T, D) -> (B, T, D).
 
+    rotation: (T, D / heads / 2, 2), see `rotate`; mask: (B, 1, 1, T) bool, the tokens that are attended to.
     in_float32 computes scores and averages in float32 whatever the precision around it, as the official
     code does for the scores; otherwise PyTorch chooses the fastest attention there is.
     """
@@ -40,7 +58,7 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.drop_scores = drop_scores
 
-    def forward(self, x: Tensor, rotation: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, rotation: Tensor | None, mask: Tensor | None = None) -> Tensor:
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # (B, T, 3, H, d)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()  # each (B, H, T, d)
         q, k = self.q_norm(q), self.k_norm(k)
@@ -49,7 +67,7 @@ class Attention(nn.Module):
         dtype = torch.float32 if self.in_float32 else v.dtype
         drop = self.drop_scores if self.training else 0.0
         with torch.autocast(x.device.type, enabled=False):
-            y = F.scaled_dot_product_attention(q.to(dtype), k.to(dtype), v.to(dtype), dropout_p=drop)
+            y = F.scaled_dot_product_attention(q.to(dtype), k.to(dtype), v.to(dtype), mask, dropout_p=drop)
         return self.dropout(self.out(y.transpose(1, 2).flatten(2).to(v.dtype)))
 
 
@@ -99,7 +117,7 @@ class Modulation(nn.Module):
 
 
 class Block(nn.Module):
-    """A transformer block with adaLN-Zero: tokens (B, T, D), condition (B, D) -> (B, T, D)."""
+    """A transformer block with adaLN-Zero (arXiv 2212.09748): tokens (B, T, D), condition (B, D) -> (B, T, D)."""
 
     def __init__(self, attention: Attention, mlp: nn.Module, norms: tuple[nn.Module, nn.Module], width: int):
         super().__init__()
@@ -108,9 +126,9 @@ class Block(nn.Module):
         self.mlp = mlp
         self.modulation = Modulation(width, 6)
 
-    def forward(self, x: Tensor, c: Tensor, rotation: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, rotation: Tensor | None, mask: Tensor | None = None) -> Tensor:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c)
-        x = torch.addcmul(x, gate1, self.attention(modulate(self.norm1(x), shift1, scale1), rotation))
+        x = torch.addcmul(x, gate1, self.attention(modulate(self.norm1(x), shift1, scale1), rotation, mask))
         return torch.addcmul(x, gate2, self.mlp(modulate(self.norm2(x), shift2, scale2)))
 
 
@@ -126,3 +144,26 @@ class Head(nn.Module):
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         shift, scale = self.modulation(c)
         return self.linear(modulate(self.norm(x), shift, scale))
+
+
+@torch.no_grad()
+def initialise_layers(net: nn.Module, generator: torch.Generator | None = None) -> None:
+    """Fill all linear maps (Xavier-uniform, zero bias), then all norms (weight 1, bias 0) of a network."""
+    for module in net.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight, generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, RMSNorm | nn.LayerNorm):
+            if module.weight is not None:
+                nn.init.ones_(module.weight)
+            if isinstance(module, nn.LayerNorm) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+@torch.no_grad()
+def zero_modulations(net: nn.Module) -> None:
+    """Zero every adaLN map, and the head's linear map: blocks become the identity, and the network zero."""
+    for module in net.modules():
+        if isinstance(module, Modulation | Head):
+            nn.init.zeros_(module.linear.weight)

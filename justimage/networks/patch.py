@@ -33,6 +33,12 @@ def unpatchify(tokens: Tensor, grid: Sequence[int], patch: Sequence[int]) -> Ten
     return x.reshape(*x.shape[:2], *(g * p for g, p in zip(grid, patch, strict=True)))
 
 
+def same_axes(size: Sequence[int], patch: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Size and patch with as many numbers each: where one has a single number, it serves for all axes of the other."""
+    axes = max(len(size), len(patch))
+    return tuple(size) * (axes if len(size) == 1 else 1), tuple(patch) * (axes if len(patch) == 1 else 1)
+
+
 class PatchEmbedding(nn.Module):
     """Patches to tokens by two linear maps with a narrow middle (section 4.2 and Fig. 4, arXiv 2511.13720).
 

@@ -1,7 +1,6 @@
 """Positions on a grid of N axes: fixed sine-cosine embeddings and axial rotary embeddings."""
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -49,17 +48,10 @@ def rotations(grid: Sequence[int], head_dim: int, base: float = 10000.0) -> Tens
     return torch.from_numpy(np.stack([np.cos(angles), np.sin(angles)], -1)).float()
 
 
-@lru_cache(maxsize=8)
-def tables(
-    grid: tuple[int, ...], width: int, head_dim: int, context: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """Positions (T, width) and rotations (context + T, head_dim / 2, 2) of a grid, kept on their device.
-
-    The first `context` rows turn nothing: they are for in-context tokens, which have no place on the grid.
-    """
-    turned = rotations(grid, head_dim)
-    unturned = torch.tensor([1.0, 0.0]).expand(context, head_dim // 2, 2)
-    return sincos_positions(grid, width).to(device), torch.cat((unturned, turned)).to(device)
+def unturned_first(turned: Tensor, count: int) -> Tensor:
+    """Rotations (T, d / 2, 2) -> (count + T, d / 2, 2): tokens in front that have no place on the grid are not turned."""
+    unturned = torch.tensor([1.0, 0.0], device=turned.device).expand(count, turned.shape[1], 2)
+    return torch.cat((unturned, turned))
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:

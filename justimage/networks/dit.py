@@ -1,0 +1,117 @@
+"""DiT (Peebles and Xie, arXiv 2212.09748) on pixels: the plain transformer that the paper's ingredients start from.
+
+adaLN-Zero, LayerNorm without parameters, GELU-MLP, fixed positions. No in-context tokens, rotary positions, qk-norm or
+bottleneck: those are what JiT adds (Table 4, arXiv 2511.13720).
+"""
+
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from justimage.networks.conditions import Conditions, Part, Value, parts
+from justimage.networks.layers import MLP, Attention, Block, Head, TimeEmbedding, initialise_layers, zero_modulations
+from justimage.networks.patch import PatchEmbedding, grid_of, same_axes, unpatchify
+from justimage.networks.position import sincos_positions
+
+
+@dataclass(frozen=True)
+class DiTConfig:
+    """The shape of a DiT.
+
+    Raises ValueError where the patch does not divide the size, the heads do not divide the width, or the data condition
+    on tokens.
+    """
+
+    size: tuple[int, ...] = (256, 256)
+    """Length of each spatial axis (1, 2 or 3 axes). The network also runs on other sizes the patch divides."""
+    patch: tuple[int, ...] = (16, 16)
+    """Length of a patch along each axis; one number means the same along all of them."""
+    channels: int = 3
+    """Channels of the data."""
+    num_classes: int = 1000
+    """Number of class labels; the null label is one more. 0: unconditional; in a recipe: as many as the data have."""
+    width: int = 768
+    """Features of a token."""
+    depth: int = 12
+    """Number of blocks."""
+    heads: int = 12
+    """Attention heads."""
+    mlp_ratio: float = 4.0
+    """Hidden width of the feed-forward layer over the width."""
+    conditions: tuple[Part, ...] = ()
+    """What the network is conditioned on besides labels; in a recipe: what the data have."""
+
+    def __post_init__(self) -> None:
+        for name, value in zip(("size", "patch"), same_axes(self.size, self.patch), strict=True):
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "conditions", parts(self.conditions))
+        if not 1 <= len(self.size) <= 3:
+            raise ValueError(f"size has {len(self.size)} axes: {self.size}; 1, 2 or 3 are possible")
+        grid_of(self.size, self.patch)
+        for name in ("channels", "width", "depth", "heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.width % self.heads or self.num_classes < 0:
+            raise ValueError(f"{self.heads} heads must divide a width of {self.width}, and num_classes not be negative")
+        if any(part.kind == "tokens" for part in self.conditions):
+            raise ValueError("a DiT has no in-context tokens; it takes labels, vectors and planes")
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Patches along each axis."""
+        return grid_of(self.size, self.patch)
+
+
+class DiT(nn.Module):
+    """net(z, t, y) -> (B, C, *S), raw: z (B, C, *S), t (B,) in [0, 1], y a value of its condition, or labels (B,)."""
+
+    Config = DiTConfig
+
+    def __init__(self, config: DiTConfig):
+        super().__init__()
+        self.config = c = config
+
+        def block() -> Block:
+            attention = Attention(c.width, c.heads, qk_norm=False, in_float32=False, dropout=0.0, drop_scores=0.0)
+            mlp = MLP(c.width, int(c.width * c.mlp_ratio), dropout=0.0)
+            return Block(attention, mlp, (self._norm(), self._norm()), c.width)
+
+        self.condition = Conditions(c.num_classes, c.conditions, 0, c.width)
+        self.embedding = PatchEmbedding(c.patch, c.channels + self.condition.planes, 0, c.width)
+        self.time = TimeEmbedding(c.width)
+        self.blocks = nn.ModuleList(block() for _ in range(c.depth))
+        self.head = Head(self._norm(), c.width, c.channels * prod(c.patch))
+        self.register_buffer("positions", sincos_positions(c.grid, c.width), persistent=False)
+        self.positions: Tensor
+        self.initialise()
+
+    def _norm(self) -> nn.Module:
+        return nn.LayerNorm(self.config.width, eps=1e-6, elementwise_affine=False)
+
+    def forward(self, z: Tensor, t: Tensor, y: Value | Tensor | None = None) -> Tensor:
+        grid = grid_of(z.shape[2:], self.config.patch)
+        own = grid == self.config.grid
+        positions = self.positions if own else sincos_positions(grid, self.config.width).to(z.device)
+        time = self.time(t)
+        reach = self.condition(y, time)
+        c = time if reach.vector is None else time + reach.vector
+        beside = z if reach.planes is None else torch.cat((z, reach.planes), 1)
+        dtype = self.embedding.up.weight.dtype
+        x = (self.embedding(beside.to(dtype)) + positions).to(dtype)  # (B, T, D)
+        for block in self.blocks:
+            x = block(x, c, None)
+        return unpatchify(self.head(x, c), grid, self.config.patch)
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator | None = None) -> None:
+        """Fill every parameter and buffer, as JiT does: Xavier-uniform maps, zero adaLN and head (section 3.2)."""
+        if next(self.parameters()).device.type == "meta":
+            return
+        initialise_layers(self, generator)
+        for weight in (self.time.hidden.weight, self.time.out.weight):
+            nn.init.normal_(weight, std=0.02, generator=generator)
+        self.condition.initialise(generator)
+        zero_modulations(self)
+        self.positions.copy_(sincos_positions(self.config.grid, self.config.width))

@@ -1,0 +1,76 @@
+"""The paper's toy network (section 3.3 and Fig. 2, arXiv 2511.13720): an MLP on vectors, its layers ReLU, 256 wide.
+
+The paper does not say how the network learns the time, nor what counts as a layer. Here t is one more input, and five
+linear maps are five layers: four of them with a ReLU.
+"""
+
+from dataclasses import dataclass
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from justimage.networks.conditions import Conditions, Part, Value, parts
+
+
+@dataclass(frozen=True)
+class MLPConfig:
+    """The shape of the toy network. Raises ValueError for sizes that make no sense, and for tokens and planes."""
+
+    size: tuple[int, ...] = (512,)
+    """Length of each spatial axis; a vector of D numbers has the size (D,)."""
+    channels: int = 1
+    """Channels of the data."""
+    num_classes: int = 0
+    """Number of class labels; 0: unconditional; in a recipe: as many as the data have."""
+    width: int = 256
+    """Features of a hidden layer."""
+    depth: int = 5
+    """Linear maps, with a ReLU between each two."""
+    conditions: tuple[Part, ...] = ()
+    """What the network is conditioned on besides labels; in a recipe: what the data have."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "conditions", parts(self.conditions))
+        if not 1 <= len(self.size) <= 3 or min(self.size) < 1:
+            raise ValueError(f"size is {self.size}; 1, 2 or 3 positive numbers are possible")
+        if self.depth < 2 or self.width < 1 or self.channels < 1 or self.num_classes < 0:
+            raise ValueError(f"depth must be at least 2, width and channels at least 1, num_classes at least 0: {self}")
+        if any(part.kind != "vector" for part in self.conditions):
+            raise ValueError("this network has no sequence and no grid; it takes labels and vectors, not tokens or planes")
+
+
+class ToyMLP(nn.Module):
+    """net(z, t, y) -> (B, C, *S), raw: z (B, C, *S) of config.size, t (B,); y labels (B,), a value, or None."""
+
+    Config = MLPConfig
+
+    def __init__(self, config: MLPConfig):
+        super().__init__()
+        self.config = c = config
+        numbers = c.channels * prod(c.size)
+        self.condition = Conditions(c.num_classes, c.conditions, 0, c.width)
+        widths = [numbers + 1, *[c.width] * (c.depth - 1), numbers]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.initialise()
+
+    def forward(self, z: Tensor, t: Tensor, y: Value | Tensor | None = None) -> Tensor:
+        first, *inner, last = self.layers
+        dtype = first.weight.dtype  # type: ignore[union-attr]
+        x = first(torch.cat((z.flatten(1), t[:, None]), 1).to(dtype))  # (B, width)
+        vector = self.condition(y, x).vector
+        x = torch.relu(x if vector is None else x + vector)
+        for layer in inner:
+            x = torch.relu(layer(x))
+        return last(x).view(z.shape)
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator | None = None) -> None:
+        """Fill every parameter: linear maps as for ReLU (He et al., arXiv 1502.01852), the rest as conditions do."""
+        if next(self.parameters()).device.type == "meta":
+            return
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
+                nn.init.zeros_(module.bias)
+        self.condition.initialise(generator)

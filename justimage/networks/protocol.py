@@ -1,0 +1,73 @@
+"""What a network is, and those that configurations on disk refer to by name.
+
+Any nn.Module is a network that maps z (B, C, *S), t (B,) and y to (B, C, *S) and has a frozen `config` with `size` and
+`channels`. Three more things are used where it has them: `condition` (see `networks.conditions`; without it the network
+is unconditional), `initialise(generator)`, which fills every parameter and buffer, so that the weights are a function of
+the seed, and `blocks`, the nn.ModuleList that is compiled and checkpointed. Its class says in `Config` what `config` is.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from justimage.networks.dit import DiT, DiTConfig
+from justimage.networks.jit import JiT, JiTConfig
+from justimage.networks.mlp import MLPConfig, ToyMLP
+
+
+@runtime_checkable
+class NetworkConfig(Protocol):
+    """What the rest of the library asks of a network's frozen configuration."""
+
+    @property
+    def size(self) -> tuple[int, ...]: ...
+
+    @property
+    def channels(self) -> int: ...
+
+
+class Network(Protocol):
+    """What the rest of the library asks of a network; an nn.Module."""
+
+    @property
+    def config(self) -> NetworkConfig: ...
+
+    def __call__(self, z: Tensor, t: Tensor, y: Any = None) -> Tensor: ...
+
+
+NETWORKS: dict[str, tuple[type, Callable[[Any], nn.Module]]] = {
+    "jit": (JiTConfig, JiT),
+    "mlp": (MLPConfig, ToyMLP),
+    "dit": (DiTConfig, DiT),
+}
+OLDEST = "jit"  # what configurations written before there were others mean
+
+
+def name_of(net_or_config: Any) -> str:
+    """The name of a network, or of a configuration, in NETWORKS; of one that is not there, the name of its class."""
+    for name, (config, network) in NETWORKS.items():
+        if type(net_or_config) in (config, network):
+            return name
+    return type(net_or_config).__name__
+
+
+def network_of(name: str, given: type[nn.Module] | None = None) -> tuple[type, Callable[[Any], nn.Module]]:
+    """(config, network) of a name, or those of a class that the user gives. Raises ValueError where there is none."""
+    if given is not None:
+        config = getattr(given, "Config", None)
+        if config is None:
+            raise ValueError(f"{given.__name__} does not say what its configuration is; set {given.__name__}.Config")
+        return config, given
+    if name not in NETWORKS:
+        raise ValueError(
+            f"the network {name!r} is none of {', '.join(NETWORKS)}; if it is yours, give its class: "
+            f"load(..., network={name})"
+        )
+    return NETWORKS[name]
+
+
+def architecture(config: Any) -> dict[str, Any]:
+    """A configuration as plain values for JSON."""
+    return asdict(config)
