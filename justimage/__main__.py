@@ -2,6 +2,6 @@
 
 import sys
 
-from justimage.commands.main import main
+from justimage.commands.main import run
 
-sys.exit(main())
+sys.exit(run())

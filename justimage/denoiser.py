@@ -1,22 +1,19 @@
 """Denoiser: a network and what its output means. model(z, t, y) -> Prediction, and samples in one line."""
 
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from justimage.data.spec import DataSpec
-from justimage.data.tables import is_hub_id
-from justimage.networks.jit import JiT, JiTConfig, architecture
 from justimage.process import SPACES, Prediction, Space, expand
 from justimage.randomness import noise
-from justimage.samplers import Sampling, guided
-from justimage.weights import folder as weights_folder
-from justimage.weights import hub
+from justimage.samplers import Grid, Sampling, Settings, Step, with_settings
 
 # t, sigma_noise -> (c_skip, c_out), for x = c_skip z + c_out net(z, t) (appendix B.2 and Table 10, arXiv 2511.13720)
 Scalings = Callable[[Tensor, float], tuple[Tensor, Tensor]]
@@ -33,37 +30,38 @@ def edm_scalings(t: Tensor, noise_scale: float, sigma_data: float = 0.5) -> tupl
 
 
 def linear_scalings(t: Tensor, noise_scale: float) -> tuple[Tensor, Tensor]:
-    """c_skip = t, c_out = 1 - t."""
+    """c_skip = t, c_out = 1 - t (Table 10, arXiv 2511.13720)."""
     return t, 1 - t
 
 
 Preconditioner = Literal["none", "edm", "linear"]
-SCALINGS: dict[Preconditioner, Scalings | None] = {
-    "none": None,
-    "edm": edm_scalings,
-    "linear": linear_scalings,
-}
+SCALINGS: dict[str, Scalings | None] = {"none": None, "edm": edm_scalings, "linear": linear_scalings}
+
+Labels = Sequence[int | str] | Tensor | int | str  # classes by index or name
+Given = Mapping[str, Any]  # the other parts of a condition by name, as raw values with the batch first
 
 
 class Denoiser(nn.Module):
     """A network, the space it predicts in, and the noise it was trained with.
 
-    net(z, t, y) -> (B, C, *S) is a `JiT`, or a module with the same `config` and `initialise`. space is what it
-    predicts: x (the paper's choice), eps or v. preconditioner turns the output into x by c_skip z + c_out net.
-    noise_scale is the standard deviation of eps; t_eps floors denominators. spec says what values mean; sampling
-    are the settings recommended; training and licence are facts to travel with the weights.
+    net(z, t, y) -> (B, C, *S) is any module with a frozen `config` that says `size` and `channels`; what it is
+    conditioned on is `net.condition`, if it has one (justimage.networks.protocol). space is what it predicts: x (the
+    paper's choice), eps or v. preconditioner turns the output into x by c_skip z + c_out net: a name, or a function
+    (t, noise_scale) -> (c_skip, c_out). noise_scale is the standard deviation of eps; t_eps floors denominators. spec
+    says what values mean; sampling are the settings recommended; training and licence are facts to travel with the
+    weights.
 
     Raises ValueError for a space or pre-conditioner that does not exist, or a spec that does not fit the network.
     """
 
     def __init__(
         self,
-        net: JiT,
+        net: nn.Module,
         *,
         space: Space = "x",
         t_eps: float = 0.05,
         noise_scale: float = 1.0,
-        preconditioner: Preconditioner = "none",
+        preconditioner: Preconditioner | Scalings = "none",
         spec: DataSpec | None = None,
         sampling: Sampling | None = None,
         training: dict[str, Any] | None = None,
@@ -72,29 +70,61 @@ class Denoiser(nn.Module):
         super().__init__()
         if space not in SPACES:
             raise ValueError(f"no space is called {space!r}; there are {', '.join(SPACES)}")
-        if preconditioner not in SCALINGS:
+        if isinstance(preconditioner, str) and preconditioner not in SCALINGS:
             raise ValueError(f"no pre-conditioner is called {preconditioner!r}; there are {', '.join(SCALINGS)}")
         if preconditioner != "none" and space != "x":
             raise ValueError(f"a pre-conditioner yields x; it does not go with a network that predicts {space}")
         if not 0 < t_eps < 1 or noise_scale <= 0:
             raise ValueError(f"t_eps is {t_eps} (between 0 and 1) and noise_scale {noise_scale} (above 0)")
-        config = net.config
-        if spec is not None and len(spec.channels) != config.channels:
-            raise ValueError(f"the network has {config.channels} channels and the data {len(spec.channels)}")
-        if spec is not None and len(spec.classes) != config.num_classes:
-            raise ValueError(f"the network has {config.num_classes} classes and the data {len(spec.classes)}")
-        if spec is not None and spec.size != config.size:
-            raise ValueError(f"the network is for the size {config.size} and the data have {spec.size}")
         self.net = net
-        self.config = config
+        self.config: Any = net.config
         self.space: Space = space
         self.t_eps = t_eps
         self.noise_scale = noise_scale
-        self.preconditioner: Preconditioner = preconditioner
+        named = isinstance(preconditioner, str)
+        self.scalings = SCALINGS[preconditioner] if named else preconditioner
+        self.preconditioner: str = preconditioner if named else preconditioner.__name__
         self.spec = spec
+        if spec is not None:
+            self._check(spec)
         self.sampling = sampling or Sampling()
         self.training_summary = training or {}
         self.licence = licence
+
+    def _check(self, spec: DataSpec) -> None:
+        """Raises ValueError where the data are not what the network is for."""
+        if len(spec.channels) != self.config.channels:
+            raise ValueError(f"the network has {self.config.channels} channels and the data {len(spec.channels)}")
+        if tuple(spec.size) != tuple(self.config.size):
+            raise ValueError(f"the network is for the size {self.config.size} and the data have {spec.size}")
+        if self.condition is None:  # a network without one may learn from data that have labels
+            return
+        if self.num_classes != len(spec.classes):
+            raise ValueError(f"the network has {self.num_classes} classes and the data {len(spec.classes)}")
+        if self.needs != spec.needs:
+            raise ValueError(
+                f"the network is conditioned on {_listed(self.needs)}, and the data give {_listed(spec.needs)}"
+            )
+
+    @property
+    def condition(self) -> Any:
+        """What the network is conditioned on (`networks.conditions.Condition`); None for an unconditional network."""
+        return getattr(self.net, "condition", None)
+
+    @property
+    def needs(self) -> tuple[tuple[str, str, int, int], ...]:
+        """(name, kind, features, length) of every part of the condition; empty for an unconditional network."""
+        return () if self.condition is None else tuple(self.condition.needs)
+
+    @property
+    def num_classes(self) -> int:
+        """How many labels there are; 0 without."""
+        return next((features for _, kind, features, _ in self.needs if kind == "labels"), 0)
+
+    @property
+    def null_label(self) -> int:
+        """The label that means "no condition"."""
+        return self.num_classes
 
     @property
     def device(self) -> torch.device:
@@ -102,29 +132,30 @@ class Denoiser(nn.Module):
         first = next(self.parameters(), None)
         return torch.device("cpu") if first is None else first.device
 
-    @property
-    def null_label(self) -> int:
-        """The label that means "no condition"."""
-        return self.config.num_classes
+    def null(self, count: int, size: Sequence[int], device: torch.device) -> Any:
+        """The value of the condition that means none, for `count` samples of a size; None if there is no condition."""
+        return None if self.condition is None else self.condition.null(count, tuple(size), device)
 
-    def forward(self, z: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
-        """z (B, C, *S), t (B,) in [0, 1], y (B,) labels -> Prediction, float32. No y: the null label for all."""
-        if y is None and self.config.num_classes:
-            y = torch.full((len(z),), self.null_label, device=z.device)
+    def forward(self, z: Tensor, t: Tensor, y: Any = None) -> Prediction:
+        """z (B, C, *S), t (B,) in [0, 1] -> Prediction, float32.
+
+        y: a value of the condition, as a dictionary of tensors (B, ...), or labels (B,) alone. None: no condition.
+        """
+        if y is None:
+            y = self.null(len(z), z.shape[2:], z.device)
         raw = self.net(z, t, y)
         raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
-        scalings = SCALINGS[self.preconditioner]
-        if scalings is not None:
-            c_skip, c_out = scalings(expand(t, z), self.noise_scale)
+        if self.scalings is not None:
+            c_skip, c_out = self.scalings(expand(t, z), self.noise_scale)
             raw = c_skip * z + c_out * raw
         return Prediction(raw, z, t, self.space, self.t_eps)
 
-    def labels(self, labels: Sequence[int | str] | Tensor | int | str) -> list[int]:
+    def labels(self, labels: Labels) -> list[int]:
         """Classes by index or name -> indices; the null label is allowed. Raises ValueError for any other."""
         if isinstance(labels, Tensor):
             labels = labels.tolist()
         named = [labels] if isinstance(labels, int | str) else list(labels)
-        if self.config.num_classes == 0:
+        if self.num_classes == 0:
             raise ValueError(f"this model is unconditional; it has no labels, and {named[:3]} were asked for")
         indices = []
         for label in named:
@@ -142,143 +173,146 @@ class Denoiser(nn.Module):
                 indices.append(int(label))
         return indices
 
-    @torch.no_grad()
+    def value(self, labels: Labels | None, condition: Given | None, count: int, size: Sequence[int]) -> Any:
+        """Labels and the other parts, as a user gives them -> a value of the condition on the CPU, or None for none.
+
+        One entry serves for all `count` samples. Raises ValueError for parts that the network does not know or that are
+        missing, and for numbers and shapes that do not match.
+        """
+        given = dict(condition or {})
+        if labels is not None:
+            given["labels"] = torch.tensor(self.labels(labels))
+        elif "labels" in given:
+            given["labels"] = torch.tensor(self.labels(given["labels"]))
+        if not given:
+            return None
+        shapes = {"labels": (), **_shapes(self.needs, size)}
+        known = [name for name, *_ in self.needs]
+        unknown = [name for name in given if name not in shapes or (name == "labels" and "labels" not in known)]
+        missing = [name for name in known if name not in given]
+        if unknown or missing:
+            what = f"{', '.join(unknown)} is unknown" if unknown else f"{', '.join(missing)} is missing"
+            raise ValueError(f"the condition of this model is {_listed(self.needs)}: {what}")
+        y = {name: self._part(name, value, shapes[name], count) for name, value in given.items()}
+        for name, kind, _, length in self.needs:
+            if kind == "tokens":
+                shorter = nn.functional.pad(y[name], (0, 0, 0, length - y[name].shape[1]))
+                there = y.get(f"{name}_mask", torch.ones(y[name].shape[:2], dtype=torch.bool))
+                y[name], y[f"{name}_mask"] = shorter, nn.functional.pad(there.bool(), (0, length - there.shape[1]))
+        return y if self.spec is None else self.spec.encode_given(y)
+
+    def _part(self, name: str, value: Any, shape: tuple[int, ...], count: int) -> Tensor:
+        """One part as a tensor (count, *shape); a lone entry is repeated, and sequences may be shorter."""
+        tensor = value if isinstance(value, Tensor) else torch.from_numpy(np.asarray(value))
+        if tensor.is_floating_point():
+            tensor = tensor.float()
+        if tensor.ndim == len(shape) or (shape == (1,) and tensor.ndim == 1 and len(tensor) == count > 1):
+            tensor = tensor[:, None] if shape == (1,) and len(tensor) == count > 1 else tensor[None]
+        kinds = {part: kind for part, kind, *_ in self.needs}
+        sequence = kinds.get(name.removesuffix("_mask")) == "tokens" and tensor.ndim > 1 and tensor.shape[1] <= shape[0]
+        fits = tensor.shape[1:] == shape or (sequence and tensor.shape[2:] == shape[1:])
+        if not fits or len(tensor) not in (1, count):
+            numbers = f"{len(tensor)} labels and {count} seeds; one of each is needed for every sample"
+            raise ValueError(
+                numbers
+                if name == "labels"
+                else f"the condition {name} is {tuple(tensor.shape)}; ({count}, *{shape}) is needed"
+            )
+        return tensor.expand(count, *tensor.shape[1:])
+
     def sample(
         self,
-        labels: Sequence[int | str] | Tensor | int | str | None = None,
+        labels: Labels | None = None,
         seeds: Sequence[int] | int | None = None,
         *,
-        size: tuple[int, ...] | None = None,
+        condition: Given | None = None,
+        size: Sequence[int] | None = None,
         raw: bool = True,
-        **settings: Any,
+        sampling: Sampling | None = None,
+        step: Step | None = None,
+        grid: Grid | None = None,
+        **settings: Unpack[Settings],
     ) -> Tensor:
         """Draw samples, one for each seed: raw values (B, C, *S) on the CPU, or model values with raw=False.
 
-        labels: a class (index or name) for each seed, or one for all; None: without condition, and so without
-        guidance. seeds: one for each sample, 0, 1, 2, ... by default; sample k depends on its
-        seed and label alone. size: other than the model's, any that the patch divides. settings: fields of
-        `Sampling` (steps, sampler, guidance, interval, final) in place of the recommended ones.
+        labels: a class (index or name) for each seed, or one for all. condition: the other parts of the condition by
+        name, raw values with the batch first, one entry for each seed or one for all. With neither, samples are drawn
+        without condition, and so without guidance. seeds: 0, 1, 2, ... by default; sample k depends on its seed and
+        condition alone. size: other than the model's, if the network can. sampling: settings in place of the
+        recommended ones; steps, sampler, guidance, interval, final: single fields of them. step, grid: a step and a
+        time grid of your own (justimage.samplers).
 
         Raises ValueError for labels that do not exist, numbers that do not match, or unknown settings.
         """
-        known = Sampling.__dataclass_fields__
-        unknown = [name for name in settings if name not in known]
-        if unknown:
-            raise ValueError(f"no sampling setting is called {', '.join(unknown)}; there are {', '.join(known)}")
-        sampling = replace(self.sampling, **settings)
+        from justimage.sampling.draw import draw
 
-        indices = None if labels is None else self.labels(labels)
+        chosen = with_settings(sampling or self.sampling, settings)
         if seeds is None:
-            seeds = range(1 if indices is None else len(indices))
+            named = labels is not None and not isinstance(labels, int | str)
+            given = (v.shape[0] if isinstance(v, Tensor) else len(v) for v in (condition or {}).values())
+            seeds = range(len(labels) if named else max(given, default=1))  # type: ignore[arg-type]
         seeds = [seeds] if isinstance(seeds, int) else [int(seed) for seed in seeds]
         if any(seed < 0 for seed in seeds):
             raise ValueError(f"seeds are whole numbers from 0 on, not {min(seeds)}")
-        if indices is not None and len(indices) == 1:
-            indices = indices * len(seeds)
-        if indices is not None and len(indices) != len(seeds):
-            raise ValueError(f"{len(indices)} labels and {len(seeds)} seeds; one of each is needed for every sample")
-
-        if indices is None and settings.get("guidance", 1) != 1:
-            raise ValueError(f"guidance is {sampling.guidance}, and there are no labels to guide with")
-        y = None if indices is None else torch.tensor(indices, device=self.device)
-        null = None if y is None else torch.full_like(y, self.null_label)
-        shape = (self.config.channels, *(size or self.config.size))
-        z = self.noise_scale * noise(seeds, shape).to(self.device)
-
-        was_training = self.training
-        self.eval()
-        try:
-            x = sampling.run(guided(self, y, null, sampling.guidance, sampling.interval), z)
-        finally:
-            self.train(was_training)
+        size = tuple(size or self.config.size)
+        y = self.value(labels, condition, len(seeds), size)
+        if y is None:
+            if (sampling is not None or "guidance" in settings) and chosen.guidance != 1:
+                raise ValueError(
+                    f"guidance is {chosen.guidance}, and there are no labels to guide with, nor a condition"
+                )
+            chosen = replace(chosen, guidance=1.0)
+        else:
+            y = {name: each.to(self.device) for name, each in y.items()}
+        z = self.noise_scale * noise(seeds, (self.config.channels, *size)).to(self.device)
+        x = draw(self, y, z, chosen, step=step, grid=grid)
         return self.spec.decode(x).cpu() if raw and self.spec is not None else x.cpu()
-
-    def describe(self) -> dict[str, Any]:
-        """Everything but the tensors, as plain values for config.json."""
-        return {
-            "architecture": architecture(self.config),
-            "prediction": {
-                "space": self.space,
-                "t_eps": self.t_eps,
-                "noise_scale": self.noise_scale,
-                "preconditioner": self.preconditioner,
-            },
-            "data": None if self.spec is None else asdict(self.spec),
-            "sampling": asdict(self.sampling),
-            "training": self.training_summary,
-            "licence": self.licence,
-        }
-
-    @classmethod
-    def from_description(cls, config: dict[str, Any], tensors: dict[str, Tensor] | None = None) -> "Denoiser":
-        """The inverse of `describe`; with tensors, these become the network's, without a second copy.
-
-        Raises ValueError where the configuration has unknown fields, or the tensors are not the network's.
-        """
-        try:
-            with torch.device("meta" if tensors is not None else "cpu"):
-                net = JiT(JiTConfig(**_tuples(config["architecture"])))
-            spec = None if config["data"] is None else DataSpec.from_json(config["data"])
-            sampling = Sampling(**_tuples(config["sampling"]))
-            model = cls(
-                net,
-                **config["prediction"],
-                spec=spec,
-                sampling=sampling,
-                training=config.get("training"),
-                licence=config.get("licence", ""),
-            )
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"the configuration of these weights is not one of this version: {error}") from error
-        if tensors is not None:
-            assign_tensors(net, tensors)
-        return model
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write model.safetensors, config.json and a card into a folder.
 
         Raises ValueError where the parameters are not float32 any more: `load` may have cast them to sample faster.
         """
-        kept = {str(p.dtype).removeprefix("torch.") for p in self.net.parameters()}
-        if kept != {"float32"}:
-            raise ValueError(
-                f"the parameters are {', '.join(sorted(kept))}, and saving them would lose precision; "
-                "load the model with dtype=torch.float32"
-            )
-        weights_folder.write_folder(Path(folder), self.net.state_dict(), self.describe())
+        from justimage.weights.description import save
+
+        save(self, Path(folder))
 
     @classmethod
     def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> "Denoiser":
         """Read a weights folder, or download one by its hub id. Raises ValueError where it is not one."""
-        folder = Path(source)
-        if not folder.is_dir() and is_hub_id(str(source)):
-            folder = hub.from_hub(str(source), revision)
-        tensors, config = weights_folder.read_folder(folder)
-        return cls.from_description(config, tensors).eval()
+        from justimage.weights.load import from_folder_or_hub
+
+        return from_folder_or_hub(source, revision=revision)
 
     def push_to_hub(self, repository: str, *, private: bool = False) -> str:
         """Upload to the Hugging Face hub as USER/NAME; returns the address. Needs `hf auth login` once."""
+        from justimage.weights.hub import to_hub
+
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
-            return hub.to_hub(Path(folder), repository, private=private)
+            return to_hub(Path(folder), repository, private=private)
 
 
-def _tuples(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON knows lists only; the frozen dataclasses hold tuples."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+def _shapes(needs: Sequence[tuple[str, str, int, int]], size: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """The shape of each part of a condition for one sample, the masks of tokens included."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, kind, features, length in needs:
+        match kind:
+            case "vector":
+                shapes[name] = (features,)
+            case "tokens":
+                shapes[name], shapes[f"{name}_mask"] = (length, features), (length,)
+            case "planes":
+                shapes[name] = (features, *size)
+    return shapes
 
 
-def assign_tensors(net: JiT, tensors: dict[str, Tensor]) -> None:
-    """Give a network built on the meta device its tensors. Raises ValueError that lists what does not fit."""
-    expected = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
-    wrong = [f"missing: {name} {expected[name]}" for name in expected if name not in tensors]
-    wrong += [f"unknown: {name} {tuple(tensors[name].shape)}" for name in tensors if name not in expected]
-    wrong += [
-        f"another shape: {name} {tuple(tensors[name].shape)}, not {shape}"
-        for name, shape in expected.items()
-        if name in tensors and tuple(tensors[name].shape) != shape
+def _listed(needs: Sequence[tuple[str, str, int, int]]) -> str:
+    """What a condition needs, for messages."""
+    shown = [
+        f"{features} labels"
+        if kind == "labels"
+        else f"{name} ({kind} of {length or ''}{'x' if length else ''}{features})"
+        for name, kind, features, length in needs
     ]
-    if wrong:
-        shown = "\n  ".join(wrong[:20]) + (f"\n  and {len(wrong) - 20} more" if len(wrong) > 20 else "")
-        raise ValueError(f"these tensors are not this network's:\n  {shown}")
-    net.load_state_dict(tensors, assign=True)
+    return ", ".join(shown) or "nothing"

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,6 +23,8 @@ class Processes:
     rank: int = 0
     world: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    control: Any = None
+    """A group for words between the processes, which pass through memory and so never wait for a GPU."""
 
     @property
     def first(self) -> bool:
@@ -40,7 +42,8 @@ def join(device: torch.device) -> Processes:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
-    return Processes(dist.get_rank(), world, device)
+    control = dist.new_group(backend="gloo", timeout=PATIENCE) if device.type == "cuda" else dist.group.WORLD
+    return Processes(dist.get_rank(), world, device, control)
 
 
 def leave(processes: Processes) -> None:
@@ -83,9 +86,26 @@ def any_of(yes: bool, processes: Processes) -> bool:
     """Whether any of the processes says yes; all of them get the same answer."""
     if processes.world == 1:
         return yes
-    answer = torch.tensor(float(yes), device=processes.device)
-    dist.all_reduce(answer, dist.ReduceOp.MAX)
+    answer = torch.tensor(float(yes))
+    dist.all_reduce(answer, dist.ReduceOp.MAX, group=processes.control)
     return bool(answer)
+
+
+class FailedElsewhere(RuntimeError):
+    """Another process has failed, for the reason that this says."""
+
+
+def fail_together(error: Exception | None, processes: Processes) -> None:
+    """Raise `error`, or FailedElsewhere with the message of the first process that has one; all processes call this."""
+    if any_of(error is not None, processes):
+        if error is not None and processes.world == 1:
+            raise error
+        messages: list[str | None] = [None] * processes.world
+        dist.all_gather_object(messages, None if error is None else str(error), group=processes.control)
+        if error is not None:
+            raise error
+        rank = next(i for i, message in enumerate(messages) if message is not None)
+        raise FailedElsewhere(f"process {rank}: {messages[rank]}")
 
 
 def first_then_others(processes: Processes, make: Callable[[], Made]) -> Made:

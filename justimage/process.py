@@ -11,10 +11,11 @@ All tensors are (B, C, *S) with any number of spatial axes S; t is (B,).
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 Space = Literal["x", "eps", "v"]
 SPACES: tuple[Space, ...] = get_args(Space)
@@ -61,7 +62,10 @@ class Prediction:
             raise ValueError(f"no space is called {self.space!r}; there are {', '.join(SPACES)}")
 
     def to(self, space: Space) -> Tensor:
-        """The prediction as x, eps or v, (B, C, *S): the nine conversions of Table 1, arXiv 2511.13720."""
+        """The prediction as x, eps or v, (B, C, *S): the nine conversions of Table 1, arXiv 2511.13720.
+
+        From x to v it is Eq. 5 there, v = (x - z) / (1 - t).
+        """
         value, z = self.value, self.z
         t = expand(self.t, z)
         from_noise, to_data = t.clamp_min(self.t_eps), (1 - t).clamp_min(self.t_eps)
@@ -83,9 +87,21 @@ class Prediction:
         raise ValueError(f"no space is called {space!r}; there are {', '.join(SPACES)}")
 
 
-def denoising_loss(prediction: Prediction, x: Tensor, eps: Tensor, space: Space = "v") -> Tensor:
-    """The mean squared error per sample, (B,), measured in `space` (Table 1 and Eq. 6, arXiv 2511.13720).
+# Known to torch as a container of tensors, so that torch.export and torch.func see through a model that returns one.
+pytree.register_pytree_node(
+    Prediction,
+    lambda p: ([p.value, p.z, p.t], (p.space, p.t_eps)),
+    lambda tensors, facts: Prediction(*tensors, *facts),
+    serialized_type_name="justimage.Prediction",
+    to_dumpable_context=list,
+    from_dumpable_context=tuple,
+)
 
+
+def denoising_loss(prediction: Prediction, x: Tensor, eps: Tensor, space: Space = "v") -> Tensor:
+    """The mean squared error per sample, (B,), measured in `space` (Table 1, arXiv 2511.13720).
+
+    In v it is Eq. 3, the loss of flow matching; with a network that predicts x, Eq. 6, the paper's choice.
     The truth takes the same way as the prediction, floors included: it is written down in the space that the
     network predicts and converted from there. So a perfect network has zero loss at every t, and the nine
     combinations are nothing but nine weightings of the raw error over t.
@@ -93,6 +109,15 @@ def denoising_loss(prediction: Prediction, x: Tensor, eps: Tensor, space: Space 
     truth = {"x": x, "eps": eps, "v": velocity(x, eps)}[prediction.space]
     target = Prediction(truth, prediction.z, prediction.t, prediction.space, prediction.t_eps)
     return (prediction.to(space) - target.to(space)).square().flatten(1).mean(1)
+
+
+@runtime_checkable
+class Density(Protocol):
+    """A density of training times: a frozen dataclass, so that a run's recipe.json can say which one it was."""
+
+    def times(self, normals: Tensor) -> Tensor:
+        """Standard normal numbers (B,) -> times (B,) in [0, 1]."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Randomness as a function of a seed and a position, never of what was drawn before.
 
-Whatever a training run draws for the sample at position p is a function of (seed, stream, p): so the run is
-the same for any number of processes, and resuming it restores nothing but a number. Streams keep the draws
-for different purposes independent.
+Whatever a training run draws for the sample at position p is a function of (seed, purpose, p): so the run is
+the same for any number of processes, and resuming it restores nothing but a number. Draws
+for different purposes are independent.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 
-class Stream(IntEnum):
+class Purpose(IntEnum):
     """What a draw is for."""
 
     WEIGHTS = 0
@@ -21,7 +21,7 @@ class Stream(IntEnum):
     FLIP = 2
     TIME = 3
     NOISE = 4
-    LABEL = 5
+    DROP = 5
     DROPOUT = 6
     SHARDS = 7
 
@@ -34,10 +34,10 @@ def mix(h: np.ndarray) -> np.ndarray:
     return h ^ (h >> np.uint64(31))
 
 
-def keys(seed: int, stream: Stream, positions: Iterable[int] | np.ndarray) -> np.ndarray:
+def keys(seed: int, purpose: Purpose, positions: Iterable[int] | np.ndarray) -> np.ndarray:
     """A 64-bit key for each position, (B,) uint64."""
     h = mix(np.array([seed % 2**64], dtype=np.uint64))
-    h = mix(h ^ np.uint64(stream))
+    h = mix(h ^ np.uint64(purpose))
     if isinstance(positions, range):  # the usual case, without a step through Python for each
         numbers = np.arange(positions.start, positions.stop, positions.step, dtype=np.uint64)
     else:
@@ -45,20 +45,20 @@ def keys(seed: int, stream: Stream, positions: Iterable[int] | np.ndarray) -> np
     return mix(h ^ numbers)
 
 
-def key(seed: int, stream: Stream, position: int) -> int:
+def key(seed: int, purpose: Purpose, position: int) -> int:
     """One key, below 2**63, as seeds of generators must be."""
-    return int(keys(seed, stream, [position])[0] >> np.uint64(1))
+    return int(keys(seed, purpose, [position])[0] >> np.uint64(1))
 
 
-def uniforms(seed: int, stream: Stream, positions: Iterable[int]) -> Tensor:
+def uniforms(seed: int, purpose: Purpose, positions: Iterable[int]) -> Tensor:
     """One number in (0, 1) for each position, (B,) float64."""
-    bits = keys(seed, stream, positions) >> np.uint64(11)
+    bits = keys(seed, purpose, positions) >> np.uint64(11)
     return torch.from_numpy((bits.astype(np.float64) + 0.5) * 2.0**-53)
 
 
-def normals(seed: int, stream: Stream, positions: Iterable[int]) -> Tensor:
+def normals(seed: int, purpose: Purpose, positions: Iterable[int]) -> Tensor:
     """One standard normal number for each position, (B,) float32."""
-    return torch.special.ndtri(uniforms(seed, stream, positions)).float()
+    return torch.special.ndtri(uniforms(seed, purpose, positions)).float()
 
 
 def noise(seeds: Iterable[int], shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
@@ -74,4 +74,4 @@ def noise(seeds: Iterable[int], shape: Sequence[int], device: torch.device | str
 
 def training_noise(seed: int, positions: Iterable[int], shape: Sequence[int], device: torch.device) -> Tensor:
     """The noise of the samples at these positions of a run, (B, *shape) float32."""
-    return noise((keys(seed, Stream.NOISE, positions) >> np.uint64(1)).tolist(), shape, device)
+    return noise((keys(seed, Purpose.NOISE, positions) >> np.uint64(1)).tolist(), shape, device)

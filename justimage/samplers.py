@@ -6,17 +6,19 @@ is nothing else: whoever wants to watch the predictions wraps `predict`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from justimage.process import Prediction
 
 Predict = Callable[[Tensor, Tensor], Prediction]
 Step = Callable[[Predict, Tensor, Tensor, Tensor], Tensor]
+Grid = Callable[[int], Tensor]  # a number of steps -> times from 0 to 1, (steps + 1,)
 
 
 def euler(predict: Predict, z: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
@@ -88,28 +90,32 @@ def integrate(predict: Predict, z: Tensor, times: Tensor, step: Step = heun, fin
 
 
 def guided(
-    model: Callable[[Tensor, Tensor, Tensor | None], Prediction],
-    y: Tensor | None,
-    null: Tensor | None = None,
+    model: Callable[[Tensor, Tensor, Any], Prediction],
+    y: Any,
+    null: Any = None,
     scale: float = 1.0,
     interval: tuple[float, float] = (0.0, 1.0),
 ) -> Predict:
     """The model as predict(z, t), with classifier-free guidance (arXiv 2207.12598) inside an interval of t.
 
-    y, null: (B,) labels and null labels. Inside lo < t < hi (from t = 0 on if lo is 0; arXiv 2404.07724) the
-    result is null + scale (conditional - null), both from one call on a doubled batch; elsewhere, and
-    everywhere at scale 1, the null pass is not run. All spaces are affine in each other at a given z and t,
-    so guidance is the same in every space.
+    y, null: a value of the condition, tensors with the batch first, and the value that means none. Inside
+    lo < t < hi (from t = 0 on if lo is 0; arXiv 2404.07724) the result is null + scale (conditional - null),
+    both from one call on a doubled batch; elsewhere, and everywhere at scale 1, the null pass is not run. All spaces are affine in each other at a given z and t,
+    so guidance is the same in every space. Raises ValueError for a scale other than 1 without y or null.
     """
     lo, hi = interval
+    if scale != 1 and (y is None or null is None):
+        what = "condition" if y is None else "null value of the condition"
+        raise ValueError(f"guidance with scale {scale} needs a {what}, and there is none; a scale of 1 is no guidance")
 
     def predict(z: Tensor, t: Tensor) -> Prediction:
         times = torch.full((len(z),), float(t), device=z.device, dtype=z.dtype)  # filled there: nothing to wait for
         # The tolerance keeps a grid point that is meant to lie on the edge outside, whatever its rounding.
         inside = (lo == 0 or float(t) > lo + 1e-6) and float(t) < hi - 1e-6
-        if scale == 1 or not inside or y is None or null is None:
+        if scale == 1 or not inside:
             return model(z, times, y)
-        both = model(torch.cat((z, z)), torch.cat((times, times)), torch.cat((y, null)))
+        y_and_null = pytree.tree_map(lambda a, b: torch.cat((a, b)), y, null)
+        both = model(torch.cat((z, z)), torch.cat((times, times)), y_and_null)
         conditional, unconditional = both.value.chunk(2)
         value = unconditional + scale * (conditional - unconditional)
         return Prediction(value, z, times, both.space, both.t_eps)
@@ -148,7 +154,7 @@ class Sampling:
         count = 0
 
         def predict(z: Tensor, t: Tensor) -> Prediction:
-            def model(z: Tensor, times: Tensor, y: Tensor | None) -> Prediction:
+            def model(z: Tensor, times: Tensor, y: Any) -> Prediction:
                 nonlocal count
                 count += len(z)
                 return Prediction(z, z, times, "x")
@@ -159,6 +165,29 @@ class Sampling:
         self.run(predict, torch.zeros(1, 1))
         return count
 
-    def run(self, predict: Predict, z: Tensor) -> Tensor:
-        """Integrate from z = noise at t = 0 to data at t = 1 with these settings. (B, C, *S) -> (B, C, *S)."""
-        return integrate(predict, z, linear_grid(self.steps), STEPS[self.sampler](), FINALS[self.final])
+    def run(self, predict: Predict, z: Tensor, *, step: Step | None = None, grid: Grid | None = None) -> Tensor:
+        """Integrate from z = noise at t = 0 to data at t = 1 with these settings. (B, C, *S) -> (B, C, *S).
+
+        step, grid: functions in place of those that `sampler` and `steps` name.
+        """
+        times = (grid or linear_grid)(self.steps)
+        return integrate(predict, z, times, step or STEPS[self.sampler](), FINALS[self.final])
+
+
+class Settings(TypedDict, total=False):
+    """The fields of `Sampling` as keyword arguments."""
+
+    steps: int
+    sampler: Literal["heun", "euler", "ab2"]
+    guidance: float
+    interval: tuple[float, float]
+    final: Literal["official", "x"]
+
+
+def with_settings(sampling: Sampling, settings: Settings) -> Sampling:
+    """The same with some fields replaced. Raises ValueError for settings that do not exist or make no sense."""
+    known = Sampling.__dataclass_fields__
+    unknown = [name for name in settings if name not in known]
+    if unknown:
+        raise ValueError(f"no sampling setting is called {', '.join(unknown)}; there are {', '.join(known)}")
+    return replace(sampling, **settings)

@@ -11,7 +11,7 @@ import torch
 from justimage.commands.main import main
 from justimage.networks.jit import JiT, JiTConfig
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # of networks this small, more only wait for each other
 
 
 @pytest.fixture(scope="session")

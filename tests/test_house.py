@@ -5,11 +5,19 @@ import importlib.util
 import json
 import re
 import shlex
+import typing
 from pathlib import Path
 
 import pytest
 
+from justimage.commands.convert import Convert
+from justimage.commands.data import Inspect, Pack
+from justimage.commands.line import parse
+from justimage.commands.sample import Sample
+from justimage.commands.train import Train
+from justimage.runs.promises import PROMISES
 from justimage.runs.recipes import RECIPES
+from justimage.samplers import Sampling, Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "justimage"
@@ -85,6 +93,46 @@ def test_no_room_imports_itself_through_others():
             assert free, f"a cycle among {sorted(left)}"
             for name in free:
                 del left[name]
+
+
+def test_what_a_room_may_know():
+    """The paper's files know no label, no network and no device; networks are known by their protocol."""
+    for path in FILES:
+        name, text = name_of(path), path.read_text()
+        room = room_of(name)
+        if "." not in name and name != "denoiser":
+            assert not re.search("label", text, re.IGNORECASE), name
+        if room == "paper":
+            assert not re.search(r"\.cuda\b|\bcuda\b|\bnetworks\b", text), name
+        if room != "networks" and name not in ("weights.official", "runs.recipes", "runs.promises"):
+            assert not re.search(r"\bJiT|networks\.jit", text), name
+        sources = re.findall(r"isinstance\((?:self\.)?source", text)
+        assert not sources, f"{name} asks a source what it is; its protocol says what it can"
+
+
+def test_no_state_lives_between_calls():
+    """Networks keep what they tabulate in buffers, or recompute it: no cache of tensors outlives a call."""
+    for path in FILES:
+        text = path.read_text()
+        if re.search(r"@(functools\.)?(lru_)?cache\b", text):
+            assert "torch" not in text, path
+
+
+def test_every_equation_and_algorithm_of_the_paper_is_named():
+    text = "".join(path.read_text() for path in FILES)
+    for number in range(1, 7):
+        assert re.search(rf"\bEq\. {number}\b|and Eq\. {number}\b", text), f"Eq. {number}"
+    for number in (1, 2):
+        assert re.search(rf"\bAlg\. {number}\b|Algorithm {number}\b", text), f"Alg. {number}"
+
+
+def test_promises_are_those_of_the_recipes():
+    assert list(PROMISES) == list(RECIPES)
+    assert all(recipe.promise is PROMISES[name] for name, recipe in RECIPES.items())
+
+
+def test_settings_by_name_are_the_fields_of_sampling():
+    assert typing.get_type_hints(Settings) == typing.get_type_hints(Sampling)
 
 
 @pytest.mark.parametrize("module", ["process", "samplers"])
@@ -172,13 +220,15 @@ def test_measured_numbers_come_from_files():
 
 def test_the_readmes_commands_parse():
     """Every `jit ...` line of the README is a command that the parser takes."""
-    import tyro
-
-    from justimage.commands.main import command
-
     blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     lines = [line.partition("#")[0].strip() for block in blocks for line in block.splitlines()]
     commands = [line for line in lines if line.startswith("jit ")]
     assert len(commands) >= 5
     for line in commands:
-        assert callable(tyro.cli(command(), args=shlex.split(line)[1:])), line
+        _, *words = shlex.split(line)
+        if words[0] == "train":
+            parse(Train, words[2:], "jit train", Train(RECIPES[words[1]]))
+        else:
+            kinds = {"sample": Sample, "convert": Convert, "inspect": Inspect, "pack": Pack}
+            skipped = 2 if words[0] == "data" else 1
+            parse(kinds[words[skipped - 1]], words[skipped:], "jit")

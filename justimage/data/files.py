@@ -1,7 +1,7 @@
-"""Samples that lie one by one as encoded bytes, in folders, archives and WebDataset shards: found, and labelled.
+"""Samples stored one by one as encoded bytes, in folders, archives and WebDataset shards: found, and labelled.
 
-What the labels are is decided after a container is read, and the same way for all: companions of the same name
-(WebDataset), a label file, or the folder that a name begins with.
+Labels are found in the same way in every container: in companions of the same name (WebDataset), in a label file, or
+in the folder that a name begins with.
 """
 
 import csv
@@ -38,13 +38,15 @@ class Files:
     open: Callable[[int], BinaryIO]
     """A seekable file with the bytes of sample i. Raises OSError or ValueError where it cannot be read."""
     stamp: Callable[[], str]
-    """A hash of the names, sizes and labels: what the samples are, wherever they lie."""
+    """A hash of the names, sizes and labels: it is the same wherever the samples are stored."""
     state: Callable[[], str]
-    """A hash of where the bytes lie and when they were changed."""
+    """A hash of where the bytes are stored and when they were changed."""
+    remark: str = ""
+    """What is said after a description: which folders were not looked into."""
 
-    def without(self, left_out: Iterable[int]) -> "Files":
+    def without(self, indices: Iterable[int]) -> "Files":
         """All but the samples with these indices."""
-        gone = set(left_out)
+        gone = set(indices)
         kept = [i for i in range(len(self.names)) if i not in gone]
         return replace(
             self,
@@ -71,24 +73,26 @@ def find_files(
     Raises ValueError where there is nothing, where some samples lie in folders and some do not, and where the labels
     do not fit.
     """
-    place = str(paths[0]) if len(paths) == 1 else f"{paths[0].parent} ({len(paths)} shards)"
-    if len(paths) > 1 or is_tar(paths[0]):
+    several, is_folder = len(paths) > 1, paths[0].is_dir()
+    place = f"{paths[0].parent} ({len(paths)} shards)" if several else str(paths[0])
+    if several or is_tar(paths[0]):
         container: Container = Tars(paths, memory_gb)
     else:
-        container = Folder(paths[0]) if paths[0].is_dir() else Zip(paths[0])
+        container = Folder(paths[0]) if is_folder else Zip(paths[0])
     hidden = re.compile(r"(^|/)(\.|__MACOSX/)")
     names = [name for name in container.sizes if not hidden.search(name)]
     samples = [name for name in names if PurePosixPath(name).suffix.lower() in suffixes]
     if not samples:
         held = sorted({PurePosixPath(name).suffix.lower() or "(no suffix)" for name in names})[:8]
         found = f"; it holds {len(names)} files: {', '.join(held)}" if names else "; it is empty"
-        raise ValueError(f"{place} holds no samples ({', '.join(sorted(suffixes))}){found}")
+        raise ValueError(
+            f"{place} holds no samples ({', '.join(sorted(suffixes))}){found}{_remark(container.left_out)}"
+        )
 
     texts = None if labels else _from_companions(container, set(names), samples, place)
     as_names = False  # the order of shards is kept where their samples have companions
     if texts is None:
-        several = len(paths) > 1
-        outer = "" if several or isinstance(container, Folder) else _outer(names)
+        outer = "" if several or is_folder else _outer(names)
         prefix = outer + ("" if several else _split(samples, outer, split, place))
         samples = sorted((n for n in samples if n.startswith(prefix)), key=lambda name: name.split("/"))
         candidates = [start + each for start in (prefix, outer) for each in LABEL_FILES]
@@ -98,7 +102,7 @@ def find_files(
         if texts is None:
             inner = [name.partition("/")[2] if several else name.removeprefix(prefix) for name in samples]
             texts, as_names = _from_folders(inner, place), True
-    indices, classes = indexed(texts, place, as_names=as_names)
+    indices, classes = index_labels(texts, place, as_names=as_names)
 
     def stamp() -> str:
         digest = hashlib.sha256(repr(classes).encode())
@@ -106,10 +110,18 @@ def find_files(
             digest.update(f"{name} {container.sizes[name]} {label}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()[:16]
 
-    return Files(place, samples, indices, classes, lambda i: container.open(samples[i]), stamp, container.state)
+    remark = _remark(container.left_out)
+    return Files(place, samples, indices, classes, lambda i: container.open(samples[i]), stamp, container.state, remark)
 
 
-def indexed(labels: Sequence[Label], place: str, *, as_names: bool = False) -> tuple[list[int], tuple[str, ...]]:
+def _remark(left_out: Sequence[str]) -> str:
+    if not left_out:
+        return ""
+    more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
+    return f"; not looked into, as justimage wrote them: {', '.join(sorted(left_out)[:3])}{more}"
+
+
+def index_labels(labels: Sequence[Label], place: str, *, as_names: bool = False) -> tuple[list[int], tuple[str, ...]]:
     """Labels as found -> indices and class names. Whole numbers are indices themselves, unless they are names.
 
     Raises ValueError where only some samples have a label, or a number is negative or too large.
@@ -180,15 +192,15 @@ def label_in(facts: Any) -> Label:
 
 
 def _outer(names: list[str]) -> str:
-    """An archive's one outermost folder, as a prefix: it is the archive's own name, and no class."""
+    """The single outermost folder of an archive, as a prefix: it is the name of the archive, not a class."""
     tops = {name.partition("/")[0] for name in names}
     return f"{tops.pop()}/" if len(tops) == 1 and all("/" in name for name in names) else ""
 
 
 def _split(samples: list[str], outer: str, split: str, place: str) -> str:
-    """The split as a prefix, where all folders are splits: nothing, where they are classes.
+    """The split as a prefix, if all folders are splits; nothing if they are classes, as in bus, car, train.
 
-    A class may be called train as well: bus, car, train.
+    Raises ValueError where the split does not exist.
     """
     tops = {name.removeprefix(outer).partition("/")[0] for name in samples if "/" in name.removeprefix(outer)}
     if split in tops and tops <= SPLITS | {split}:
@@ -198,12 +210,12 @@ def _split(samples: list[str], outer: str, split: str, place: str) -> str:
     if tops and tops <= SPLITS:
         raise ValueError(f"{place} has no split {split!r}; there are {', '.join(sorted(tops))} (--data-options.split)")
     if split != "train":
-        raise ValueError(f"{place} has no split {split!r}; its folders are no splits")
+        raise ValueError(f"{place} has no split {split!r}; its folders are not splits")
     return ""
 
 
 def _table(file: BinaryIO, name: str) -> list[dict[str, Any]]:
-    """The rows of a .csv or .jsonl, their columns in small letters."""
+    """The rows of a .csv or .jsonl, with the names of columns in lower case."""
     text = io.TextIOWrapper(file, "utf-8-sig", newline="")
     try:
         if name.lower().endswith(".jsonl"):
@@ -216,7 +228,7 @@ def _table(file: BinaryIO, name: str) -> list[dict[str, Any]]:
     except (ValueError, csv.Error) as error:
         raise ValueError(f"{name} cannot be read: {error}") from error
     if not all(isinstance(row, dict) for row in rows):
-        raise ValueError(f"{name} holds rows that are no tables of names and values")
+        raise ValueError(f"{name} holds rows that are not objects of names and values")
     return [{str(key).strip().lower(): value for key, value in row.items()} for row in rows]
 
 
@@ -229,11 +241,11 @@ def _from_file(
     prefix: str,
     place: str,
 ) -> list[Label] | None:
-    """The label of each sample, from a table of file names and labels; None where metadata hold no labels."""
+    """The label of each sample, from a table of file names and labels; None if it is metadata without labels."""
     on_disk = Path(label_file)
     inside = label_file in container.sizes
     if not inside and not on_disk.is_file():
-        raise ValueError(f"there is no label file {label_file}, neither in {place} nor by itself")
+        raise ValueError(f"there is no label file {label_file}, neither in {place} nor on its own")
     with container.open(label_file) if inside else on_disk.open("rb") as file:
         rows = _table(file, label_file)
     columns = list(dict.fromkeys(column for row in rows for column in row))

@@ -1,17 +1,17 @@
-"""Images: decoded deliberately, cropped as in ADM, and kept in memory where they fit."""
+"""Images: decoded to 8 bits in a stated way, cropped as in ADM, and kept in memory where they fit."""
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import BinaryIO, Literal, TypeVar
+from typing import Any, BinaryIO, Literal, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from rich.progress import Progress
 
 from justimage.data.files import Files
-from justimage.data.spec import DataSpec, Item, Source
+from justimage.data.spec import DataSpec, FileFacts, Item, Source, Unreadable, UnreadableSample
 from justimage.disk import cached
 
 BLOCK = 32  # images that a thread takes at once
@@ -37,7 +37,7 @@ def centre_crop(image: Image.Image, size: Sequence[int]) -> np.ndarray:
     return np.asarray(image)[top : top + h, left : left + w]
 
 
-def opened(file: BinaryIO, deep: Deep) -> Image.Image:
+def open_image(file: BinaryIO, deep: Deep) -> Image.Image:
     """An image whose header is read. ValueError where it has 32 bits a channel, or with deep="stop" 16."""
     head = file.read(25)
     file.seek(0)
@@ -57,7 +57,7 @@ def decode(file: BinaryIO, channels: int, deep: Deep = "scale") -> Image.Image:
     RGB. 16 bits are scaled to 8, 65535 to 255 (of colour PNGs PIL keeps the upper eight bits, 1/256 less at most).
     Raises ValueError for deeper ones, or with deep="stop" for those of 16, and any Exception of PIL's for damaged ones.
     """
-    with opened(file, deep) as image:
+    with open_image(file, deep) as image:
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode[0] == "I":
             image = Image.fromarray(np.round(np.asarray(image).astype(np.float64) / 257).astype(np.uint8))
@@ -65,7 +65,7 @@ def decode(file: BinaryIO, channels: int, deep: Deep = "scale") -> Image.Image:
         if mode != "RGBA" and image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        image.load()  # closing the file must not take the pixels along
+        image.load()  # before the file is closed
         return image if image.mode == mode else image.convert(mode)
 
 
@@ -75,14 +75,14 @@ def pixels(file: BinaryIO, size: Sequence[int], channels: int, deep: Deep = "sca
     return np.ascontiguousarray(np.moveaxis(cropped.reshape(*size, -1), -1, 0))
 
 
-class Images:
+class Images(Source):
     """Image files, centre-cropped to size (h, w), from any container.
 
     channels: 3 RGB, 1 grey, 4 RGBA; every image is converted, see `decode`.
     on_error: what an image that cannot be decoded does: "stop" with its name, or "skip" it and count.
     memory_gb: below this size all images are decoded at once into memory, so that every unreadable one is known
-    before the first step; above it their headers and ends are looked at, and they are decoded when their turn comes,
-    where "skip" takes the next readable one.
+    before the first step; above it only their headers and ends are checked, and each is decoded when its turn comes,
+    where "skip" takes the next readable one instead.
 
     Raises ValueError for unreadable images.
     """
@@ -112,56 +112,76 @@ class Images:
         if len(files.names) * channels * size[0] * size[1] <= memory_gb * 2**30:
             self._decode_all()
         else:
-            self._look_at_all()
+            self._check_all()
 
-    def decoded(self, index: int) -> np.ndarray | Exception:
-        """Image `index`, (C, h, w) uint8, or why it cannot be decoded."""
+    def look(self, index: int) -> Item | Unreadable:
+        """See `Source`."""
+        if self.memory is not None:
+            return self.memory[index], self._beside(index)
         try:
             with self.files.open(index) as file:
-                return pixels(file, self.size, self.channels, self.deep)
+                return pixels(file, self.size, self.channels, self.deep), self._beside(index)
         except UNREADABLE as error:
-            return error
+            return Unreadable(_reason(error))
 
-    def _looked_at(self, index: int) -> Exception | None:
-        """Whether an image can be opened and is all there, as far as its header and its end tell."""
+    def name(self, index: int) -> str:
+        """The file, or the row of a table."""
+        return self.files.names[index]
+
+    def file_facts(self, index: int) -> FileFacts | None:
+        """See `Source`."""
+        try:
+            with self.files.open(index) as file, Image.open(file) as image:
+                orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+                size = (image.height, image.width) if orientation < 5 else (image.width, image.height)
+                return FileFacts(f"{image.format} {image.mode}", size, orientation in range(2, 9))
+        except UNREADABLE:
+            return None
+
+    def _beside(self, index: int) -> dict[str, Any]:
+        """What comes with an image."""
+        return {"labels": np.int64(self.files.labels[index])} if self.spec.classes else {}
+
+    def _check_ends(self, index: int) -> Unreadable | None:
+        """Why an image cannot be opened, or is not all there, as far as its header and its end tell."""
         try:
             with self.files.open(index) as file:
-                with opened(file, self.deep) as image:
+                with open_image(file, self.deep) as image:
                     end = ENDS.get(image.format or "")
                 file.seek(0, os.SEEK_END)
                 file.seek(max(0, file.tell() - 4096))
                 whole = end is None or end in file.read()
         except UNREADABLE as error:
-            return error
+            return Unreadable(_reason(error))
         if whole:
             return None
-        result = self.decoded(index)  # some readers take what lacks its last bytes
-        return result if isinstance(result, Exception) else None
+        found = self.look(index)  # some decoders accept files that lack their last bytes
+        return found if isinstance(found, Unreadable) else None
 
     def _decode_all(self) -> None:
         count = len(self.files.names)
         memory = np.empty((count, self.channels, *self.size), dtype=np.uint8)
         bad: dict[int, str] = {}
-        for i, result in enumerate(self._all(self.decoded, "decoding images")):
-            if isinstance(result, Exception):
-                bad[i] = str(result)
+        for i, found in enumerate(self._all(self.look, "decoding images")):
+            if isinstance(found, Unreadable):
+                bad[i] = found.reason
             else:
-                memory[i] = result
+                memory[i] = found[0]
         self.memory = np.delete(memory, list(bad), 0) if bad else memory
         self._drop(bad)
 
-    def _look_at_all(self) -> None:
-        """Remembered: a million files take minutes, and every start and every process would take them again."""
+    def _check_all(self) -> None:
+        """Kept in the cache: a million files take minutes, at every start and in every process."""
 
-        def look() -> dict[str, str]:
-            results = enumerate(self._all(self._looked_at, "looking at images"))
-            return {str(i): str(result) for i, result in results if result is not None}
+        def check() -> dict[str, str]:
+            results = enumerate(self._all(self._check_ends, "checking images"))
+            return {str(i): result.reason for i, result in results if result is not None}
 
         known = f"looked at {self.files.state()} {self.files.stamp()} {self.channels} {self.deep} {self.size}"
-        self._drop({int(i): reason for i, reason in cached(known, look).items()})
+        self._drop({int(i): reason for i, reason in cached(known, check).items()})
 
     def _all(self, function: Callable[[int], Result], what: str) -> Iterable[Result]:
-        """The function of every image, in order. In blocks: a million waiting jobs would take gigabytes."""
+        """The function of every image, in order; in blocks, as a million waiting jobs would take gigabytes."""
         count = len(self.files.names)
         blocks = [range(first, min(first + BLOCK, count)) for first in range(0, count, BLOCK)]
         with ThreadPoolExecutor(self.workers) as pool, Progress(transient=True, disable=count < 2000) as progress:
@@ -179,8 +199,8 @@ class Images:
             shown = "".join(f"\n  {name}: {reason}" for name, reason in list(reasons.items())[:10])
             more = f"\n  and {len(bad) - 10} more" if len(bad) > 10 else ""
             raise ValueError(
-                f"{len(bad)} of {len(self.files.names)} images of {self.files.place} cannot be decoded; mend or remove "
-                f"them, or leave them out with --data-options.on-error skip:{shown}{more}"
+                f"{len(bad)} of {len(self.files.names)} images of {self.files.place} cannot be decoded; repair or "
+                f"remove them, or leave them out with --data-options.on-error skip:{shown}{more}"
             )
         self.skipped = reasons
         self.files = self.files.without(bad)
@@ -188,39 +208,32 @@ class Images:
     def __len__(self) -> int:
         return len(self.files.names)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        if self.memory is not None:
-            return self.memory[index], self.files.labels[index]
+    def __getitem__(self, index: int, /) -> Item:
         for offset in range(len(self)):  # skipping takes the next readable one, the same whenever it is asked for
             i = (index + offset) % len(self)
-            result = self.decoded(i)
-            if not isinstance(result, Exception):
-                return result, self.files.labels[i]
+            found = self.look(i)
+            if not isinstance(found, Unreadable):
+                return found
             if self.on_error == "stop":
-                raise ValueError(f"{self.files.names[i]} of {self.files.place} cannot be decoded: {result}") from result
-            self.skipped[self.files.names[i]] = str(result)
-        raise ValueError(f"no image of {self.files.place} can be decoded")
+                raise UnreadableSample(f"{self.name(i)} of {self.files.place} cannot be decoded: {found.reason}")
+            self.skipped[self.name(i)] = found.reason
+        raise UnreadableSample(f"no image of {self.files.place} can be decoded")
 
     def describe(self) -> str:
+        """See `Source`."""
         labels = f"{len(self.spec.classes)} classes" if self.spec.classes else "no labels"
         empty = len(self.spec.classes) - len(set(self.files.labels)) if self.spec.classes else 0
         labels += f" ({empty} of them empty)" if empty else ""
         kept = "in memory" if self.memory is not None else "read as needed"
         skipped = f"; {len(self.skipped)} unreadable, skipped" if self.skipped else ""
         size = "x".join(map(str, self.size))
-        return f"{len(self):,} images from {self.files.place}, cropped to {size}, {labels}, {kept}{skipped}"
+        found = f"{len(self):,} images from {self.files.place}, cropped to {size}, {labels}, {kept}"
+        return f"{found}{skipped}{self.files.remark}"
 
     def fingerprint(self) -> str:
-        return hashlib.sha256(f"{self.spec} {self.deep} {self.files.stamp()}".encode()).hexdigest()[:16]
+        """See `Source`."""
+        return hashlib.sha256(f"{self.spec.text()} {self.deep} {self.files.stamp()}".encode()).hexdigest()[:16]
 
 
-def each(source: Source, indices: Iterable[int]) -> Iterator[tuple[str, Item | Exception]]:
-    """Name and item of every index. Of an image that may be skipped the reason, and not the next one in its place."""
-    for i in indices:
-        if not isinstance(source, Images):
-            yield f"sample {i}", source[i]
-        elif source.memory is not None or source.on_error == "stop":
-            yield source.files.names[i], source[i]
-        else:
-            result = source.decoded(i)
-            yield source.files.names[i], result if isinstance(result, Exception) else (result, source.files.labels[i])
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__

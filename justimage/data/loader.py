@@ -1,4 +1,4 @@
-"""The order in which training sees the samples, batches read ahead of it, and what the network gets of them."""
+"""The order in which training sees the samples, batches read ahead of it, and the model values made of them."""
 
 import contextlib
 import itertools
@@ -17,19 +17,23 @@ from torch import Tensor
 
 from justimage.data.spec import DataSpec, Item, Source, StreamSource
 from justimage.execution import to_device
-from justimage.randomness import Stream, keys, mix, uniforms
+from justimage.randomness import Purpose, keys, mix, uniforms
 
 ROUNDS = 8
 Job = TypeVar("Job")
 
 
 class Batch(NamedTuple):
-    """Raw samples (B, C, *S), labels (B,), the positions in the run they stand at, and their indices in the source."""
+    """Samples as they are stored, and where they come from."""
 
     raw: Tensor
-    labels: Tensor
+    """(B, C, *S)."""
+    y: dict[str, Tensor]
+    """What comes with them, by name, in raw values: labels (B,) int64, a vector (B, F), ..."""
     positions: range
+    """Where in the run they stand."""
     indices: np.ndarray
+    """Which samples of the source they are; of a stream, the positions again."""
 
 
 def order(seed: int, positions: range, count: int) -> np.ndarray:
@@ -43,29 +47,29 @@ def order(seed: int, positions: range, count: int) -> np.ndarray:
     half = np.uint64(max(1, ((count - 1).bit_length() + 1) // 2))
     low = (np.uint64(1) << half) - np.uint64(1)
     rounds = np.arange(ROUNDS, dtype=np.uint64)
-    secret = mix(keys(seed, Stream.ORDER, epochs)[:, None] ^ rounds)  # (B, ROUNDS)
+    secret = mix(keys(seed, Purpose.ORDER, epochs)[:, None] ^ rounds)  # (B, ROUNDS)
 
-    def shuffled(index: np.ndarray, secret: np.ndarray) -> np.ndarray:
+    def shuffle(index: np.ndarray, secret: np.ndarray) -> np.ndarray:
         left, right = index >> half, index & low
         for i in range(ROUNDS):
             left, right = right, left ^ (mix(secret[:, i] ^ right) & low)
         return left << half | right
 
-    index = shuffled(start.astype(np.uint64), secret)
+    index = shuffle(start.astype(np.uint64), secret)
     while (outside := index >= np.uint64(count)).any():
-        index[outside] = shuffled(index[outside], secret[outside])
+        index[outside] = shuffle(index[outside], secret[outside])
     return index.astype(np.int64)
 
 
 def indices_at(source: Source | StreamSource, seed: int, positions: range) -> np.ndarray:
     """Which samples stand at these positions: indices in the source; of a stream, the positions themselves."""
-    if isinstance(source, Source):
+    if source.indexed is True:
         return order(seed, positions, len(source))
     return np.arange(positions.start, positions.stop)
 
 
 class Buffers:
-    """Memory for batches, used again once a batch is forgotten: fresh pages cost more than copying into old ones."""
+    """Memory for batches, used again when nothing refers to a batch any more: fresh pages cost more than copying."""
 
     def __init__(self, pinned: bool = False):
         self.pinned = pinned
@@ -92,13 +96,15 @@ def read(source: Source, positions: range, seed: int, buffers: Buffers | None = 
 
 
 def _batch(items: list[Item], positions: range, indices: np.ndarray, buffers: Buffers) -> Batch:
-    samples, labels = zip(*items, strict=True)
+    samples, given = zip(*items, strict=True)
     raw = buffers.empty((len(samples), *samples[0].shape), samples[0].dtype)
     for row, sample in zip(raw.numpy(), samples, strict=True):
         assert sample.shape == row.shape
         row[...] = sample
-    y = torch.tensor(labels)
-    return Batch(raw, y.pin_memory() if buffers.pinned else y, positions, indices)
+    y = {name: torch.from_numpy(np.stack([each[name] for each in given])) for name in given[0]}
+    if buffers.pinned:
+        y = {name: value.pin_memory() for name, value in y.items()}
+    return Batch(raw, y, positions, indices)
 
 
 def batches(
@@ -115,14 +121,15 @@ def batches(
     """Batches from position `start` on, without end, read ahead by `workers` threads.
 
     batch_size counts all processes together: of each batch, process `rank` of `world` gets its part. Decoding and
-    copying release the interpreter, so that threads suffice; 0 workers read when asked.
+    copying release the interpreter, so that threads suffice; with 0 workers, batches are read when they are asked for.
+    Raises UnreadableSample where a sample cannot be read, and ValueError for a batch that does not split evenly.
     """
     share = batch_size // world
     if share * world != batch_size:
         raise ValueError(f"a batch of {batch_size} does not split over {world} processes")
     ours = (range(first, first + share) for first in itertools.count(start + rank * share, batch_size))
     buffers = Buffers(pinned)
-    if isinstance(source, Source):
+    if source.indexed is True:
         jobs: Iterator[Callable[[], Batch]] = (partial(read, source, part, seed, buffers) for part in ours)
     else:
         jobs = _stream_jobs(source, seed, start, ours, buffers)
@@ -144,7 +151,7 @@ def batches(
 
 
 def _read_by_a_thread(jobs: Iterator[Job], depth: int) -> Iterator[Job]:
-    """The same, taken from the iterator by a thread, so that waiting for the network keeps nobody else waiting."""
+    """The same jobs, taken from the iterator by a thread, so that only it waits for the network."""
     ahead: queue.Queue[Job | BaseException] = queue.Queue(depth)
     over = threading.Event()
 
@@ -191,10 +198,22 @@ def _stream_jobs(
         yield job
 
 
-def model_values(raw: Tensor, spec: DataSpec, *, seed: int, positions: range, flip: bool) -> Tensor:
-    """What the network gets of raw samples (B, C, *S): model values, half of them mirrored along the last axis."""
-    x = spec.encode(raw)
-    if flip:
-        flipped = to_device(uniforms(seed, Stream.FLIP, positions) < 0.5, x.device)
-        x = torch.where(flipped.view(-1, *[1] * (x.ndim - 1)), x.flip(-1), x)
-    return x
+def model_values(
+    raw: Tensor, y: dict[str, Tensor], spec: DataSpec, *, seed: int, positions: range, mirror: bool
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Raw samples (B, C, *S) and what comes with them -> model values x (B, C, *S) and y, on the same device.
+
+    mirror: mirror a random half of the samples, and their planes with them, along the spec's axis, or along the last
+    one where the spec names none. Which half is a function of (seed, position).
+    """
+    x, y = spec.encode(raw), spec.encode_given(y)
+    if not mirror:
+        return x, y
+    chosen = to_device(uniforms(seed, Purpose.FLIP, positions) < 0.5, x.device)
+    axis = 2 + (len(spec.size) - 1 if spec.mirror is None else spec.mirror)
+
+    def flip(values: Tensor) -> Tensor:
+        return torch.where(chosen.view(-1, *[1] * (values.ndim - 1)), values.flip(axis), values)
+
+    planes = {each.name for each in spec.given if each.kind == "planes"}
+    return flip(x), {name: flip(value) if name in planes else value for name, value in y.items()}

@@ -1,8 +1,8 @@
-"""Packs: samples decoded and cropped once, read ever after as slices of memory-mapped files.
+"""Packs: samples decoded and cropped once, and from then on read as slices of memory-mapped files.
 
     FOLDER/index.json          format, DataSpec, and for each shard its count and the CRC-32 of its samples
     FOLDER/00000.npy           (n, C, *S) in the spec's type: np.load reads it
-    FOLDER/00000.labels.npy    (n,) int64
+    FOLDER/00000.labels.npy    (n,) int64, -1 without labels
 
 A shard is written under another name and renamed when it is whole, and the index says "complete" only at the end: a
 pack that was interrupted is refused by readers, and continued by the same command.
@@ -26,12 +26,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 
-from justimage.data.arrays import Arrays
 from justimage.data.containers import allow_open_files
-from justimage.data.crops import Crops
-from justimage.data.images import each
-from justimage.data.spec import DataSpec, Source
-from justimage.disk import cached, state_of, write_text
+from justimage.data.spec import DataSpec, Item, Source, Unreadable
+from justimage.disk import cached, state_of, write_array_header, write_text
 
 FORMAT = "justimage-pack/1"
 INDEX = "index.json"
@@ -58,10 +55,10 @@ def _index(folder: Path) -> dict[str, Any]:
 
 
 class Unfinished(ValueError):
-    """Packing could not go on: the disk is full, or a sample cannot be decoded. The shards that are whole are kept."""
+    """Packing stopped: the disk is full, or a sample cannot be decoded. The shards that are whole are kept."""
 
 
-class Packed:
+class Packed(Source):
     """A pack, read by memory mapping: no decoding, in any order, from any process.
 
     Checksums are compared when a pack is first opened on a machine, and again when one of its files has changed.
@@ -82,7 +79,8 @@ class Packed:
             self.spec = DataSpec.from_json(index["spec"])
             described = [(shard["name"], shard["count"], shard["crc32"]) for shard in index["shards"]]
         except (KeyError, TypeError) as error:
-            raise ValueError(f"{folder / INDEX} is damaged ({error} is missing); {REPAIR}") from error
+            what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise ValueError(f"{folder / INDEX} is damaged ({what}); {REPAIR}") from error
         allow_open_files(len(described))
         self.shards, labels = [], []
         for shard in index["shards"]:
@@ -123,11 +121,13 @@ class Packed:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+    def __getitem__(self, index: int, /) -> Item:
         shard = int(np.searchsorted(self.ends, index, side="right"))
-        return self.shards[shard][index - self.starts[shard]], int(self.labels[index])
+        y = {"labels": self.labels[index]} if self.spec.classes else {}
+        return self.shards[shard][index - self.starts[shard]], y
 
     def describe(self) -> str:
+        """See `Source`."""
         labels = f"{len(self.spec.classes)} classes" if self.spec.classes else "no labels"
         size = "x".join(map(str, self.spec.shape))
         skipped = f"; {len(self._index['skipped'])} were left out" if self._index["skipped"] else ""
@@ -137,8 +137,9 @@ class Packed:
         )
 
     def fingerprint(self) -> str:
+        """See `Source`."""
         sums = [(shard["crc32"], shard["labels_crc32"]) for shard in self._index["shards"]]
-        return hashlib.sha256(f"{self.spec} {sums}".encode()).hexdigest()[:16]
+        return hashlib.sha256(f"{self.spec.text()} {sums}".encode()).hexdigest()[:16]
 
 
 def _crc(rows: np.ndarray) -> int:
@@ -152,12 +153,18 @@ def _crc(rows: np.ndarray) -> int:
 def pack(source: Source, folder: Path, *, workers: int = 1, shard_mb: int = 512) -> Packed:
     """Write a source into a pack, decoding with `workers` threads, and open it.
 
-    Samples that cannot be decoded stop it, or are left out and listed where the source was opened with "skip".
-    Interrupted, it goes on after the last whole shard when called again. Raises ValueError where the folder holds
-    something else, or another source's pack; Unfinished where the disk is full, or a sample stops it.
+    Samples that cannot be decoded stop it, or are left out and listed if the source was opened with "skip". After an
+    interruption, the same call goes on after the last whole shard. Raises ValueError for random crops and samples with
+    conditions, and where the folder holds something else, or a pack of another source; Unfinished where the disk is
+    full, or a sample stops it.
     """
-    if isinstance(source, Crops) and source.at == "random":
-        raise ValueError("random crops are not packed; pack whole samples, and give --data-options.crop when training")
+    if source.not_packed:
+        raise ValueError(source.not_packed)
+    if source.spec.given:
+        names = ", ".join(each.name for each in source.spec.given)
+        raise ValueError(
+            f"packs hold no conditions besides labels, and these samples come with {names}: train on them directly"
+        )
     per_sample = int(np.prod(source.spec.shape)) * np.dtype(source.spec.dtype).itemsize
     rows = max(1, shard_mb * 10**6 // per_sample)
     identity = {"fingerprint": source.fingerprint(), "count": len(source), "rows": rows}
@@ -167,8 +174,8 @@ def pack(source: Source, folder: Path, *, workers: int = 1, shard_mb: int = 512)
         return f"{index['next']:,} of {len(source):,} samples are packed and stay valid"
 
     def settle(entry: dict[str, Any], start: int, stop: int, finish: Callable[[], None]) -> None:
-        """Once a shard is on the disk, the index says so. A thread does this while the next shard is decoded."""
-        if index["next"] != start:  # the shard before could not be settled: none may follow it
+        """List a shard in the index once it is on the disk. A thread does this while the next shard is decoded."""
+        if index["next"] != start:  # the shard before could not be written: none may follow it
             (folder / f".{entry['name']}.part").unlink(missing_ok=True)
             return
         finish()
@@ -230,7 +237,7 @@ def _progress(total: int, done: int) -> Iterator[Callable[[int], None]]:
 
 
 def _begin(folder: Path, identity: dict[str, Any], spec: DataSpec) -> dict[str, Any]:
-    """The index to go on with: that of an interrupted pack of the same source, or a new one."""
+    """The index to continue: that of an interrupted pack of the same source, or a new one."""
     fresh = {
         "format": FORMAT,
         "complete": False,
@@ -246,7 +253,7 @@ def _begin(folder: Path, identity: dict[str, Any], spec: DataSpec) -> dict[str, 
         index = _index(folder)
         if index.get("complete"):
             raise ValueError(f"{folder} is a finished pack; remove it to pack again, or choose another with --out")
-        same = index["format"] == FORMAT and index["spec"] == json.loads(json.dumps(fresh["spec"]))
+        same = index["format"] == FORMAT and DataSpec.from_json(index["spec"]).text() == spec.text()
         if not same or any(index["source"][key] != identity[key] for key in ("fingerprint", "count", "rows")):
             raise ValueError(
                 f"{folder} is a pack begun from other data or settings ({index['source']['found']}); remove it, or "
@@ -267,20 +274,16 @@ Task = tuple[list[np.ndarray], list[int], list[tuple[str, str]], int]
 
 
 def _tasks(source: Source, pool: ThreadPoolExecutor, start: int, rows: int, workers: int) -> Iterator[Task]:
-    """Decoded samples, their labels, those left out, and the index after them; in order, and some ahead."""
+    """Decoded samples, their labels, those left out, and the index after them; in order, some of them ahead of time."""
 
     def run(part: range) -> Task:
-        if isinstance(source, Arrays):
-            samples, labels = map(list, zip(*source.some(part.start, part.stop), strict=True))
-            return samples, labels, [], part.stop
-        samples, labels, skipped = [], [], []
-        for name, item in each(source, part):
-            if isinstance(item, Exception):
-                skipped.append((name, str(item)))
-            else:
-                samples.append(item[0])
-                labels.append(item[1])
-        return samples, labels, skipped, part.stop
+        if source.on_error == "stop":
+            items, skipped = source.read(part.start, part.stop), []
+        else:
+            looks = [(source.name(i), source.look(i)) for i in part]
+            items = [found for _, found in looks if not isinstance(found, Unreadable)]
+            skipped = [(name, found.reason) for name, found in looks if isinstance(found, Unreadable)]
+        return [raw for raw, _ in items], [int(y.get("labels", -1)) for _, y in items], skipped, part.stop
 
     parts = iter(
         range(first, min(first + TASK, end))
@@ -305,7 +308,7 @@ def _write_shard(
     count, crc, labels, skipped, after = 0, 0, [], [], -1
     file = beside.open("wb")
     try:
-        _header(file, 0, spec)
+        write_array_header(file, 0, spec.shape, spec.dtype)
         for samples, some, left_out, after in tasks:
             for sample in samples:
                 row = np.ascontiguousarray(sample, dtype=spec.dtype)
@@ -317,7 +320,7 @@ def _write_shard(
                 break
         assert after == stop
         file.seek(0)
-        _header(file, count, spec)
+        write_array_header(file, count, spec.shape, spec.dtype)
         file.flush()
     except BaseException:
         _drop(file, beside)
@@ -342,17 +345,7 @@ def _write_shard(
 
 
 def _drop(file: BinaryIO, path: Path) -> None:
-    """Give back the room of a file: a full disk needs it."""
-    with contextlib.suppress(OSError):  # what could not be written still cannot
+    """Free the space of a file: a full disk needs it."""
+    with contextlib.suppress(OSError):  # closing tries again to write what could not be written
         file.close()
     path.unlink(missing_ok=True)
-
-
-def _header(file: BinaryIO, count: int, spec: DataSpec) -> None:
-    """The header of a .npy; numpy leaves room in it, so that it is as long for any count."""
-    facts = {
-        "descr": np.lib.format.dtype_to_descr(np.dtype(spec.dtype)),
-        "fortran_order": False,
-        "shape": (count, *spec.shape),
-    }
-    np.lib.format.write_array_header_2_0(file, facts)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from justimage.data.arrays import ARRAY_FILES, Missing, digits, read_arrays, stack_arrays
-from justimage.data.containers import IMAGES, is_tar
+from justimage.data.containers import IMAGES, holds, is_tar
 from justimage.data.crops import At, Crops
 from justimage.data.fields import NETCDF, FieldOptions, is_zarr, read_fields
 from justimage.data.files import Files, find_files
@@ -33,10 +33,10 @@ class DataOptions:
     """What the path is: images (a folder, archive or WebDataset shards), arrays, a table, fields (NetCDF, Zarr), a
     pack, or a stream (addresses); recognised by default."""
     on_error: Policy = "stop"
-    """What an image that cannot be decoded does: stop, with its name; or skip it, and count."""
+    """If an image cannot be decoded: stop, with its name; or skip it, and count."""
     missing: Missing = "stop"
-    """What a missing value (NaN) of an array or a field does: stop, with its place; or become the mean of its channel,
-    or a number."""
+    """If a value of an array or a field is missing (NaN): stop, with its place; or fill it with the mean of its
+    channel, or with a number."""
     crop: tuple[int, ...] = ()
     """Cut samples of arrays and fields to this size; images are cropped to the network's."""
     crop_at: At = "random"
@@ -46,10 +46,13 @@ class DataOptions:
     labels: str = ""
     """A label file (columns file_name and label), in the folder or archive, or anywhere; by default labels.csv,
     metadata.csv or metadata.jsonl where there is one, and else the folders."""
+    conditions: tuple[str, ...] = ()
+    """Arrays of an .npz that the model is conditioned on, besides labels: vectors (N, F), tokens (N, L, F) with a mask
+    NAME_mask (N, L), or planes (N, P, *S) on the grid of x."""
     deep: Deep = "scale"
     """Images of 16 bits: scale 0..65535 to 0..255, or stop with their name."""
     memory_gb: float = 2.0
-    """What fits is read once into memory, and images checked by it before the first step."""
+    """Data below this size are read once into memory, so that every image is checked before the first step."""
     workers: int = field(default_factory=lambda: min(8, os.cpu_count() or 1))
     """Threads that read ahead, in each process; by default one for each core, at most 8."""
     table: TableOptions = field(default_factory=TableOptions)
@@ -90,6 +93,8 @@ def _open(
     path: str, size: tuple[int, ...], channels: int, options: DataOptions, decode_ahead: bool, only_look: bool
 ) -> Source | StreamSource:
     if path in NAMED and options.kind == "auto":
+        if options.conditions:
+            raise ValueError(f"conditions are arrays of an .npz, beside x; {path} has none")
         named = NAMED[path]()
         return Crops(named, options.crop, options.crop_at) if options.crop else named
     paths = _paths(path)
@@ -122,7 +127,7 @@ def _open(
     if kind == "images":
         labels, place = _label_file(paths, options)
         tars = sorted(filter(is_tar, place[0].iterdir())) if place[0].is_dir() else []
-        shards = tars if tars and not _holds(place[0], IMAGES) else place
+        shards = tars if tars and not holds(place[0], IMAGES) else place
         found = find_files(shards, labels=labels, split=options.split, memory_gb=options.memory_gb)
         return images(found)
 
@@ -137,7 +142,9 @@ def _open(
     elif kind == "pack":
         source = Packed(paths[0])
     elif paths[0].suffix.lower() in (".npy", ".npz") and paths[0].is_file():
-        source = read_arrays(paths[0], options.missing)
+        source = read_arrays(paths[0], options.missing, options.conditions)
+    elif options.conditions:
+        raise ValueError(f"conditions are arrays of an .npz, beside x; {path} is a folder or archive of arrays")
     else:
         labels, place = _label_file(paths, options)
         source = stack_arrays(find_files(place, ARRAY_FILES, labels=labels, split=options.split), options.missing)
@@ -145,7 +152,7 @@ def _open(
 
 
 def _check_options(path: str, kind: Kind, options: DataOptions) -> None:
-    """Raises ValueError for options that say something about another kind of data: they would be ignored."""
+    """Raises ValueError for options that are meant for another kind of data, and would be ignored."""
     parts = (
         ("labels", bool(options.labels), ("images", "arrays")),
         ("deep", options.deep != "scale", ("images", "table")),
@@ -154,6 +161,7 @@ def _check_options(path: str, kind: Kind, options: DataOptions) -> None:
         ("stream", options.stream != StreamOptions(), ("table", "stream")),
         ("missing", options.missing != "stop", ("arrays", "fields")),
         ("crop", bool(options.crop), ("arrays", "fields", "pack")),
+        ("conditions", bool(options.conditions), ("arrays",)),
     )
     for name, given, kinds in parts:
         if given and kind not in kinds:
@@ -165,7 +173,7 @@ def _check_options(path: str, kind: Kind, options: DataOptions) -> None:
 
 
 def _label_file(paths: list[Path], options: DataOptions) -> tuple[str, list[Path]]:
-    """The label file to use and where the samples are: as a path, a label file stands for its folder."""
+    """The label file to use, and where the samples are; a label file given as the path stands for its folder."""
     if paths[0].suffix.lower() in (".csv", ".jsonl"):
         return paths[0].name, [paths[0].parent]
     return options.labels, paths
@@ -192,15 +200,6 @@ def _paths(path: str) -> list[Path]:
 
 def _is_field(path: Path) -> bool:
     return path.suffix.lower() in NETCDF or is_zarr(path)
-
-
-def _holds(folder: Path, suffixes: frozenset[str]) -> bool:
-    """Whether a folder holds such a file: the first one found decides, so that large folders are not walked through."""
-    for _, inner, files in os.walk(folder):
-        inner[:] = [name for name in inner if not name.startswith(".")]
-        if any(Path(name).suffix.lower() in suffixes for name in files if not name.startswith(".")):
-            return True
-    return False
 
 
 def _zip_names(path: Path) -> list[str]:
@@ -230,14 +229,14 @@ def _kind(path: str, paths: list[Path]) -> Kind:
         if suffix in (".npy", ".npz"):
             return "arrays"
         if suffix in (".csv", ".jsonl"):
-            return "images" if _holds(place.parent, IMAGES) else "arrays"
+            return "images" if holds(place.parent, IMAGES) else "arrays"
         if suffix == ".zip":
             inside = {Path(name).suffix.lower() for name in _zip_names(place)}
             return "arrays" if inside & ARRAY_FILES and not inside & IMAGES else "images"
         if is_tar(place):
             return "images"
         raise ValueError(
-            f"{path} is no folder, and no file that is known: images in .zip or .tar, a table .parquet or .arrow, "
+            f"{path} is no folder, and no file of a known kind: images in .zip or .tar, a table .parquet or .arrow, "
             f"arrays .npy or .npz, fields .nc or .zarr, labels .csv or .jsonl; {', '.join(NAMED)} are known by name"
         )
     if is_pack(place):
@@ -246,8 +245,8 @@ def _kind(path: str, paths: list[Path]) -> Kind:
         return "table"
     if any(_is_field(each) for each in place.iterdir()):
         return "fields"
-    if _holds(place, IMAGES) or any(is_tar(each) for each in place.iterdir()):
+    if holds(place, IMAGES) or any(is_tar(each) for each in place.iterdir()):
         return "images"
-    if _holds(place, frozenset(TABLES)):
+    if holds(place, frozenset(TABLES)):
         return "table"
-    return "arrays" if _holds(place, ARRAY_FILES) else "images"
+    return "arrays" if holds(place, ARRAY_FILES) else "images"

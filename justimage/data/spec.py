@@ -1,49 +1,82 @@
-"""DataSpec: what raw values mean, and the only place where they become model values and back."""
+"""DataSpec: what raw values mean, and the only place where they become model values and back; and what a source is."""
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, Literal, Protocol, runtime_checkable
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-Attributes = tuple[tuple[str, Any], ...]  # (name, text or number), as NetCDF has them
+from justimage.data.origin import Origin, as_tuples
+from justimage.execution import to_device
+
+COLOURS = ("red", "green", "blue")
+OLDER_FIELDS = ("size", "channels", "mean", "scale", "dtype", "classes", "origin")  # what `text` has always said
+KINDS = ("vector", "tokens", "planes")
 
 
 @dataclass(frozen=True)
-class Coordinate:
-    """Where the points of a grid lie: a value for each point of its dimensions, row by row."""
+class Given:
+    """What comes with each sample besides x and its label, and how it is scaled: (raw - mean) / scale per feature.
+
+    vector (F,), tokens (L, F) with a mask (L,), or planes (P, *S) on the grid of x, NaN where unknown.
+    Raises ValueError for a name that cannot be one, or where the numbers of features, means and scales differ.
+    """
 
     name: str
-    dims: tuple[str, ...]
-    values: tuple[float, ...]
-    attributes: Attributes = ()
+    kind: Literal["vector", "tokens", "planes"]
+    features: int
+    """Numbers of a vector or of each token; channels of planes."""
+    length: int = 0
+    """Most tokens of a sequence; 0 for the other kinds."""
+    mean: tuple[float, ...] = ()
+    """Raw value that becomes 0, per feature."""
+    scale: tuple[float, ...] = ()
+    """Raw distance that becomes 1, per feature."""
+
+    def __post_init__(self) -> None:
+        if not self.name.isidentifier() or self.name == "labels" or self.name.endswith("_mask"):
+            raise ValueError(
+                f"a condition cannot be called {self.name!r}; use letters, digits and underscores, and neither "
+                "`labels` nor an ending `_mask`, which have meanings of their own"
+            )
+        if self.kind not in ("vector", "tokens", "planes"):
+            raise ValueError(
+                f"the condition {self.name} is of the kind {self.kind!r}; it must be vector, tokens or planes"
+            )
+        if self.features < 1 or (self.kind == "tokens") != (self.length > 0):
+            raise ValueError(
+                f"the condition {self.name} ({self.kind}) has {self.features} features and the length {self.length}; "
+                "it needs a feature, and a length if and only if it is tokens"
+            )
+        if not len(self.mean) == len(self.scale) == self.features:
+            raise ValueError(
+                f"the condition {self.name} has {self.features} features, {len(self.mean)} means and "
+                f"{len(self.scale)} scales: each feature needs one of each"
+            )
+        if not all(np.isfinite(self.mean)) or not all(np.isfinite(s) and s > 0 for s in self.scale):
+            raise ValueError(f"means {self.mean} and scales {self.scale} must be finite, and scales positive")
+
+    def describe(self) -> str:
+        """The name and what it is, for the user."""
+        kinds = {
+            "vector": f"a vector of {self.features}",
+            "tokens": f"up to {self.length} tokens of {self.features}",
+            "planes": f"{self.features} plane{'s' if self.features > 1 else ''}",
+        }
+        return f"{self.name} ({kinds[self.kind]})"
 
 
-@dataclass(frozen=True)
-class Variable:
-    """The variable that a channel is, or is a level of: `at` says where along its other dimensions it lies."""
+class Need(NamedTuple):
+    """One part of what comes with each sample, as a network asks for it; of labels, features are the classes."""
 
     name: str
-    at: tuple[tuple[str, float], ...] = ()
-    attributes: Attributes = ()
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where fields came from: what is needed to write fields like them."""
-
-    dims: tuple[str, ...]
-    """Name of each spatial axis."""
-    variables: tuple[Variable, ...]
-    """What each channel is."""
-    coordinates: tuple[Coordinate, ...] = ()
-    """Of the spatial axes, where they are known: random crops have none; and of the levels."""
-    attributes: Attributes = ()
-    """Of the whole file."""
+    kind: str
+    features: int
+    length: int
 
 
 @dataclass(frozen=True)
@@ -51,7 +84,8 @@ class DataSpec:
     """Shape, names and scales of samples (C, *S); it travels in the checkpoint.
 
     Model values are (raw - mean) / scale, one mean and scale per channel, and lie around [-1, 1].
-    Raises ValueError where the numbers of names, means and scales differ, or a scale is not positive.
+    Raises ValueError where the numbers of names, means and scales differ, a scale is not positive, or there is no
+    such axis to mirror.
     """
 
     size: tuple[int, ...]
@@ -68,6 +102,12 @@ class DataSpec:
     """Class names in the order of their labels; empty: no labels."""
     origin: Origin | None = None
     """Variables, units and coordinates of fields; None for pixels and plain arrays."""
+    colour: bool | None = None
+    """Whether the three channels are shown as one colour; by default only if they are called red, green and blue."""
+    mirror: int | None = None
+    """The spatial axis along which a mirrored sample is as likely as the sample itself; None: mirrored ones are not."""
+    given: tuple[Given, ...] = ()
+    """What comes with each sample besides x and its label."""
 
     def __post_init__(self) -> None:
         counts = {len(self.channels), len(self.mean), len(self.scale)}
@@ -80,24 +120,37 @@ class DataSpec:
             raise ValueError(f"means {self.mean} and scales {self.scale} must be finite, and scales positive")
         if self.origin is not None and len(self.origin.variables) != len(self.channels):
             raise ValueError(f"{len(self.origin.variables)} variables for {len(self.channels)} channels")
+        if self.colour is None:
+            object.__setattr__(self, "colour", self.channels == COLOURS)
+        if self.colour and len(self.channels) != 3:
+            raise ValueError(f"colour is shown of 3 channels, and these are {len(self.channels)}")
+        if self.mirror is not None and not 0 <= self.mirror < len(self.size):
+            raise ValueError(f"there is no axis {self.mirror} to mirror; there are {len(self.size)}, counted from 0")
+        names = [each.name for each in self.given]
+        if len(set(names)) != len(names):
+            raise ValueError(f"two conditions share a name: {', '.join(names)}")
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "DataSpec":
-        """The inverse of dataclasses.asdict, after JSON, which knows lists only."""
-        plain = _tuples(values)
-        origin = plain.pop("origin", None)
-        if origin is not None:
-            origin["variables"] = tuple(Variable(**each) for each in origin["variables"])
-            origin["coordinates"] = tuple(Coordinate(**each) for each in origin["coordinates"])
-            origin = Origin(**origin)
-        return cls(**plain, origin=origin)
+        """The inverse of dataclasses.asdict, after JSON, which knows lists only. Specs of older versions are read too.
+
+        Raises TypeError for fields that do not exist, and ValueError for values that do not fit together.
+        """
+        plain = as_tuples(values)
+        if plain.get("origin") is not None:
+            plain["origin"] = Origin.from_json(plain["origin"])
+        plain["given"] = tuple(Given(**each) for each in plain.get("given", ()))
+        if "mirror" not in plain and plain.get("dtype") == "uint8" and len(plain["size"]) == 2:
+            plain["mirror"] = 1  # older versions mirrored every image of 8-bit pixels along its last axis
+        return cls(**plain)
 
     @classmethod
     def pixels(cls, size: tuple[int, ...], channels: int, classes: Sequence[str] = ()) -> "DataSpec":
-        """The spec of 8-bit images: 0..255 becomes [-1, 1]."""
-        names = {1: ("grey",), 3: ("red", "green", "blue")}.get(channels) or tuple(f"c{i}" for i in range(channels))
+        """The spec of 8-bit images: 0..255 becomes [-1, 1]. Images of two axes may be mirrored along the last one."""
+        names = {1: ("grey",), 3: COLOURS}.get(channels) or tuple(f"c{i}" for i in range(channels))
         half = (127.5,) * channels
-        return cls(tuple(size), names, half, half, "uint8", tuple(classes))
+        mirror = 1 if len(size) == 2 else None
+        return cls(tuple(size), names, half, half, "uint8", tuple(classes), colour=channels == 3, mirror=mirror)
 
     @property
     def image(self) -> bool:
@@ -116,14 +169,44 @@ class DataSpec:
         """(C, *S)."""
         return len(self.channels), *self.size
 
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """(name, kind, features, length) of everything that comes with a sample: labels first, then `given`."""
+        labels = (Need("labels", "labels", len(self.classes), 0),) if self.classes else ()
+        return labels + tuple(Need(each.name, each.kind, each.features, each.length) for each in self.given)
+
+    def text(self) -> str:
+        """The spec in one line, for fingerprints and caches: what training depends on, and nothing else.
+
+        It must not change from version to version, or runs would not resume. So fields that came later are left out,
+        but for `given` where there is any.
+        """
+        names = OLDER_FIELDS + (("given",) if self.given else ())
+        return f"DataSpec({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
+
     def encode(self, raw: Tensor) -> Tensor:
         """Raw values (B, C, *S) -> model values (B, C, *S) float32."""
-        return (raw.float() - _column(self.mean, raw.ndim, raw.device)) / _column(self.scale, raw.ndim, raw.device)
+        return _scale(raw, self.mean, self.scale, 1)
 
     def decode(self, x: Tensor) -> Tensor:
         """Model values (B, C, *S) -> raw values of this spec's type; 8-bit values are rounded and clipped."""
-        raw = x.float() * _column(self.scale, x.ndim, x.device) + _column(self.mean, x.ndim, x.device)
+        raw = x.float() * _along(self.scale, x, 1) + _along(self.mean, x, 1)
         return raw.round_().clamp_(0, 255).to(torch.uint8) if self.dtype == "uint8" else raw
+
+    def encode_given(self, y: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Raw values of a condition -> model values, by name; labels and masks stay as they are.
+
+        vector (B, F), tokens (B, L, F), planes (B, P, *S): float32, NaN stays NaN.
+        """
+        given = {each.name: each for each in self.given}
+
+        def encode(name: str, value: Tensor) -> Tensor:
+            part = given.get(name)
+            if part is None:
+                return value
+            return _scale(value, part.mean, part.scale, 1 if part.kind == "planes" else -1)
+
+        return {name: encode(name, value) for name, value in y.items()}
 
     def label(self, name: int | str) -> int:
         """A class by name or index -> its index. Raises ValueError, with the nearest names, where there is none."""
@@ -140,31 +223,66 @@ class DataSpec:
         return name
 
 
-@lru_cache(maxsize=16)
-def _column(values: tuple[float, ...], ndim: int, device: torch.device) -> Tensor:
-    """One number for each channel, (C, 1, ..., 1); kept on its device, as every step needs it."""
-    return torch.tensor(values, dtype=torch.float32, device=device).view(-1, *[1] * (ndim - 2))
+def _scale(raw: Tensor, mean: tuple[float, ...], scale: tuple[float, ...], axis: int) -> Tensor:
+    return (raw.float() - _along(mean, raw, axis)) / _along(scale, raw, axis)
 
 
-def _tuples(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _tuples(each) for name, each in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+def _along(values: tuple[float, ...], like: Tensor, axis: int) -> Tensor:
+    """One number for each entry of an axis, on the device of `like` and shaped to broadcast with it."""
+    shape = [1] * like.ndim
+    shape[axis] = -1
+    return to_device(torch.tensor(values, dtype=torch.float32), like.device).view(shape)
 
 
-Item = tuple[np.ndarray, int]  # raw (C, *S) in the spec's type, and the label, -1 if there is none
+class UnreadableSample(ValueError):
+    """A sample cannot be read in the middle of training. The message names it."""
 
 
-@runtime_checkable
+@dataclass(frozen=True)
+class Unreadable:
+    """What looking at a damaged sample yields in place of the sample."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """An image file as it is stored, before the crop."""
+
+    kind: str
+    """Format and mode, such as JPEG RGB."""
+    size: tuple[int, int]
+    """Height and width, upright."""
+    turned: bool
+    """Whether EXIF says that it lies on its side or is mirrored."""
+
+
+Item = tuple[np.ndarray, dict[str, np.ndarray]]
+"""Raw (C, *S) in the spec's type, and what comes with it by name.
+
+That is "labels" (an np.int64) if there are classes, the array of each `Given`, and NAME_mask (L,) bool for tokens.
+"""
+
+
 class Source(Protocol):
-    """Samples in a fixed order. They are read by any thread."""
+    """Samples in a fixed order, read by any thread. Who subclasses it writes what stands without a body here."""
 
-    @property
-    def spec(self) -> DataSpec: ...
+    indexed: Literal[True] = True
+    spec: DataSpec
+    on_error: Literal["stop", "skip"] = "stop"
+    """Whether samples that cannot be read stop the work, or are left out of it."""
+    skipped: Mapping[str, str] = MappingProxyType({})
+    """The samples left out so far: name -> reason."""
+    gaps: str = ""
+    """In words, the missing values that were found on opening; empty where there are none."""
+    not_packed: str = ""
+    """Why it is not packed, and what to do instead; empty where it can be."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Item: ...
+    def __getitem__(self, index: int, /) -> Item:
+        """The sample that training gets. Raises UnreadableSample where it cannot be read."""
+        ...
 
     def describe(self) -> str:
         """One sentence on what was found, for the user."""
@@ -174,20 +292,39 @@ class Source(Protocol):
         """A short hash that changes when the samples, their order or their labels do."""
         ...
 
+    def look(self, index: int) -> Item | Unreadable:
+        """The sample itself, or why it cannot be read; never an error, and never another one in its place."""
+        try:
+            return self[index]
+        except UnreadableSample as error:
+            return Unreadable(str(error))
+
+    def name(self, index: int) -> str:
+        """What a sample is called: its file, where it has one."""
+        return f"sample {index}"
+
+    def read(self, start: int, stop: int) -> list[Item]:
+        """Samples start to stop - 1 at once, which some sources do faster than one by one."""
+        return [self[i] for i in range(start, stop)]
+
+    def file_facts(self, index: int) -> FileFacts | None:
+        """The image file behind a sample; None where there is none, or it cannot be read."""
+        return None
+
 
 class StreamSource(Protocol):
-    """Samples that come one after the other, without a length: what cannot be had in any order."""
+    """Samples that come one after the other and cannot be had in any other order."""
 
+    indexed: Literal[False] = False
+    spec: DataSpec
     length: int | None
     """Samples of a pass, once one has been read."""
 
-    @property
-    def spec(self) -> DataSpec: ...
-
     def samples(self, seed: int, start: int) -> Iterator[Callable[[], Item]]:
-        """The samples from position `start` of a run on, without end, each still to be decoded by calling it.
+        """The samples from position `start` of a run on, without end, each decoded when it is called.
 
-        A function of (seed, start), as far as `promise` says.
+        A function of (seed, start), as far as `promise` says. Iterating and calling raise UnreadableSample where the
+        stream or a sample cannot be read.
         """
         ...
 

@@ -1,7 +1,7 @@
 """Streams of images: WebDataset shards behind addresses or pipes, and Hugging Face datasets read without a download.
 
-A stream has no length and no order but its own. What training needs of it all the same, a sequence that is a function
-of the seed, is made by reading it in passes: each with its shards shuffled, through a buffer that shuffles again.
+A stream has no length and no order but its own, and training needs a sequence that is a function of the seed. So it is
+read in passes, each with its shards shuffled, and through a buffer that shuffles again.
 """
 
 import hashlib
@@ -19,9 +19,9 @@ import numpy as np
 from justimage.data.containers import IMAGES
 from justimage.data.files import label_in
 from justimage.data.images import MODES, UNREADABLE, Policy, pixels
-from justimage.data.spec import DataSpec, Item
-from justimage.data.tables import TableOptions, columns_of, image_bytes, open_table, undecoded
-from justimage.randomness import Stream, key
+from justimage.data.spec import DataSpec, Item, StreamSource, UnreadableSample
+from justimage.data.tables import TableOptions, columns_of, image_bytes, open_table, without_decoding
+from justimage.randomness import Purpose, key
 
 REMOTE = ("http://", "https://", "pipe:", "gs://", "hf://")
 
@@ -42,7 +42,7 @@ Encoded = tuple[str, bytes, int]  # name, image file, label
 Pass = Callable[[int], Iterator[Encoded]]  # a seed -> the samples of one pass, shards in an order of that seed
 
 
-class ImageStream:
+class ImageStream(StreamSource):
     """Images of a stream, centre-cropped to size (h, w); for the rest see `StreamSource` and `Images`.
 
     Raises ValueError where the stream is empty, cannot be read, or its first sample cannot be used.
@@ -72,34 +72,38 @@ class ImageStream:
 
     def _item(self, name: str, data: bytes, label: int) -> Item:
         if self.spec.classes and not 0 <= label < len(self.spec.classes):
-            raise ValueError(
+            raise UnreadableSample(
                 f"{name} of {self.place} has the label {label}; there are {len(self.spec.classes)} classes"
             )
         try:
             raw = pixels(io.BytesIO(data), self.size, self.channels)
         except UNREADABLE as error:
-            raise ValueError(f"{name} of {self.place} cannot be decoded: {error}") from error
-        return raw, label if self.spec.classes else -1
+            raise UnreadableSample(f"{name} of {self.place} cannot be decoded: {error}") from error
+        return raw, self._beside(label)
+
+    def _beside(self, label: int) -> dict[str, Any]:
+        """What comes with an image."""
+        return {"labels": np.int64(label)} if self.spec.classes else {}
 
     def samples(self, seed: int, start: int) -> Iterator[Callable[[], Item]]:
-        """The samples from position `start` on. The passes before are counted, which takes reading one of them."""
+        """See `StreamSource`. To know which pass `start` lies in, one pass is read and counted."""
         epoch, before = 0, 0
         if start and self.length is None:
-            self.length = sum(1 for _ in self._shuffled(seed, 0))
+            self.length = sum(1 for _ in self._one_pass(seed, 0))
         if self.length:
             epoch, before = divmod(start, self.length)
         for number in itertools.count(epoch):
             empty = True
-            for encoded in itertools.islice(self._shuffled(seed, number), before, None):
+            for encoded in itertools.islice(self._one_pass(seed, number), before, None):
                 empty = False
                 yield partial(self._item, *encoded)
             if empty and not before:
-                raise ValueError(f"{self.place} holds no samples any more")
+                raise UnreadableSample(f"{self.place} holds no samples any more")
             before = 0
 
-    def _shuffled(self, seed: int, number: int) -> Iterator[Encoded]:
-        """One pass: shards in random order, and of the samples in the buffer always a random one."""
-        secret = key(seed, Stream.SHARDS, number)
+    def _one_pass(self, seed: int, number: int) -> Iterator[Encoded]:
+        """One pass: shards in random order, and each time a random one of the samples in the buffer."""
+        secret = key(seed, Purpose.SHARDS, number)
         generator = np.random.default_rng(secret)
         held: list[Encoded] = []
         count = 0
@@ -120,25 +124,30 @@ class ImageStream:
     def _readable(self, encoded: Encoded) -> bool:
         try:
             self._item(*encoded)
-        except ValueError:
+        except UnreadableSample:
             return False
         return True
 
     def describe(self) -> str:
+        """See `StreamSource`."""
         labels = f"{len(self.spec.classes)} classes" if self.spec.classes else "no labels"
         return f"a stream of images from {self.place}, cropped to {'x'.join(map(str, self.size))}, {labels}"
 
     def promise(self) -> str:
+        """See `StreamSource`."""
         return (
-            "no length: unreadable samples are found only when they come, and the shuffle reaches as far as its buffer "
-            f"of {self.buffer:,}. The order is a function of the seed as long as the shards stay the same; resuming "
-            "gives the same next batch, but reads (without decoding) one pass to count it, and the current pass up to "
-            "where it was. Every process reads the whole stream. Packing or downloading it gives all that up for a "
-            "start at once"
+            "no length: unreadable samples are found only when their turn comes, and samples are shuffled within a "
+            f"buffer of {self.buffer:,}. The order is a function of the seed as long as the shards stay the same. "
+            "Resuming gives the same next batch, but first reads (without decoding) one pass to count it, and the "
+            "current pass up to where it was. Every process reads the whole stream. Data that are downloaded "
+            "have none of these limits"
         )
 
     def fingerprint(self) -> str:
-        return hashlib.sha256(f"{self.place} {self.spec} {self.buffer} {self.on_error}".encode()).hexdigest()[:16]
+        """See `StreamSource`."""
+        return hashlib.sha256(f"{self.place} {self.spec.text()} {self.buffer} {self.on_error}".encode()).hexdigest()[
+            :16
+        ]
 
 
 def open_shards(
@@ -170,12 +179,15 @@ def _of_sample(sample: dict[str, Any], address: str, classes: int) -> Encoded:
     image = next((sample[each] for each in sample if f".{each.rpartition('.')[2].lower()}" in IMAGES), None)
     if image is None:
         kinds = ", ".join(each for each in sample if not each.startswith("__"))
-        raise ValueError(f"{name} of {address} holds no image; it holds {kinds}")
+        raise UnreadableSample(f"{name} of {address} holds no image; it holds {kinds}")
     label: Any = -1
     if classes and "cls" in sample:
         label = sample["cls"].decode("utf-8", "replace").strip()
     elif classes and "json" in sample:
-        label = label_in(json.loads(sample["json"]))
+        try:
+            label = label_in(json.loads(sample["json"]))
+        except ValueError as error:
+            raise UnreadableSample(f"the label of {name} of {address} is not JSON: {error}") from error
     return name, image, _number(label, name, address)
 
 
@@ -183,16 +195,16 @@ def _number(label: Any, name: str, place: str) -> int:
     try:
         return int(label)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} of {place} has the label {label!r}, which is no number") from error
+        raise UnreadableSample(f"{name} of {place} has the label {label!r}, which is not a number") from error
 
 
 def _read(rows: Iterator[Any], place: str) -> Iterator[Any]:
-    """The rows; whatever goes wrong in the network, in an archive or in a subprocess is a ValueError."""
+    """The rows; whatever goes wrong in the network, in an archive or in a subprocess is an UnreadableSample."""
     while True:
         try:
             row = next(rows, None)
         except Exception as error:
-            raise ValueError(f"{place} cannot be read: {error}") from error
+            raise UnreadableSample(f"{place} cannot be read: {error}") from error
         if row is None:
             return
         yield row
@@ -216,7 +228,7 @@ def stream_rows(
     names = tuple(getattr(table.features[label], "names", None) or ()) if label else ()
     if label and not names:
         names = tuple(map(str, range(options.classes)))
-    rows = undecoded(table, image)
+    rows = without_decoding(table, image)
 
     def read_pass(seed: int) -> Iterator[Encoded]:
         for shard in np.random.default_rng(seed).permutation(rows.num_shards):
@@ -224,7 +236,11 @@ def stream_rows(
             for number, row in enumerate(_read(found, path)):
                 name = f"row {number} of shard {shard}"
                 index = _number(row[label], name, path) if label and names else -1
-                yield name, image_bytes(row[image]).read(), index
+                try:
+                    data = image_bytes(row[image]).read()
+                except (ValueError, OSError) as error:
+                    raise UnreadableSample(f"{name} of {path} cannot be read: {error}") from error
+                yield name, data, index
 
     return ImageStream(
         path, read_pass, size, channels=channels, classes=names, buffer=options.buffer, on_error=on_error

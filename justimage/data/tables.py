@@ -11,16 +11,16 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from justimage.data.files import LABEL_COLUMNS, SPLITS, Files, indexed
+from justimage.data.files import LABEL_COLUMNS, SPLITS, Files, index_labels
 
 NONE = "none"
 TABLES = (".parquet", ".arrow")
-SAVED = ("dataset_info.json", "dataset_dict.json")  # what save_to_disk leaves
+SAVED = ("dataset_info.json", "dataset_dict.json")  # what save_to_disk writes
 
 
 @dataclass(frozen=True)
 class TableOptions:
-    """Which columns of a table are meant."""
+    """Which columns of a table are used."""
 
     image: str = ""
     """The column of images; by default the only one there is."""
@@ -134,7 +134,7 @@ def image_bytes(cell: Any) -> BinaryIO:
     return io.BytesIO(cell)
 
 
-def undecoded(table: Any, column: str) -> Any:
+def without_decoding(table: Any, column: str) -> Any:
     """The table with its images as bytes."""
     datasets = datasets_library()
     if isinstance(table.features[column], datasets.Image):
@@ -149,7 +149,7 @@ def labels_of(table: Any, column: str | None, place: str) -> tuple[Sequence[int]
     values = list(table[column])
     names = getattr(table.features[column], "names", None)
     if names is None:
-        return indexed(values, f"column {column} of {place}")
+        return index_labels(values, f"column {column} of {place}")
     wrong = next((i for i, value in enumerate(values) if value is None or not 0 <= value < len(names)), None)
     if wrong is not None:
         raise ValueError(f"row {wrong} of {place} has the label {values[wrong]}; there are {len(names)} classes")
@@ -163,13 +163,13 @@ def find_rows(path: str, paths: Sequence[Path], split: str, options: TableOption
     if len(table) == 0:
         raise ValueError(f"{path} holds no rows")
     labels, classes = labels_of(table, label, path)
-    rows = undecoded(table, image).select_columns([image])
+    rows = without_decoding(table, image).select_columns([image])
 
     def stamp() -> str:
         digest = hashlib.sha256(f"{len(table)} {classes}".encode())
         digest.update(np.asarray(labels, dtype=np.int64).tobytes())
         for index in np.linspace(0, len(table) - 1, min(len(table), 64)).astype(int):
-            with contextlib.suppress(ValueError, OSError):  # an empty cell is unreadable, and that is said elsewhere
+            with contextlib.suppress(ValueError, OSError):  # an empty cell is reported where it is decoded
                 digest.update(image_bytes(rows[int(index)][image]).read())
         return digest.hexdigest()[:16]
 

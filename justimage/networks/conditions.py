@@ -170,7 +170,7 @@ class Conditions(nn.Module):
     """Labels and any other parts together, for a network of width D (a `Condition`).
 
     Vectors are summed. With `context` > 0 the sum also stands at so many learned positions in the sequence, the
-    in-context tokens of section 4.4, arXiv 2511.13720; tokens of other parts follow them. All parts are dropped at once.
+    in-context tokens of Table 4, arXiv 2511.13720; tokens of other parts follow them. All parts are dropped together.
     """
 
     def __init__(self, num_classes: int, others: tuple[Part, ...], context: int, width: int):

@@ -37,7 +37,9 @@ class MLPConfig:
         if self.depth < 2 or self.width < 1 or self.channels < 1 or self.num_classes < 0:
             raise ValueError(f"depth must be at least 2, width and channels at least 1, num_classes at least 0: {self}")
         if any(part.kind != "vector" for part in self.conditions):
-            raise ValueError("this network has no sequence and no grid; it takes labels and vectors, not tokens or planes")
+            raise ValueError(
+                "this network has no sequence and no grid; it takes labels and vectors, not tokens or planes"
+            )
 
 
 class ToyMLP(nn.Module):

@@ -49,7 +49,7 @@ def rotations(grid: Sequence[int], head_dim: int, base: float = 10000.0) -> Tens
 
 
 def unturned_first(turned: Tensor, count: int) -> Tensor:
-    """Rotations (T, d / 2, 2) -> (count + T, d / 2, 2): tokens in front that have no place on the grid are not turned."""
+    """Rotations (T, d / 2, 2) -> (count + T, d / 2, 2): tokens in front, which have no place on the grid, stay."""
     unturned = torch.tensor([1.0, 0.0], device=turned.device).expand(count, turned.shape[1], 2)
     return torch.cat((unturned, turned))
 

@@ -1,9 +1,11 @@
 """What a network is, and those that configurations on disk refer to by name.
 
-Any nn.Module is a network that maps z (B, C, *S), t (B,) and y to (B, C, *S) and has a frozen `config` with `size` and
-`channels`. Three more things are used where it has them: `condition` (see `networks.conditions`; without it the network
-is unconditional), `initialise(generator)`, which fills every parameter and buffer, so that the weights are a function of
-the seed, and `blocks`, the nn.ModuleList that is compiled and checkpointed. Its class says in `Config` what `config` is.
+Any nn.Module is a network that maps z (B, C, *S), t (B,) and y to (B, C, *S), and has a frozen `config` with `size`
+and `channels`. Its class says in `Config` what `config` is. Three more things are used where it has them:
+
+    condition               what y is (see networks.conditions); without it the network is unconditional
+    initialise(generator)   fills every parameter and buffer, so that the weights are a function of the seed
+    blocks                  the nn.ModuleList that is compiled and checkpointed
 """
 
 from collections.abc import Callable
@@ -26,6 +28,11 @@ class NetworkConfig(Protocol):
 
     @property
     def channels(self) -> int: ...
+
+    @classmethod
+    def __subclasshook__(cls, other: type) -> bool:
+        """The command line asks whether a configuration's class is one: any dataclass with these fields is."""
+        return {"size", "channels"} <= set(getattr(other, "__dataclass_fields__", {}))
 
 
 class Network(Protocol):

@@ -1,21 +1,28 @@
 """Recipes: complete trainings as values, each with the command, the hardware and the number it promises.
 
 The paper's are Table 9 of arXiv 2511.13720; one ImageNet epoch is 1,281,167 images. A recipe's network takes its
-channels and classes from the data it is given, and its size too where the data are arrays.
+channels and conditions from the data it is given, and its size too where the data are arrays.
 """
 
 from dataclasses import dataclass, field, fields, replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from justimage.data.sources import DataOptions
 from justimage.data.spec import DataSpec
-from justimage.denoiser import Denoiser, Preconditioner
-from justimage.networks.jit import JiT, JiTConfig
+from justimage.denoiser import Denoiser, Preconditioner, Scalings
+from justimage.networks.conditions import Part
+from justimage.networks.dit import DiTConfig
+from justimage.networks.jit import JiTConfig
+from justimage.networks.mlp import MLPConfig
+from justimage.networks.protocol import NetworkConfig, name_of, network_of
 from justimage.process import Space
+from justimage.randomness import Purpose, key
+from justimage.runs.promises import PROMISES, Promise
 from justimage.samplers import Sampling
-from justimage.training.loop import Training
+from justimage.training.settings import Training
+from justimage.weights.description import NetworkClass, build_network
 
 IMAGENET = 1_281_167
 
@@ -42,30 +49,16 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Promise:
-    """What a recipe is for, what it runs on, and what comes out."""
-
-    what: str
-    command: str
-    hardware: str
-    paper: str = ""
-    """The paper's number, if it is the paper's recipe."""
-    measured: str = ""
-    """Ours, only where measured: with the machine, and the file under benchmarks/results."""
-
-
-@dataclass(frozen=True)
 class Recipe:
     """Everything that decides a training run but the data.
 
     The network's num_classes is the number the data must have; 0 takes what they have.
     """
 
-    promise: Annotated[Promise, tyro.conf.Suppress]
-    network: JiTConfig
+    network: NetworkConfig
     training: Training
-    sampling: Sampling
-    report: Report
+    sampling: Sampling = field(default_factory=Sampling)
+    report: Report = field(default_factory=Report)
     data_options: DataOptions = field(default_factory=DataOptions)
     prediction: Space = "x"
     """What the network predicts: x (the paper's choice), eps or v."""
@@ -75,52 +68,80 @@ class Recipe:
     """Standard deviation of the noise; image size / 256 in the paper."""
     t_eps: float = 0.05
     """Floor of the denominators 1 - t and t."""
+    promise: Annotated[Promise, tyro.conf.Suppress] = field(default_factory=lambda: Promise("", "", ""))
     default_data: Annotated[str, tyro.conf.Suppress] = ""
     """Data that come with a package; empty: --data is needed."""
 
     def fitted_to(self, spec: DataSpec) -> "Recipe":
-        """The recipe for these data.
+        """The recipe for these data, with nothing left open.
 
-        Raises ValueError where the patch does not divide their size, or num_classes is neither 0, which takes what the
-        data have, nor their number of classes.
+        Raises ValueError where the network has another number of spatial axes, or its patch does not divide their size,
+        or num_classes is neither 0, which takes what the data have, nor their number of classes.
         """
-        size, patch = " ".join(map(str, spec.size)), " ".join(map(str, patch_for(spec.size)))
-        if len(spec.size) != len(self.network.size):
-            axes = " x ".join(spec.origin.dims) if spec.origin else size
-            raise ValueError(
-                f"the data have {len(spec.size)} spatial axes ({axes}) and this recipe's network "
-                f"{len(self.network.size)}; fit it, for example with --network.size {size} --network.patch {patch}"
-                + ("" if spec.origin else "; if an axis of channels is missing, x[:, None] adds it")
-            )
-        if any(s % p for s, p in zip(spec.size, self.network.patch, strict=True)):
-            cut = tuple(s - s % p or p for s, p in zip(spec.size, self.network.patch, strict=True))
-            raise ValueError(
-                f"a patch of {'x'.join(map(str, self.network.patch))} does not divide a size of "
-                f"{'x'.join(map(str, spec.size))}; --network.patch {patch} does, or cut the samples with "
-                f"--data-options.crop {' '.join(map(str, cut))}"
-            )
-        classes = len(spec.classes)
-        if self.network.num_classes not in (0, classes):
-            have = f"{classes} classes" if classes else "no labels"
-            raise ValueError(
-                f"the recipe is for {self.network.num_classes} classes, and the data have {have}; "
-                "--network.num-classes 0 takes what the data have"
-            )
-        network = replace(self.network, size=spec.size, channels=len(spec.channels), num_classes=classes)
-        guidance = self.sampling.guidance if spec.classes else 1.0
-        return replace(self, network=network, sampling=replace(self.sampling, guidance=guidance))
+        network: Any = self.network
+        has = {item.name for item in fields(network)}
+        fitting: dict[str, Any] = {"size": spec.size, "channels": len(spec.channels)}
+        if "patch" in has:
+            fitting["patch"] = _patch_on(spec, network)
+        elif len(spec.size) != len(network.size):
+            raise ValueError(f"the data have {len(spec.size)} spatial axes and this network {len(network.size)}")
+        if "num_classes" in has:
+            classes = len(spec.classes)
+            if network.num_classes not in (0, classes):
+                have = f"{classes} classes" if classes else "no labels"
+                raise ValueError(
+                    f"the recipe is for {network.num_classes} classes, and the data have {have}; "
+                    "--network.num-classes 0 takes what the data have"
+                )
+            fitting["num_classes"] = classes
+        if "conditions" in has:
+            fitting["conditions"] = tuple(Part(g.name, g.kind, g.features, g.length) for g in spec.given)
+        guidance = self.sampling.guidance if spec.needs else 1.0
+        return replace(
+            self,
+            network=replace(network, **fitting),
+            sampling=replace(self.sampling, guidance=guidance),
+            training=replace(self.training, mirror="on" if self.training.mirrors(spec) else "off"),
+        )
 
-    def model(self, spec: DataSpec) -> Denoiser:
-        """The model this recipe trains on these data, before its first step."""
+    def model(
+        self, spec: DataSpec, *, network: NetworkClass | None = None, scalings: Scalings | None = None
+    ) -> Denoiser:
+        """The model this recipe trains on these data, before its first step; its weights are still to be filled.
+
+        network, scalings: the class and the pre-conditioner, where they are the user's own.
+        """
+        _, network_class = network_of(name_of(self.network), network)
         return Denoiser(
-            JiT(self.network),
+            build_network(network_class, self.network, empty=True, seed=key(self.training.seed, Purpose.WEIGHTS, 0)),
             space=self.prediction,
             t_eps=self.t_eps,
             noise_scale=self.noise_scale,
-            preconditioner=self.preconditioner,
+            preconditioner=scalings or self.preconditioner,
             spec=spec,
             sampling=self.sampling,
         )
+
+
+def _patch_on(spec: DataSpec, network: Any) -> tuple[int, ...]:
+    """The network's patch on these data. ValueError, with what to write instead, where it does not fit them."""
+    patch = tuple(network.patch) * len(spec.size) if len(network.patch) == 1 else tuple(network.patch)
+    size, likely = " ".join(map(str, spec.size)), " ".join(map(str, patch_for(spec.size)))
+    if len(spec.size) != len(patch):
+        axes = " x ".join(spec.origin.dims) if spec.origin else size
+        raise ValueError(
+            f"the data have {len(spec.size)} spatial axes ({axes}) and this recipe's network "
+            f"{len(patch)}; fit it, for example with --network.size {size} --network.patch {likely}"
+            + ("" if spec.origin else "; if an axis of channels is missing, x[:, None] adds it")
+        )
+    if any(s % p for s, p in zip(spec.size, patch, strict=True)):
+        cut = tuple(s - s % p or p for s, p in zip(spec.size, patch, strict=True))
+        raise ValueError(
+            f"a patch of {'x'.join(map(str, patch))} does not divide a size of {'x'.join(map(str, spec.size))}; "
+            f"--network.size {size} --network.patch {likely} does, or cut the samples with "
+            f"--data-options.crop {' '.join(map(str, cut))}"
+        )
+    return patch
 
 
 def patch_for(size: tuple[int, ...], tokens: int = 64) -> tuple[int, ...]:
@@ -129,38 +150,42 @@ def patch_for(size: tuple[int, ...], tokens: int = 64) -> tuple[int, ...]:
     return tuple(s // max(n for n in range(1, along + 1) if s % n == 0) for s in size)
 
 
-def _imagenet(name: str, size: int, epochs: int, guidance: float, paper: str) -> Recipe:
-    letters = name.partition("/")[0]
-    recipe = f"{name.lower().replace('/', '')}-{size}"
+def _imagenet(recipe: str, name: str, size: int, epochs: int, guidance: float) -> Recipe:
     return Recipe(
-        promise=Promise(
-            what=f"JiT-{name} on ImageNet {size}x{size}, {epochs} epochs, as in the paper",
-            command=f"torchrun --nproc-per-node 8 -m justimage train {recipe} --data imagenet",
-            hardware="8 GPUs (the official code was tested on 8 H200)",
-            paper=paper,
-        ),
+        promise=PROMISES[recipe],
         network=JiTConfig.variant(name, size=(size, size), num_classes=1000),
         training=Training(
             duration_nimg=epochs * IMAGENET,
             batch_size=1024,
             lr=2e-4,
             warmup_nimg=5 * IMAGENET,
-            checkpoint=letters == "G",
+            ema_start_nimg=0,
+            checkpoint=name.startswith("G"),
         ),
         sampling=Sampling(steps=50, sampler="heun", guidance=guidance, interval=(0.1, 1.0)),
-        report=Report(),
         noise_scale=size / 256,
     )
 
 
+CIFAR10 = Recipe(
+    promise=PROMISES["cifar10"],
+    network=JiTConfig.variant("XS/8", size=(32, 32), num_classes=0),
+    training=Training(
+        duration_nimg=10_000_000,
+        batch_size=128,
+        lr=1e-3,
+        warmup_nimg=12_800,
+        clip_norm=1.0,
+        ema_decays=(0.9995, 0.9999),
+        ema_start_nimg=128_000,
+    ),
+    sampling=Sampling(steps=50, sampler="heun", guidance=2.0, interval=(0.1, 1.0)),
+    report=Report(tick_nimg=1_280, sample_nimg=25_600, save_nimg=25_600),
+)
+
 RECIPES: dict[str, Recipe] = {
     "mnist-demo": Recipe(
-        promise=Promise(
-            what="5,000 real digits in about a minute on two CPU cores; what `make demo` trains",
-            command="jit train mnist-demo",
-            hardware="a laptop's CPU",
-            measured="class agreement 99.0 %, the whole demo in 64 s on two Xeon cores at 2.5 GHz (demo-mnist-*)",
-        ),
+        promise=PROMISES["mnist-demo"],
         network=JiTConfig.variant("XS/14", size=(28, 28), channels=1, num_classes=0, context_tokens=2),
         training=Training(
             duration_nimg=32_000,
@@ -170,38 +195,26 @@ RECIPES: dict[str, Recipe] = {
             schedule="cosine",
             clip_norm=1.0,
             ema_decays=(),  # 250 steps are too few for an average
-            flip=False,
+            ema_start_nimg=128_000,
         ),
         sampling=Sampling(steps=20, sampler="ab2", guidance=2.5, interval=(0.1, 1.0), final="x"),
         report=Report(tick_nimg=1_280, sample_nimg=12_800, save_nimg=12_800, preview_steps=20),
         default_data="mnist",
     ),
-    "cifar10": Recipe(
-        promise=Promise(
-            what="CIFAR-10, or any folder of small images, 32x32, patch 8 (on a GPU try --network.patch 4 4)",
-            command="jit train cifar10 --data DIR",
-            hardware="one GPU for the whole of it; minutes on a CPU show colours and shapes",
-            measured="57,088 images in 4 minutes on two Xeon cores at 2.5 GHz: loss 0.72 to 0.18 (training-cifar10-*)",
-        ),
-        network=JiTConfig.variant("XS/8", size=(32, 32), num_classes=0),
-        training=Training(
-            duration_nimg=10_000_000,
-            batch_size=128,
-            lr=1e-3,
-            warmup_nimg=12_800,
-            clip_norm=1.0,
-            ema_decays=(0.9995, 0.9999),
-        ),
-        sampling=Sampling(steps=50, sampler="heun", guidance=2.0, interval=(0.1, 1.0)),
-        report=Report(tick_nimg=1_280, sample_nimg=25_600, save_nimg=25_600),
+    "images": replace(
+        CIFAR10,
+        promise=PROMISES["images"],
+        network=JiTConfig.variant("S/8", size=(64, 64), num_classes=0),
+        training=replace(CIFAR10.training, batch_size=64, ema_start_nimg=64_000),
+    ),
+    "cifar10": CIFAR10,
+    "cifar10-dit": replace(
+        CIFAR10,
+        promise=PROMISES["cifar10-dit"],
+        network=DiTConfig(size=(32, 32), patch=(8, 8), num_classes=0, width=192, depth=6, heads=3),
     ),
     "fields": Recipe(
-        promise=Promise(
-            what="weather and other fields in two dimensions, 32x48, patch 8; NetCDF, Zarr or arrays",
-            command="jit train fields --data FILE.nc --data-options.crop 32 48",
-            hardware="a few minutes on a CPU for one channel",
-            measured="ERA5 temperature: trained and 744 fields drawn in 8 minutes on two Xeon cores (examples/weather)",
-        ),
+        promise=PROMISES["fields"],
         network=JiTConfig.variant("XS/8", size=(32, 48), channels=1, num_classes=0),
         training=Training(
             duration_nimg=48_000,
@@ -211,19 +224,32 @@ RECIPES: dict[str, Recipe] = {
             schedule="cosine",
             clip_norm=1.0,
             ema_decays=(),
+            ema_start_nimg=64_000,
         ),
         sampling=Sampling(steps=30, sampler="heun", guidance=1.0, final="x"),
         report=Report(tick_nimg=640, sample_nimg=6_400, save_nimg=6_400),
     ),
-    # FID-50K with guidance interval: Table 6, and Table 5 for B/64. Guidance: the official README for B, L and H,
-    # the captions of Fig. 8 to 11 for G. The G models stopped at about 320 epochs.
-    "b16-256": _imagenet("B/16", 256, 600, 3.0, "FID 3.66 (200 epochs: 4.37)"),
-    "l16-256": _imagenet("L/16", 256, 600, 2.4, "FID 2.36 (200 epochs: 2.79)"),
-    "h16-256": _imagenet("H/16", 256, 600, 2.2, "FID 1.86 (200 epochs: 2.29)"),
-    "g16-256": _imagenet("G/16", 256, 320, 2.2, "FID 1.82 (200 epochs: 2.15)"),
-    "b32-512": _imagenet("B/32", 512, 600, 3.0, "FID 4.02 (200 epochs: 4.64)"),
-    "l32-512": _imagenet("L/32", 512, 600, 2.5, "FID 2.53 (200 epochs: 3.06)"),
-    "h32-512": _imagenet("H/32", 512, 600, 2.3, "FID 1.94 (200 epochs: 2.51)"),
-    "g32-512": _imagenet("G/32", 512, 320, 2.2, "FID 1.78 (200 epochs: 2.11)"),
-    "b64-1024": _imagenet("B/64", 1024, 200, 3.0, "FID 4.82 (200 epochs)"),
+    "toy": Recipe(
+        promise=PROMISES["toy"],
+        network=MLPConfig(size=(512,)),
+        training=Training(
+            duration_nimg=2_560_000,
+            batch_size=1024,
+            lr=1e-3,
+            ema_decays=(),
+            ema_start_nimg=1_024_000,
+        ),
+        sampling=Sampling(steps=50, sampler="heun", guidance=1.0, final="x"),
+        report=Report(tick_nimg=25_600, sample_nimg=512_000, save_nimg=512_000),
+    ),
+    # Guidance: the official README for B, L and H, the captions of Fig. 8 to 11 for G.
+    "b16-256": _imagenet("b16-256", "B/16", 256, 600, 3.0),
+    "l16-256": _imagenet("l16-256", "L/16", 256, 600, 2.4),
+    "h16-256": _imagenet("h16-256", "H/16", 256, 600, 2.2),
+    "g16-256": _imagenet("g16-256", "G/16", 256, 320, 2.2),
+    "b32-512": _imagenet("b32-512", "B/32", 512, 600, 3.0),
+    "l32-512": _imagenet("l32-512", "L/32", 512, 600, 2.5),
+    "h32-512": _imagenet("h32-512", "H/32", 512, 600, 2.3),
+    "g32-512": _imagenet("g32-512", "G/32", 512, 320, 2.2),
+    "b64-1024": _imagenet("b64-1024", "B/64", 1024, 200, 3.0),
 }

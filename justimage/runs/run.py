@@ -1,43 +1,35 @@
-"""A training run as a folder: recipe.json, log.jsonl, samples/, state/ and weights/. The same command again resumes."""
+"""A training run in a folder, from where it stands to its end. The same call again resumes."""
 
 import json
 import os
-import platform
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
-from PIL import Image
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.text import Text
-from torch import Tensor
 
-from justimage import __version__
-from justimage.data.spec import DataSpec, Source, StreamSource
-from justimage.denoiser import Denoiser
+from justimage.data.spec import Source, StreamSource, UnreadableSample
+from justimage.denoiser import Denoiser, Scalings
 from justimage.disk import write_text
-from justimage.execution import autocast
-from justimage.parallel import Processes, wait
+from justimage.networks.protocol import name_of
+from justimage.parallel import FailedElsewhere, Processes, wait
+from justimage.runs.folder import LOG, RECIPE, as_begun, check_same, cut_log, facts_of, read_facts
+from justimage.runs.preview import preview, weights_of
 from justimage.runs.recipes import Recipe
-from justimage.sampling.pictures import grid, save
-from justimage.training.loop import NonFiniteLoss, Tick, check_share, flow_matching, fresh_state, train
+from justimage.runs.sinks import Sink, log_to, progress
+from justimage.sampling.pictures import save
+from justimage.training.build import build
+from justimage.training.loop import NonFiniteLoss, Tick, train
+from justimage.training.loss import Loss, flow_matching
+from justimage.training.settings import Training
 from justimage.training.state import TrainingState, keep_newest, saved_states
+from justimage.weights.description import NetworkClass
 
-# What may differ when a run goes on: it changes how fast, how often or how long, but no number that was computed.
-FREE_TO_CHANGE = ("promise.", "report.", "data_options.", "training.compile", "training.checkpoint")
+MakeLoss = Callable[[Denoiser, Training], Loss]
 
 
 class Interrupted(Exception):
@@ -55,191 +47,138 @@ class Failed(Exception):
 def train_run(
     recipe: Recipe,
     source: Source | StreamSource,
-    folder: Path,
+    folder: str | Path,
     *,
-    processes: Processes,
-    console: Console,
+    processes: Processes | None = None,
+    console: Console | None = None,
     minutes: float | None = None,
     data: str = "",
+    loss: MakeLoss = flow_matching,
+    network: NetworkClass | None = None,
+    scalings: Scalings | None = None,
+    sinks: Sequence[Sink] = (),
 ) -> TrainingState:
     """Train in a run folder, from where it stands to the end of the recipe. Returns the state at the end.
+
+    processes: this one alone, on the CPU, by default. data: where the source was found, for recipe.json. loss: makes
+    the loss of (model, recipe.training); network, scalings: the class and the pre-conditioner, where they are the
+    user's own. sinks: get each tick, as the log and the progress bar do.
 
     Raises ValueError, before anything is written, where the folder holds something else; Interrupted where it was
     stopped by a signal or after `minutes`; Failed. In each of the last two the state is saved first.
     """
-    recipe = recipe.fitted_to(source.spec)
-    facts = {
-        "recipe": asdict(recipe),
-        "data": {"path": data, "fingerprint": source.fingerprint(), "found": source.describe()},
-        "versions": {
-            "justimage": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-    }
-    check_share(recipe.training, processes)
-    check_folder(folder, facts)
+    folder, processes, console = Path(folder), processes or Processes(), console or Console()
+    old = read_facts(folder)
+    recipe, as_before = as_begun(recipe.fitted_to(source.spec), old, source.spec)
+    own_loss = "" if loss is flow_matching else f"{loss.__module__}.{loss.__qualname__}"
+    facts = facts_of(recipe, source, data, own_loss)
+    check_same(folder, old, facts)
+    state = build(recipe.model(source.spec, network=network, scalings=scalings), recipe.training, processes)
     wait(processes)  # nobody writes before everybody has looked
-
-    model = recipe.model(source.spec)
-    state = fresh_state(model, recipe.training, processes.device)
     states = saved_states(folder / "state")
     if states:
         state.restore(states[-1])
-
-    def say(title: str, text: str) -> None:
-        if processes.first:
-            console.print(Text.assemble((f"{title:7}", "bold"), text), soft_wrap=True)
-
-    c = model.config
-    dtype = recipe.training.dtype(processes.device)
-    say("data", source.describe())
-    if not isinstance(source, Source):
-        say("stream", source.promise())
-    say(
-        "model",
-        f"{c.width} wide, {c.depth} deep, patch {'x'.join(map(str, c.patch))} on {'x'.join(map(str, c.size))}, "
-        f"{model.net.num_parameters / 1e6:.1f} M parameters, {processes.device.type}, "
-        f"{str(dtype).removeprefix('torch.')}" + (f", {processes.world} processes" if processes.world > 1 else ""),
-    )
-    say("run", f"{folder}" + (f", going on at nimg = {state.nimg:,}" if states else ""))
+    _announce(console, recipe, source, state, folder, as_before, resumed=bool(states))
     if processes.first:
-        write_text(folder / "recipe.json", json.dumps(facts, indent=2) + "\n")
-        _cut_log(folder / "log.jsonl", state.nimg)
-    if state.nimg >= recipe.training.duration_nimg:
-        say("done", f"this run is finished; remove {folder} to train it again")
-        return state
+        write_text(folder / RECIPE, json.dumps(facts, indent=2) + "\n")
+        cut_log(folder / LOG, state.nimg)
+    if state.nimg < recipe.training.duration_nimg:
+        value = loss(state.model, recipe.training)
+        _train_and_keep(recipe, source, folder, state, value, console, minutes, sinks)
+    return state
 
-    def save_all() -> None:
-        if processes.first:  # the weights first: a run that has a state has its weights
-            for name, weights in weight_sets(state).items():
-                weights.training_summary = {"nimg": state.nimg, "data": source.describe(), "weights": name}
-                weights.save_pretrained(folder / "weights" / name)
-            state.save(folder / "state")
-            keep_newest(folder / "state", recipe.report.keep_states)
 
-    report = recipe.report
+def _train_and_keep(
+    recipe: Recipe,
+    source: Source | StreamSource,
+    folder: Path,
+    state: TrainingState,
+    loss: Loss,
+    console: Console,
+    minutes: float | None,
+    sinks: Sequence[Sink],
+) -> None:
+    """Train, and keep in the folder what the recipe's report asks for."""
+    report, total, first = recipe.report, recipe.training.duration_nimg, state.processes.first
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
-    with _stop_requested() as caught, _progress(console, recipe, state, shown=processes.first) as show:
+    shown = progress(console, state.nimg, total, deadline) if first else nullcontext()
+    with _stop_requested() as caught, shown as show:
+        listening = [log_to(folder / LOG), show, *sinks] if first else []
         ticks = train(
             state,
             source,
-            flow_matching(model, recipe.training),
+            loss,
             recipe.training,
             tick_nimg=report.tick_nimg,
             workers=recipe.data_options.workers,
-            processes=processes,
             stop=lambda: bool(caught) or (deadline is not None and time.monotonic() > deadline),
         )
         before = state.nimg
         try:
             for tick in ticks:
-                if processes.first:
-                    _log(folder / "log.jsonl", tick)
-                    show(tick)
-                last = tick.stopping or tick.nimg >= recipe.training.duration_nimg
-                if processes.first and (last or _passed(before, tick.nimg, report.sample_nimg)):
-                    image = preview(state, source.spec, report.preview_steps, dtype)
+                for listener in listening:
+                    listener(tick)
+                last = tick.stopping or tick.nimg >= total
+                if first and (last or _passed(before, tick, report.sample_nimg)):
+                    image = preview(state, source.spec, report.preview_steps, recipe.training.dtype(state.model.device))
                     save(image, folder / "samples" / f"{tick.nimg:09d}.png")
-                if last or _passed(before, tick.nimg, report.save_nimg):
-                    save_all()
+                if first and (last or _passed(before, tick, report.save_nimg)):
+                    save_all(state, folder, source.describe(), report.keep_states)
                 if tick.stopping:
-                    message = f"stopped at nimg = {tick.nimg:,} and saved; the same command goes on from there"
+                    message = f"stopped at nimg = {tick.nimg:,} and saved; the same command resumes it"
                     raise Interrupted(message, in_time=not caught)
                 before = tick.nimg
-        except (NonFiniteLoss, ValueError) as error:  # ValueError: a sample that cannot be read any more
-            save_all()
+        except (NonFiniteLoss, UnreadableSample, FailedElsewhere) as error:
+            if first:
+                save_all(state, folder, source.describe(), report.keep_states)
             raise Failed(f"{error}\nThe state at nimg = {state.nimg:,} is saved in {folder}") from error
-    return state
 
 
-def weight_sets(state: TrainingState) -> dict[str, Denoiser]:
-    """The weights a run has, as models: "raw" and "ema-DECAY". They share the state's memory."""
-    description = state.model.describe()
-    sets = {"raw": state.model.net.state_dict()}
-    sets |= {f"ema-{decay}": state.ema.tensors(decay) for decay in state.ema.decays}
-    return {name: Denoiser.from_description(description, tensors) for name, tensors in sets.items()}
+def save_all(state: TrainingState, folder: Path, data: str, keep_states: int) -> None:
+    """Save weights and state. The weights first: a run that has a state has its weights."""
+    for name, weights in weights_of(state).items():
+        weights.training_summary = {"nimg": state.nimg, "data": data, "weights": name}
+        weights.save_pretrained(folder / "weights" / name)
+    state.save(folder / "state")
+    keep_newest(folder / "state", keep_states)
 
 
-def preview(state: TrainingState, spec: DataSpec, steps: int, dtype: torch.dtype, count: int = 10) -> Image.Image:
-    """A grid from fixed seeds: raw weights and the first average, without and with guidance, a row each."""
-    model, classes = state.model, state.model.config.num_classes
-    labels = [i % classes for i in range(count)] if classes else None
-    sets = weight_sets(state)
-    scales = [1.0] if model.sampling.guidance == 1 else [1.0, model.sampling.guidance]
-    rows: list[Tensor] = []
-    titles: list[str] = []
-    for name in list(sets)[:2]:
-        for scale in scales:
-            with autocast(model.device, dtype):
-                rows.append(
-                    sets[name].sample(labels, range(count), steps=steps, sampler="ab2", guidance=scale, final="x")
-                )
-            titles.append(f"{name}, guidance {scale:g}")
-    return grid(torch.cat(rows), spec, count, row_titles=titles)
-
-
-def check_folder(folder: Path, facts: dict[str, Any]) -> None:
-    """Raises ValueError where a folder holds another run, or no run at all."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+def _announce(
+    console: Console,
+    recipe: Recipe,
+    source: Source | StreamSource,
+    state: TrainingState,
+    folder: Path,
+    as_before: dict[str, Any],
+    *,
+    resumed: bool,
+) -> None:
+    """Say what is trained on what, and where."""
+    if not state.processes.first:
         return
-    path = folder / "recipe.json"
-    if not folder.is_dir() or not path.is_file():
-        raise ValueError(f"{folder} is not empty and not a run; choose another folder with --run")
-    try:
-        old = json.loads(path.read_text())
-        theirs, ours = flat(old["recipe"]), flat(json.loads(json.dumps(facts["recipe"])))
-        fingerprint, found = old["data"]["fingerprint"], old["data"]["found"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is damaged ({error}); choose another folder with --run, or remove this one"
-        ) from error
-    free = FREE_TO_CHANGE
-    if theirs.get("training.schedule") == "constant":  # a cosine depends on its end, a constant rate does not
-        free = (*free, "training.duration_nimg")
-    differing = [
-        f"  {name}: {theirs.get(name)} in the run, {ours.get(name)} in the command"
-        for name in sorted(theirs.keys() | ours.keys())
-        if theirs.get(name) != ours.get(name) and not name.startswith(free)
-    ]
-    if fingerprint != facts["data"]["fingerprint"]:
-        differing.append(f"  data: {found} in the run, {facts['data']['found']} in the command")
-    if differing:
-        raise ValueError(
-            f"{folder} holds a run of another recipe:\n" + "\n".join(differing) + "\n"
-            "Give the same settings to go on with it, or another folder with --run"
-        )
+
+    def say(title: str, text: str) -> None:
+        console.print(Text.assemble((f"{title:7}", "bold"), text), soft_wrap=True)
+
+    config, device = state.model.config, state.processes.device
+    parameters = sum(p.numel() for p in state.model.net.parameters()) / 1e6
+    patch = f", patch {'x'.join(map(str, config.patch))}" if hasattr(config, "patch") else ""
+    world = f", {state.processes.world} processes" if state.processes.world > 1 else ""
+    dtype = str(recipe.training.dtype(device)).removeprefix("torch.")
+    size = "x".join(map(str, config.size))
+    say("data", source.describe())
+    if not source.indexed:
+        say("stream", source.promise())
+    say("model", f"{name_of(config)} on {size}{patch}, {parameters:.1f} M parameters, {device.type}, {dtype}{world}")
+    say("run", f"{folder}" + (f", resumed at nimg = {state.nimg:,}" if resumed else ""))
+    for name, value in as_before.items():
+        say("as before", f" {name} = {value}: the run was begun by a version without this setting")
+    if state.nimg >= recipe.training.duration_nimg:
+        say("done", f"this run is finished; remove {folder} to train it again")
 
 
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, with dotted names."""
-    out: dict[str, Any] = {}
-    for name, value in values.items():
-        out |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return out
-
-
-def _passed(before: int, now: int, interval: int) -> bool:
-    return now // interval > before // interval
-
-
-def _log(path: Path, tick: Tick) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps({**asdict(tick), "time": round(time.time(), 1)}) + "\n")
-
-
-def _cut_log(path: Path, nimg: int) -> None:
-    """Forget lines after the state that the run goes on from: it will write them again."""
-    if path.is_file():
-        kept = [line for line in path.read_text().splitlines(keepends=True) if _nimg_of(line) <= nimg]
-        write_text(path, "".join(kept))
-
-
-def _nimg_of(line: str) -> float:
-    try:
-        return json.loads(line)["nimg"]
-    except (ValueError, KeyError):
-        return float("inf")  # a line that a kill cut in two
+def _passed(before: int, tick: Tick, interval: int) -> bool:
+    return tick.nimg // interval > before // interval
 
 
 @contextmanager
@@ -265,37 +204,3 @@ def _stop_requested() -> Iterator[list[int]]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def _progress(console: Console, recipe: Recipe, state: TrainingState, *, shown: bool) -> Iterator[Any]:
-    """A bar with rate and time left on a terminal; a line for each tick elsewhere."""
-    total = recipe.training.duration_nimg
-    if not shown or not console.is_terminal:
-
-        def line(tick: Tick) -> None:
-            left = (total - tick.nimg) / tick.img_per_second
-            console.print(
-                f"nimg {tick.nimg:>11,} of {total:,}   loss {tick.loss:.4f}   {tick.img_per_second:,.0f} img/s   "
-                f"{left / 60:.1f} min left",
-                soft_wrap=True,
-            )
-
-        yield line
-        return
-    columns = (
-        TextColumn("training"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[status]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("training", total=total, completed=state.nimg, status="")
-
-        def bar(tick: Tick) -> None:
-            progress.update(task, completed=tick.nimg, status=f"loss {tick.loss:.4f}  {tick.img_per_second:,.0f} img/s")
-
-        yield bar

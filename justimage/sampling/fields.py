@@ -8,7 +8,9 @@ import numpy as np
 import torch
 
 from justimage.data.fields import xarray_library
-from justimage.data.spec import Attributes, DataSpec, Origin, Variable
+from justimage.data.origin import Attributes, Origin, Variable
+from justimage.data.spec import DataSpec
+from justimage.disk import whole
 
 
 def to_xarray(
@@ -72,14 +74,15 @@ def _attributes(attributes: Attributes) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in attributes}
 
 
-def write_fields(dataset: Any, path: Path) -> None:
-    """Write a dataset of `to_xarray` as NetCDF (.nc) or Zarr (.zarr), in place of what is there.
+def write_fields(dataset: Any, path: Path, growing: str = "") -> None:
+    """Write a dataset of `to_xarray` as NetCDF (.nc) or Zarr (.zarr), whole or not at all, in place of what is there.
 
-    Raises ValueError for other names.
+    growing: a dimension of the NetCDF along which more can be appended. Raises ValueError for other names.
     """
-    if path.suffix == ".zarr":
-        dataset.to_zarr(path, mode="w", consolidated=False)
-    elif path.suffix == ".nc":
-        dataset.to_netcdf(path, engine="h5netcdf")
-    else:
+    if path.suffix not in (".nc", ".zarr"):
         raise ValueError(f"{path} ends neither in .nc nor in .zarr")
+    with whole(path) as beside:
+        if path.suffix == ".zarr":
+            dataset.to_zarr(beside, mode="w", consolidated=False)
+        else:
+            dataset.to_netcdf(beside, engine="h5netcdf", unlimited_dims=[growing] if growing else None)

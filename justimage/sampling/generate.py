@@ -1,11 +1,12 @@
 """Generation is an iterable: seeds in, batches of samples out. Saving and scoring consume the same one."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, Unpack
 
 from torch import Tensor
 
-from justimage.denoiser import Denoiser
+from justimage.denoiser import Denoiser, Given, Labels
+from justimage.samplers import Grid, Sampling, Settings, Step, with_settings
 
 
 class Samples(NamedTuple):
@@ -19,24 +20,44 @@ class Samples(NamedTuple):
 def generate(
     model: Denoiser,
     seeds: Sequence[int],
-    labels: Sequence[int | str] | None = None,
+    labels: Labels | None = None,
     *,
+    condition: Given | None = None,
     batch_size: int = 16,
-    **settings: Any,
+    size: Sequence[int] | None = None,
+    sampling: Sampling | None = None,
+    step: Step | None = None,
+    grid: Grid | None = None,
+    **settings: Unpack[Settings],
 ) -> Iterator[Samples]:
-    """Samples for all seeds, in batches. Sample k depends on seed and label k alone, not on the batch size.
+    """Samples for all seeds, a batch at a time. Sample k depends on its seed and condition, not on the batch size.
 
-    labels: one for each seed, or None. settings: as for `Denoiser.sample`. Raises ValueError before the first batch
-    for labels that do not exist or numbers that do not match.
+    labels: one for each seed, or None. condition: the other parts, one entry for each seed. The rest as for
+    `Denoiser.sample`. Raises ValueError before the first batch for labels and settings that do not exist, or numbers
+    that do not match.
     """
     indices = None if labels is None else model.labels(labels)
     if indices is not None and len(indices) != len(seeds):
         raise ValueError(f"{len(indices)} labels and {len(seeds)} seeds; one of each is needed for every sample")
+    for name, values in (condition or {}).items():
+        if len(values) != len(seeds):
+            raise ValueError(f"{len(values)} entries of {name} and {len(seeds)} seeds; every sample needs one of each")
+    with_settings(sampling or model.sampling, settings)
 
-    def drawn() -> Iterator[Samples]:
+    def batches() -> Iterator[Samples]:
         for start in range(0, len(seeds), batch_size):
             part = slice(start, start + batch_size)
             some, these = list(seeds[part]), None if indices is None else indices[part]
-            yield Samples(model.sample(these, some, **settings), some, these or [-1] * len(some))
+            raw = model.sample(
+                these,
+                some,
+                condition={name: values[part] for name, values in (condition or {}).items()},
+                size=size,
+                sampling=sampling,
+                step=step,
+                grid=grid,
+                **settings,
+            )
+            yield Samples(raw, some, these or [-1] * len(some))
 
-    return drawn()
+    return batches()

@@ -9,18 +9,26 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from justimage.data.spec import DataSpec
+from justimage.disk import whole
 
-GAP = 2  # pixels between the samples of a grid
-SMALLEST = 56  # pixels; smaller samples are enlarged by a whole factor
-CAPTION = 16  # pixels of the line below a sample
+# All lengths are in pixels.
+GAP = 2  # between the samples of a grid
+SMALLEST = 56  # height; smaller samples are enlarged by a whole factor
+WIDEST = 4096  # width of a grid
+CAPTION_LINE = 16  # height of the line below a sample
+CAPTION = 120  # a cell is widened for captions up to this width, some 16 letters
+MARGIN = 6  # between captions
+TITLE = 400  # width of a title beside a row
+ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
+FONT = ImageFont.load_default(size=13)
 INK, PAPER = (40, 40, 40), (255, 255, 255)
 
 
 def view(x: np.ndarray, colour: bool) -> np.ndarray:
     """Model values (C, *S), shown from -1 to 1 -> (h, w, 3) uint8.
 
-    Three colour channels as they are; others in grey beside each other, more than three of them in rows. Signals as
-    curves; of volumes the middle slice along the first axis.
+    colour: three channels are red, green and blue. Otherwise each is grey, beside the others, more than three of them
+    in rows. Signals are shown as curves, volumes as the middle slice along the first axis.
     """
     if x.ndim == 2:
         return np.concatenate([_curve(channel) for channel in x], 0)
@@ -57,37 +65,72 @@ def grid(
 ) -> Image.Image:
     """Samples (B, C, *S), raw or model values, row by row.
 
-    With titles beside the rows and above the columns, and a caption below each sample, cut to its width.
+    With titles beside the rows and above the columns, and a caption below each sample; long ones are shortened. Rows
+    that would be wider than WIDEST pixels go on below, and samples that alone would be are made smaller.
     """
     values = (spec.encode(samples) if raw else samples).cpu().numpy()
-    views = [view(x, colour=spec.channels == ("red", "green", "blue")) for x in values]
-    h, w = views[0].shape[:2]
-    enlarge = max(1, -(-SMALLEST // max(h, 1)))
-    h, w = h * enlarge, w * enlarge
-    rows = -(-len(views) // columns)
-    font = ImageFont.load_default(size=13)
-    left = max((int(font.getlength(title)) + 8 for title in row_titles), default=0)
+    views = [view(x, colour=bool(spec.colour)) for x in values]
+    titles = [shorten(title, TITLE) for title in row_titles]
+    left = max((_width(title) + 8 for title in titles), default=0)
     top = 18 if column_titles else 0
-    step_down, step_right = h + GAP + (CAPTION if captions else 0), w + GAP
-    canvas = Image.new("RGB", (left + columns * step_right - GAP, top + rows * step_down - GAP), PAPER)
+    h, w = _shown_size(*views[0].shape[:2], room=WIDEST - left)
+    cell = max([w, *(min(_width(text), CAPTION) + MARGIN for text in (*captions, *column_titles))])
+    fits = max(1, (WIDEST - left + GAP) // (cell + GAP))
+    pieces = -(-columns // fits)  # how often a row is broken
+    across = -(-columns // pieces)
+    lines = [
+        range(start, min(start + across, row + columns, len(views)))
+        for row in range(0, len(views), columns)
+        for start in range(row, min(row + columns, len(views)), across)
+    ]
+    above = [top if i == 0 or pieces > 1 else 0 for i in range(len(lines))]
+    step = h + GAP + (CAPTION_LINE if captions else 0)
+    canvas = Image.new("RGB", (left + across * (cell + GAP) - GAP, sum(above) + len(lines) * step - GAP), PAPER)
     pen = ImageDraw.Draw(canvas)
-    for i, pixels in enumerate(views):
-        down, right = top + i // columns * step_down, left + i % columns * step_right
-        image = Image.fromarray(pixels).resize((w, h), Image.Resampling.NEAREST)
-        if captions:
-            text = captions[i]
-            while text and font.getlength(text) > w:
-                text = text[:-1]
-            pen.text((right, down + h), text, fill=INK, font=font)
-        canvas.paste(image, (right, down))
-    for i, title in enumerate(row_titles):
-        pen.text((2, top + i * step_down + h // 2 - 8), title, fill=INK, font=font)
-    for i, title in enumerate(column_titles):
-        pen.text((left + i * step_right + 2, 1), title, fill=INK, font=font)
+    down = 0
+    for line, room in zip(lines, above, strict=True):
+        down += room
+        row, column = divmod(line.start, columns)
+        if row < len(titles) and column == 0:
+            pen.text((2, down + h // 2 - 8), titles[row], fill=INK, font=FONT)
+        for place, i in enumerate(line):
+            right = left + place * (cell + GAP)
+            if room and i % columns < len(column_titles):
+                pen.text((right, down - 17), shorten(column_titles[i % columns], cell - MARGIN), fill=INK, font=FONT)
+            if captions:
+                pen.text((right, down + h), shorten(captions[i], cell - MARGIN), fill=INK, font=FONT)
+            canvas.paste(_resize(views[i], h, w), (right, down))
+        down += step
     return canvas
 
 
+def _shown_size(h: int, w: int, room: int) -> tuple[int, int]:
+    """Height and width at which a sample is shown: enlarged to SMALLEST, or reduced to the room, by a whole factor."""
+    larger = max(1, -(-SMALLEST // max(h, 1)))
+    smaller = max(1, -(-w * larger // room))
+    return max(1, h * larger // smaller), max(1, w * larger // smaller)
+
+
+def _resize(pixels: np.ndarray, h: int, w: int) -> Image.Image:
+    reduced = h < pixels.shape[0] or w < pixels.shape[1]
+    return Image.fromarray(pixels).resize((w, h), Image.Resampling.BOX if reduced else Image.Resampling.NEAREST)
+
+
+def shorten(text: str, width: int) -> str:
+    """The text, or its beginning and an ellipsis, so that it is at most `width` pixels wide; never under 3 letters."""
+    if _width(text) <= width:
+        return text
+    kept = len(text)
+    while kept > 3 and _width(text[:kept].rstrip() + ELLIPSIS) > width:
+        kept -= 1
+    return text[:kept].rstrip() + ELLIPSIS
+
+
+def _width(text: str) -> int:
+    return ceil(FONT.getlength(text))
+
+
 def save(image: Image.Image, path: Path) -> None:
-    """Write a PNG, making its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path)
+    """Write a PNG that is whole or absent, making its folder."""
+    with whole(path) as beside:
+        image.save(beside, format="PNG")

@@ -20,8 +20,11 @@ def learning_rate(nimg: int, *, peak: float, warmup_nimg: int, duration_nimg: in
 
 
 def adamw(net: nn.Module, *, betas: tuple[float, float], weight_decay: float) -> torch.optim.AdamW:
-    """AdamW (arXiv 1711.05101) in one fused kernel; decay, if any, for matrices only, not for norms and biases."""
-    parameters = list(net.parameters())
+    """AdamW (arXiv 1711.05101) in one fused kernel, of the parameters that require gradients.
+
+    Decay, if any, is for matrices only, not for norms and biases.
+    """
+    parameters = [p for p in net.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},

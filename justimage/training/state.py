@@ -5,25 +5,34 @@ import shutil
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from justimage.denoiser import Denoiser
 from justimage.disk import read_tensors, write_tensors, write_text
+from justimage.parallel import Processes
 from justimage.training.ema import EMA
 
 TENSORS, FACTS = "state.safetensors", "state.json"
 
 
 class TrainingState:
-    """A model, its optimizer and its averages at one position of a run.
+    """A model, its optimizer and its averages at one position of a run; the runner is how the processes run the model.
 
     All that a run has besides is a function of its recipe and of nimg, so this is all that resuming restores.
     """
 
-    def __init__(self, model: Denoiser, optimizer: torch.optim.Optimizer, ema: EMA, nimg: int = 0, updates: int = 0):
+    def __init__(
+        self,
+        model: Denoiser,
+        runner: nn.Module,
+        processes: Processes,
+        optimizer: torch.optim.Optimizer,
+        ema: EMA,
+        nimg: int = 0,
+    ):
         self.model, self.optimizer, self.ema = model, optimizer, ema
+        self.runner, self.processes = runner, processes
         self.nimg = nimg
-        self.updates = updates
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor under a name that says what it is: net/..., ema/DECAY/..., optimizer/exp_avg/..., ..."""
@@ -44,7 +53,7 @@ class TrainingState:
         beside = folder / f".{place.name}.part"
         shutil.rmtree(beside, ignore_errors=True)
         write_tensors(beside / TENSORS, self.tensors())
-        write_text(beside / FACTS, json.dumps({"nimg": self.nimg, "updates": self.updates}) + "\n")
+        write_text(beside / FACTS, json.dumps({"nimg": self.nimg}) + "\n")
         beside.rename(place)
 
     @torch.no_grad()
@@ -69,7 +78,7 @@ class TrainingState:
             parameter = by_name[name]
             # The step counts too: a fused optimizer keeps them beside the parameters.
             self.optimizer.state[parameter][kind] = saved[full].to(parameter.device)
-        self.nimg, self.updates = facts["nimg"], facts["updates"]
+        self.nimg = facts["nimg"]
 
 
 def saved_states(folder: Path) -> list[Path]:

@@ -37,20 +37,20 @@ def card(config: dict) -> str:
     """The model card: what this is and how to draw samples from it."""
     architecture, data, sampling = config["architecture"], config.get("data"), config["sampling"]
     size = "x".join(map(str, architecture["size"]))
-    patch = "x".join(map(str, architecture["patch"]))
-    classes = len(data["classes"]) if data else architecture["num_classes"]
+    classes = len(data["classes"]) if data else architecture.get("num_classes", 0)
+    numbers = ", ".join(f"{name} {value}" for name, value in architecture.items() if isinstance(value, int | float))
     lines = [
         "---",
         "library_name: justimage",
         *([f"license: {config['licence']}"] if config.get("licence") else []),
-        "tags: [diffusion, flow-matching, jit]",
+        "tags: [diffusion, flow-matching]",
         "---",
-        f"# JiT, {size}, patch {patch}",
+        f"# {config['network']}, {size}",
         "",
-        "A plain Vision Transformer on patches of raw data that predicts "
-        f"{config['prediction']['space']}, trained with flow matching (arXiv 2511.13720).",
-        f"Width {architecture['width']}, depth {architecture['depth']}, {architecture['channels']} channels, "
-        f"{classes} classes.",
+        f"A network on raw data that predicts {config['prediction']['space']}, trained with flow matching as in "
+        f"arXiv 2511.13720. {architecture['channels']} channels, {classes} classes.",
+        "",
+        f"Architecture: {numbers}.",
         "",
         "```python",
         "import justimage as ji",

@@ -6,11 +6,34 @@ from pathlib import Path
 import torch
 
 from justimage.data.tables import is_hub_id
-from justimage.denoiser import Denoiser
+from justimage.denoiser import SCALINGS, Denoiser, Scalings
 from justimage.execution import cast_parameters, compile_blocks, compiling_pays, device_called, fast_dtype
-from justimage.weights.folder import CONFIG
+from justimage.weights.description import NetworkClass, assign_tensors, restored
+from justimage.weights.folder import CONFIG, read_folder
 from justimage.weights.hub import from_hub
-from justimage.weights.official import load_official
+from justimage.weights.official import load_official, weight_sets_of
+
+
+def weight_sets(source: str | Path) -> list[str]:
+    """The names of the weights in a run ("ema-0.9999", "raw") or an official .pth; of one set alone none.
+
+    Raises ValueError where the source does not exist, or is a run without weights yet.
+    """
+    path = Path(source)
+    if path.is_file():
+        return weight_sets_of(path)
+    if (path / "recipe.json").is_file():
+        return _held(path)
+    if not path.is_dir() and not is_hub_id(str(source)):
+        raise ValueError(f"{source} does not exist: neither a run, a weights folder nor a checkpoint")
+    return []
+
+
+def _held(run: Path) -> list[str]:
+    held = sorted(path.name for path in (run / "weights").glob("*/") if (path / CONFIG).is_file())
+    if not held:
+        raise ValueError(f"{run} has no weights yet; they appear with its first save")
+    return held
 
 
 def find_weights(run: Path, weights: str | None = None) -> Path:
@@ -18,9 +41,7 @@ def find_weights(run: Path, weights: str | None = None) -> Path:
 
     Raises ValueError where there are none yet, or none of that name.
     """
-    held = sorted(path.name for path in (run / "weights").glob("*/") if (path / CONFIG).is_file())
-    if not held:
-        raise ValueError(f"{run} has no weights yet; they appear with its first save")
+    held = _held(run)
     if weights is None:
         try:
             recipe = json.loads((run / "recipe.json").read_text())["recipe"]
@@ -35,7 +56,14 @@ def find_weights(run: Path, weights: str | None = None) -> Path:
     return run / "weights" / weights
 
 
-def read(source: str | Path, *, weights: str | None = None, context_start: int | None = None) -> Denoiser:
+def read(
+    source: str | Path,
+    *,
+    weights: str | None = None,
+    context_start: int | None = None,
+    network: NetworkClass | None = None,
+    preconditioner: Scalings | None = None,
+) -> Denoiser:
     """The model behind a run folder, a weights folder, an official .pth or .safetensors, or a hub id.
 
     In float32 on the CPU, as stored. Arguments and errors as for `load`.
@@ -44,14 +72,27 @@ def read(source: str | Path, *, weights: str | None = None, context_start: int |
     if path.is_file():
         return load_official(path, weights, context_start)
     if path.is_dir() and (path / "recipe.json").is_file():
-        return Denoiser.from_pretrained(find_weights(path, weights))
-    if not path.is_dir():
-        if not is_hub_id(str(source)):
-            raise ValueError(f"{source} does not exist: neither a run, a weights folder nor a checkpoint")
-        path = from_hub(str(source))
-    if weights is not None:
+        path = find_weights(path, weights)
+    elif weights is not None:
         raise ValueError(f"{source} holds one set of weights; {weights!r} cannot be chosen from it")
-    return Denoiser.from_pretrained(path)
+    elif not path.is_dir() and not is_hub_id(str(source)):
+        raise ValueError(f"{source} does not exist: neither a run, a weights folder nor a checkpoint")
+    return from_folder_or_hub(path, network=network, preconditioner=preconditioner)
+
+
+def from_folder_or_hub(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    network: NetworkClass | None = None,
+    preconditioner: Scalings | None = None,
+) -> Denoiser:
+    """The model of a weights folder, or of one downloaded by its hub id. Raises ValueError where it is not one."""
+    folder = Path(source)
+    if not folder.is_dir() and is_hub_id(str(source)):
+        folder = from_hub(str(source), revision)
+    tensors, description = read_folder(folder)
+    return restored(description, tensors, network=network, preconditioner=preconditioner).eval()
 
 
 def load(
@@ -62,18 +103,21 @@ def load(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     compile: bool | None = None,
+    network: NetworkClass | None = None,
+    preconditioner: Scalings | None = None,
 ) -> Denoiser:
     """A model ready to sample.
 
     source: a run folder, a weights folder, a hub id (USER/NAME), or an official checkpoint (.pth, .safetensors).
     weights: which of several, "ema-0.9999" or "raw" in a run, "ema1", "ema2" or "model" in an official .pth.
-    context_start: the in-context start block of an official checkpoint that does not tell it.
+    context_start: the in-context start block of an official checkpoint that does not record it.
+    network, preconditioner: the class and the function, where the model was trained with the user's own.
     device, dtype, compile: by default the accelerator if there is one, bfloat16 where that is faster, and
     compiled blocks where that pays; dtype=torch.float32, compile=False is the reference.
 
     Raises ValueError where the source does not exist, is truncated or foreign, or does not hold these weights.
     """
-    model = read(source, weights=weights, context_start=context_start)
+    model = read(source, weights=weights, context_start=context_start, network=network, preconditioner=preconditioner)
     return prepare(model, device=device, dtype=dtype, compile=compile)
 
 
@@ -91,4 +135,18 @@ def prepare(
     cast_parameters(model.net, dtype)
     if compiling_pays(model.net, where, dtype) if compile is None else compile:
         compile_blocks(model.net)
+    return model
+
+
+def swap_weights(model: Denoiser, source: str | Path, weights: str | None = None) -> Denoiser:
+    """Give a loaded model another set of weights of its run or checkpoint, in place; device and precision stay.
+
+    Raises ValueError as `load` does, and where the tensors are not this network's.
+    """
+    own = None if model.preconditioner in SCALINGS else model.scalings
+    other = read(source, weights=weights, network=type(model.net), preconditioner=own)
+    kept = {name: (each.device, each.dtype) for name, each in model.net.state_dict().items()}
+    tensors = {name: each.to(*kept[name]) if name in kept else each for name, each in other.net.state_dict().items()}
+    assign_tensors(model.net, tensors)
+    model.training_summary = other.training_summary
     return model

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from justimage.data.spec import DataSpec
-from justimage.denoiser import Denoiser, assign_tensors
-from justimage.disk import read_tensors, write_tensors
+from justimage.denoiser import Denoiser
+from justimage.disk import read_tensors, whole, write_tensors
 from justimage.networks.jit import VARIANT_COLUMNS, VARIANTS, JiT, JiTConfig
 from justimage.samplers import Sampling
+from justimage.weights.description import assign_tensors
 
 # official -> ours; `#` stands for the number of a block. A name covers its .weight and .bias.
 OFFICIAL_NAMES = {
@@ -150,10 +151,10 @@ def to_official(tensors: dict[str, Tensor], config: JiTConfig) -> dict[str, Tens
     if len(config.size) != 2 or config.size[0] != config.size[1] or config.patch[0] != config.patch[1]:
         raise ValueError(f"official JiT is for squares; this network has size {config.size} and patch {config.patch}")
     plain = config.rotary and config.qk_norm and config.rms_norm and config.swiglu and config.bottleneck
-    if not plain or config.num_classes == 0:
+    if not plain or config.num_classes == 0 or config.conditions:
         raise ValueError(
-            "official JiT has rotary positions, qk-norm, RMSNorm, SwiGLU, a bottleneck and class labels; "
-            "this network lacks some of them"
+            "official JiT has rotary positions, qk-norm, RMSNorm, SwiGLU, a bottleneck and class labels, "
+            "and no other condition; this network is another one"
         )
     ours = dict(tensors)
     p, q = config.patch
@@ -168,24 +169,34 @@ def to_official(tensors: dict[str, Tensor], config: JiTConfig) -> dict[str, Tens
     return {name: tensor.contiguous() for name, tensor in _rename_all(ours, OUR_NAMES, "our").items()}
 
 
-def read_official(path: Path, weights: str | None = None) -> tuple[dict[str, Tensor], argparse.Namespace]:
-    """One set of weights (model, ema1 or ema2; ema1 by default) and the args of an official checkpoint.
-
-    A .pth is read with an allow-list (tensors, plain containers, argparse.Namespace): no code in it is run.
-    Raises ValueError for a truncated or foreign file, or a set that it does not hold.
-    """
-    if path.suffix == ".safetensors":
-        if weights not in (None, "model"):
-            raise ValueError(f"{path} holds one set of weights; {weights} cannot be chosen from it")
-        return read_tensors(path), argparse.Namespace()
+def _checkpoint(path: Path) -> Any:
+    """All that a .pth holds, read with an allow-list (tensors, plain containers, argparse.Namespace)."""
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"{path} holds more than tensors and settings, and is not read ({reason})") from error
     except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         raise ValueError(f"{path} cannot be read; it is truncated, or not a checkpoint ({error})") from error
+
+
+def weight_sets_of(path: Path) -> list[str]:
+    """The sets of weights that an official checkpoint holds, by our names; of a .safetensors none, as it has one."""
+    checkpoint = {} if path.suffix == ".safetensors" else _checkpoint(path)
+    return [name for name, key in WEIGHT_SETS.items() if isinstance(checkpoint, dict) and key in checkpoint]
+
+
+def read_official(path: Path, weights: str | None = None) -> tuple[dict[str, Tensor], argparse.Namespace]:
+    """One set of weights (model, ema1 or ema2; ema1 by default) and the args of an official checkpoint.
+
+    No code in the file is run. Raises ValueError for a truncated or foreign file, or a set that it does not hold.
+    """
+    if path.suffix == ".safetensors":
+        if weights not in (None, "model"):
+            raise ValueError(f"{path} holds one set of weights; {weights} cannot be chosen from it")
+        return read_tensors(path), argparse.Namespace()
+    checkpoint = _checkpoint(path)
     key = WEIGHT_SETS.get(weights or "ema1")
     if key is None:
         raise ValueError(f"an official checkpoint has the weights {', '.join(WEIGHT_SETS)}, not {weights!r}")
@@ -248,6 +259,8 @@ def save_official(model: Denoiser, path: Path) -> None:
         raise ValueError(f"{path} exists and is not written over")
     if model.space != "x" or model.preconditioner != "none":
         raise ValueError(f"official JiT predicts x; this network predicts {model.space} ({model.preconditioner})")
+    if not isinstance(model.config, JiTConfig):
+        raise ValueError(f"the official layout is for JiT; this network is a {type(model.net).__name__}")
     c = model.config
     tensors = to_official(model.net.state_dict(), c)
     if path.suffix == ".safetensors":
@@ -269,5 +282,5 @@ def save_official(model: Denoiser, path: Path) -> None:
         num_sampling_steps=model.sampling.steps,
         sampling_method=model.sampling.sampler,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({**dict.fromkeys(WEIGHT_SETS.values(), tensors), "epoch": 0, "args": args}, path)
+    with whole(path) as beside:
+        torch.save({**dict.fromkeys(WEIGHT_SETS.values(), tensors), "epoch": 0, "args": args}, beside)

@@ -1,0 +1,36 @@
+"""`jit convert`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from justimage.commands.console import say
+from justimage.commands.main import DONE
+from justimage.weights.load import read
+from justimage.weights.official import load_official, save_official
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Convert weights: an official .pth or .safetensors to a weights folder, or a weights folder to one of these."""
+
+    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")]
+    """An official checkpoint; or a run or weights folder."""
+    target: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="TARGET")]
+    """A weights folder to make; or a .pth or .safetensors in the official layout."""
+    weights: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Which weights of the source: ema1 (default), ema2 or model of a .pth; ema-0.9999 or raw of a run."""
+    context_start: Annotated[int | None, tyro.conf.arg(metavar="BLOCK")] = None
+    """In-context start block of an official checkpoint that does not record it (4, 8, 10, 10 in B, L, H, G)."""
+
+    def __call__(self) -> int:
+        if self.source.is_file():
+            if self.target.exists() and (not self.target.is_dir() or any(self.target.iterdir())):
+                raise ValueError(f"{self.target} exists and is not written over")
+            load_official(self.source, self.weights, self.context_start).save_pretrained(self.target)
+        else:
+            save_official(read(self.source, weights=self.weights), self.target)
+        say(f"wrote {self.target}")
+        return DONE

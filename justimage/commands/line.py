@@ -1,0 +1,83 @@
+"""The command line, derived from dataclasses by tyro; and what to write in place of what is not understood."""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar
+
+import tyro
+
+Parsed = TypeVar("Parsed")
+
+# What other programs call it -> what it is called here. The first that a command has is suggested.
+SYNONYMS: dict[str, tuple[str, ...]] = {
+    "cfg": ("guidance", "sampling.guidance"),
+    "cfg-scale": ("guidance", "sampling.guidance"),
+    "guidance-scale": ("guidance", "sampling.guidance"),
+    "num-samples": ("count",),
+    "n": ("count",),
+    "num-steps": ("steps", "sampling.steps"),
+    "nfe": ("steps", "sampling.steps"),
+    "solver": ("sampler", "sampling.sampler"),
+    "seed": ("seeds", "training.seed"),
+    "labels": ("classes", "data-options.labels"),
+    "class": ("classes",),
+    "output": ("out", "run"),
+    "output-dir": ("out", "run"),
+    "data-path": ("data",),
+    "dataset": ("data",),
+    "ckpt": ("weights",),
+    "image-size": ("size", "network.size"),
+    "img-size": ("size", "network.size"),
+    "resolution": ("size", "network.size"),
+    "patch-size": ("network.patch",),
+    "batch": ("batch-size", "training.batch-size"),
+    "epochs": ("training.duration-nimg",),
+    "steps": ("training.duration-nimg",),
+    "learning-rate": ("training.lr",),
+    "num-workers": ("workers", "data-options.workers"),
+    "flip": ("mirror", "training.mirror"),
+    "no-flip": ("mirror off", "training.mirror off"),
+    "training.flip": ("training.mirror on",),
+    "training.no-flip": ("training.mirror off",),
+    "training.flip-fields": ("training.mirror on",),
+}
+
+
+def parse(kind: type[Parsed], arguments: Sequence[str], prog: str, default: Parsed | None = None) -> Parsed:
+    """The arguments as a dataclass, starting from a default if there is one.
+
+    Raises ValueError, with the likeliest option, for what is not understood; exits with 2 where a value is of the wrong
+    type, and with 0 after --help.
+    """
+    start = {} if default is None else {"default": default}
+    parsed, unknown = tyro.cli(kind, args=list(arguments), prog=prog, return_unknown_args=True, **start)
+    if unknown:
+        options = list(dict.fromkeys(option_names(parsed)))
+        raise ValueError(f"{_instead(unknown[0], options)}\nAll options: {prog} --help")
+    return parsed
+
+
+def option_names(values: Any, prefix: str = "") -> Iterator[str]:
+    """The options that a dataclass becomes, without the dashes in front."""
+    for item in fields(values):
+        value = getattr(values, item.name)
+        name = item.name.replace("_", "-")
+        if is_dataclass(value):
+            flat = "recipe" in item.name or ("sampling" in item.name and not prefix and not hasattr(values, "recipe"))
+            yield from option_names(value, prefix if flat else f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def _instead(unknown: str, options: list[str]) -> str:
+    """One line on an argument that no option takes."""
+    if not unknown.startswith("-"):
+        data = f"; data are given with --data {unknown}" if "data" in options else ""
+        return f"{unknown!r} belongs to no option{data}"
+    name = unknown.partition("=")[0].lstrip("-").replace("_", "-")
+    known = [each for each in SYNONYMS.get(name, ()) if each.partition(" ")[0] in options]
+    same_end = [each for each in options if each.rpartition(".")[2] == name]
+    near = difflib.get_close_matches(name, options, n=1, cutoff=0.6)
+    likely = next(iter([*known, *same_end, *near]), None)
+    return f"there is no option --{name}" + (f"; did you mean --{likely}?" if likely else "")

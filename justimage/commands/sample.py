@@ -1,0 +1,186 @@
+"""`jit sample`."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from rich.progress import track
+
+from justimage.commands.console import console, interruptible, say
+from justimage.commands.line import parse
+from justimage.commands.main import DONE, INTERRUPTED
+from justimage.denoiser import Denoiser
+from justimage.samplers import Sampling
+from justimage.sampling.generate import generate
+from justimage.sampling.write import Sheet, file_format, write_facts, writer
+from justimage.weights.load import load
+
+MOST_CLASSES = 10  # classes drawn where none is asked for
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw samples, written as they are drawn, and a grid of the first ones."""
+
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
+    """A run folder, a weights folder, a hub id (USER/NAME), or an official .pth."""
+    classes: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[CLASS ...]")] = ()
+    """Classes by name or index, for example --classes cat dog 7; all of them (at most 10) by default."""
+    unconditional: bool = False
+    """Draw without any condition."""
+    condition: Annotated[Path | None, tyro.conf.arg(metavar="FILE.npz")] = None
+    """An .npz with the other parts of the model's condition by name, raw values with one row for each condition."""
+    count: Annotated[int, tyro.conf.arg(metavar="N")] = 8
+    """Samples of each class, or of each row of --condition; or in all, without these."""
+    seeds: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[SEED ...]")] = ()
+    """Seeds, one for each sample of a class, as numbers and ranges: --seeds 3 10-19. By default 0, 1, 2, ... Overrides
+    --count."""
+    size: Annotated[tuple[int, ...], tyro.conf.arg(metavar="[LENGTH ...]")] = ()
+    """Another size than the model's, as one length for all axes or one for each; the patch must divide it."""
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("samples")
+    """Folder for the samples and grid.png. Files of the same name are replaced."""
+    format: Literal["auto", "png", "npy", "nc", "zarr"] = "auto"
+    """png: one image for each sample; npy: one array samples.npy (N, C, *S) of raw values; nc, zarr: one file with
+    the names, units and coordinates that the data came with. auto: png for images, nc for fields, npy for the rest."""
+    sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
+    """The settings in the checkpoint are the defaults; those shown here are of a checkpoint that has none."""
+    weights: Annotated[str | None, tyro.conf.arg(aliases=["--ema"], metavar="NAME")] = None
+    """Which weights: ema-0.9999 or raw of a run; ema1, ema2 or model of an official .pth."""
+    context_start: Annotated[int | None, tyro.conf.arg(metavar="BLOCK")] = None
+    """In-context start block of an official checkpoint that does not record it."""
+    batch_size: Annotated[int, tyro.conf.arg(metavar="N")] = 16
+    """Samples drawn at once; it changes the speed only."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 where the hardware is faster in it."""
+    device: Annotated[str | None, tyro.conf.arg(metavar="DEVICE")] = None
+    """cpu, cuda, ...; the accelerator by default, if there is one."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be drawn: for each sample its seed, its label and the other parts of its condition."""
+
+    seeds: list[int]
+    labels: list[int] | None
+    condition: dict[str, np.ndarray]
+    rows: list[str]
+    """What the grid calls its rows: one for each class or condition."""
+
+    @property
+    def each(self) -> int:
+        """Samples of each row."""
+        return len(self.seeds) // max(len(self.rows), 1)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Draw samples; returns the exit code."""
+    asked = parse(Sample, arguments, "jit sample")
+    interruptible()
+    if asked.batch_size < 1 or asked.count < 1:
+        raise ValueError(f"batch_size ({asked.batch_size}) and count ({asked.count}) must be at least 1")
+    if asked.out.exists() and not asked.out.is_dir():
+        raise ValueError(f"{asked.out} is a file; --out is a folder")
+    dtypes = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+    model = load(
+        asked.model,
+        weights=asked.weights,
+        context_start=asked.context_start,
+        device=asked.device,
+        dtype=dtypes[asked.precision],
+    )
+    # Once more with the model's own settings as defaults: what the user has written wins over them.
+    asked = parse(Sample, arguments, "jit sample", replace(asked, sampling=model.sampling))
+    form = file_format(asked.format, model.spec)
+    order = order_of(model, asked)
+    size = asked.size * len(model.config.size) if len(asked.size) == 1 else asked.size or tuple(model.config.size)
+    sampling = replace(asked.sampling, guidance=1.0) if not order.labels and not order.condition else asked.sampling
+    if sampling != asked.sampling and asked.sampling.guidance != model.sampling.guidance:
+        raise ValueError(f"guidance is {asked.sampling.guidance}, and these samples are drawn without condition")
+
+    batches = generate(
+        model,
+        order.seeds,
+        order.labels,
+        condition=order.condition,
+        batch_size=asked.batch_size,
+        size=size,
+        sampling=sampling,
+    )
+    facts = {"model": asked.model, "weights": asked.weights, "sampling": asdict(sampling), "size": list(size)}
+    rounds = -(-len(order.seeds) // asked.batch_size)
+    sheet, code = Sheet(order.each, order.rows), DONE
+    with writer(form, asked.out, model) as writing:
+        try:
+            for batch in track(batches, description="sampling", total=rounds, console=console, transient=True):
+                writing.add(batch)
+                sheet.add(batch.raw)
+        except KeyboardInterrupt:
+            say(f"interrupted after {writing.count:,} of {len(order.seeds):,} samples, which are kept")
+            code = INTERRUPTED
+    written = writing.describe()
+    if model.spec is not None and writing.count:
+        sheet.save(asked.out / "grid.png", model.spec)
+        written += " and grid.png"
+    write_facts(asked.out, facts, order.seeds[: writing.count], order.labels)
+    say(f"wrote {written} to {asked.out}")
+    return code
+
+
+def order_of(model: Denoiser, asked: Sample) -> Order:
+    """What the arguments ask of a model. Raises ValueError where they do not fit it."""
+    per_row = seeds_of(asked.seeds) or list(range(asked.count))
+    others = [name for name, kind, *_ in model.needs if kind != "labels"]
+    if asked.unconditional:
+        if asked.classes or asked.condition:
+            raise ValueError("--unconditional draws without --classes and --condition")
+        return Order(per_row, None, {}, [])
+    if others and asked.condition is None:
+        raise ValueError(
+            f"this model is conditioned on {', '.join(others)}; give --condition FILE.npz with arrays of these names, "
+            "or --unconditional"
+        )
+    given = {} if asked.condition is None else _arrays(asked.condition)
+    rows = max((len(values) for values in given.values()), default=0)
+    labels = given.pop("labels").tolist() if "labels" in given else []
+    asked_for: Any = asked.classes or labels or ([] if rows else range(min(model.num_classes, MOST_CLASSES)))
+    classes = model.labels(list(asked_for)) if asked_for else []
+    if rows and len(classes) == 1:
+        classes = classes * rows
+    if rows and classes and len(classes) != rows:
+        raise ValueError(
+            f"{len(classes)} classes and {rows} rows of {asked.condition}; each row needs one class, or all"
+        )
+    repeated = {name: np.repeat(values, len(per_row), axis=0) for name, values in given.items()}
+    names = [class_name(model, label) for label in classes] or [f"row {i}" for i in range(rows)]
+    return Order(per_row * max(len(classes), rows, 1), [y for y in classes for _ in per_row] or None, repeated, names)
+
+
+def class_name(model: Denoiser, label: int) -> str:
+    """The name of a class; its number, where the model does not know names."""
+    if model.spec is None:
+        return str(label)
+    return model.spec.classes[label] if label < len(model.spec.classes) else "none"
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz. Raises ValueError where it is none."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, AttributeError, TypeError) as error:
+        raise ValueError(f"--condition {path} cannot be read as an .npz of arrays: {error}") from error
+
+
+def seeds_of(texts: Sequence[str]) -> list[int]:
+    """Numbers and ranges, "3" and "10-19" -> seeds. Raises ValueError for anything else."""
+    seeds: list[int] = []
+    for text in texts:
+        first, dash, last = text.partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
+            raise ValueError(f"--seeds {text}: a seed is a whole number from 0 on, or a range such as 0-499")
+        seeds += range(int(first), int(last or first) + 1)
+    return seeds

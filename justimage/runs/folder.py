@@ -1,0 +1,155 @@
+"""A run as a folder: recipe.json says what is trained, log.jsonl how it goes; and whether a folder is this run's.
+
+recipe.json            the resolved recipe, versions, and a fingerprint of the data
+log.jsonl              one line for each tick
+samples/000025600.png  fixed seeds: raw weights and average, without and with guidance
+state/000025600/       what resuming restores
+weights/ema-0.9995/    enough to sample
+"""
+
+import json
+import platform
+from dataclasses import asdict, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from justimage import __version__
+from justimage.data.spec import DataSpec, Source, StreamSource
+from justimage.disk import write_text
+from justimage.networks.protocol import OLDEST, name_of
+from justimage.process import LogitNormal
+from justimage.runs.recipes import Recipe
+
+RECIPE, LOG = "recipe.json", "log.jsonl"
+
+# What may differ when a run is resumed: it changes how fast, how often or how long, but no number that was computed.
+FREE_TO_CHANGE = ("promise.", "report.", "data_options.", "training.compile", "training.checkpoint")
+# Fields that a recipe.json may lack, since they came later -> the value that means "as before", given the older recipe
+# and the data.
+CAME_LATER: dict[str, Any] = {
+    "training.ema_start_nimg": lambda old, spec: 1000 * old["training.batch_size"],
+    "training.mirror": lambda old, spec: "on" if _mirrored(old, spec) else "off",
+    "network.conditions": lambda old, spec: (),
+    "data_options.conditions": lambda old, spec: (),
+}
+REPLACED = ("training.flip", "training.flip_fields")  # fields that it may have, which others have taken the place of
+
+
+def _mirrored(old: dict[str, Any], spec: DataSpec) -> bool:
+    return bool(old.get("training.flip" if spec.image else "training.flip_fields", False))
+
+
+def facts_of(recipe: Recipe, source: Source | StreamSource, data: str, loss: str) -> dict[str, Any]:
+    """What recipe.json says. `recipe` is the one fitted to the data; loss names one that is the user's own."""
+    plain = json.loads(json.dumps(asdict(recipe)))
+    times = recipe.training.times
+    if type(times) is not LogitNormal:  # a density of the user's own: two with equal fields are still two
+        plain["training"]["times"]["density"] = f"{type(times).__module__}.{type(times).__qualname__}"
+    facts = {
+        "network": name_of(recipe.network),
+        "recipe": plain,
+        "data": {"path": data, "fingerprint": source.fingerprint(), "found": source.describe()},
+        "versions": {"justimage": __version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
+    return facts | ({"loss": loss} if loss else {})
+
+
+def read_facts(folder: Path) -> dict[str, Any] | None:
+    """What recipe.json of a folder says; None for a new or empty folder. ValueError where it is something else."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return None
+    path = folder / RECIPE
+    if not folder.is_dir() or not path.is_file():
+        raise ValueError(f"{folder} is not empty and not a run; choose another folder with --run")
+    try:
+        old = json.loads(path.read_text())
+        _ = old["recipe"]["training"]["batch_size"], old["data"]["fingerprint"], old["data"]["found"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); choose another folder with --run, or remove this one"
+        ) from error
+    return old
+
+
+def as_begun(recipe: Recipe, old: dict[str, Any] | None, spec: DataSpec) -> tuple[Recipe, dict[str, Any]]:
+    """The recipe with fields that the run's own lacks set to "as before" -> it, and these fields with their values."""
+    theirs = {} if old is None else flat(old["recipe"])
+    ours = flat(asdict(recipe))
+    later = {
+        name: value(theirs, spec)
+        for name, value in CAME_LATER.items()
+        if theirs and name in ours and name not in theirs
+    }
+    for name, value in later.items():
+        recipe = _with(recipe, name.split("."), value)
+    return recipe, {name: value for name, value in later.items() if value != ()}
+
+
+def _with(values: Any, path: list[str], value: Any) -> Any:
+    """A dataclass with the field at a dotted path replaced."""
+    first, *rest = path
+    return replace(values, **{first: _with(getattr(values, first), rest, value) if rest else value})
+
+
+def check_same(folder: Path, old: dict[str, Any] | None, facts: dict[str, Any]) -> None:
+    """Raises ValueError where a folder holds the run of another recipe, or of a newer version."""
+    if old is None:
+        return
+    theirs, ours = flat(old["recipe"]), flat(facts["recipe"])
+    open_ended = ("training.times.",)  # a density has the fields it likes
+    unknown = [name for name in theirs if name not in (*ours, *REPLACED) and not name.startswith(open_ended)]
+    if unknown and old.get("network", OLDEST) == facts["network"]:
+        raise ValueError(
+            f"{folder / RECIPE} has settings that this version does not know: {', '.join(sorted(unknown))}. The run "
+            "was begun by a newer version; resume it with that, or choose another folder with --run"
+        )
+    theirs["network"], ours["network"] = old.get("network", OLDEST), facts["network"]
+    theirs["loss"], ours["loss"] = old.get("loss"), facts.get("loss")
+    free = FREE_TO_CHANGE
+    if theirs.get("training.schedule") == "constant":  # a cosine depends on its end, a constant rate does not
+        free = (*free, "training.duration_nimg")
+    differing = [
+        f"  {name}: {theirs.get(name)} in the run, {ours.get(name)} in the command"
+        for name in sorted(theirs.keys() | ours.keys())
+        if theirs.get(name) != ours.get(name) and not name.startswith(free) and name not in REPLACED
+    ]
+    if old["data"]["fingerprint"] != facts["data"]["fingerprint"]:
+        differing.append(f"  data: {old['data']['found']} in the run, {facts['data']['found']} in the command")
+    if differing:
+        raise ValueError(
+            f"{folder} holds a run of another recipe:\n" + "\n".join(differing) + "\n"
+            "Give the same settings to resume it, or another folder with --run"
+        )
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted names."""
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        out |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return out
+
+
+def field_names(recipe: Any, prefix: str = "") -> list[str]:
+    """The dotted names of all fields of a recipe."""
+    names = []
+    for item in fields(recipe):
+        value = getattr(recipe, item.name)
+        names += field_names(value, f"{prefix}{item.name}.") if is_dataclass(value) else [prefix + item.name]
+    return names
+
+
+def cut_log(path: Path, nimg: int) -> None:
+    """Forget lines after the state that the run is resumed from: they will be written again."""
+    if path.is_file():
+        kept = [line for line in path.read_text().splitlines(keepends=True) if _nimg_of(line) <= nimg]
+        write_text(path, "".join(kept))
+
+
+def _nimg_of(line: str) -> float:
+    try:
+        return json.loads(line)["nimg"]
+    except (ValueError, KeyError):
+        return float("inf")  # a line that a kill cut in two

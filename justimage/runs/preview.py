@@ -1,0 +1,46 @@
+"""The weights that a run has, as models, and the picture of what they draw from fixed seeds."""
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from justimage.data.spec import DataSpec
+from justimage.denoiser import Denoiser
+from justimage.execution import autocast
+from justimage.sampling.pictures import grid
+from justimage.training.state import TrainingState
+from justimage.weights.description import describe, restored
+
+
+def weights_of(state: TrainingState) -> dict[str, Denoiser]:
+    """The weights of a run, as models: "raw" and "ema-DECAY". They share the state's memory."""
+    model = state.model
+    description = describe(model)
+    sets = {"raw": model.net.state_dict()}
+    sets |= {f"ema-{decay}": state.ema.tensors(decay) for decay in state.ema.decays}
+    own = model.scalings if model.preconditioner == getattr(model.scalings, "__name__", "") else None
+    return {
+        name: restored(description, tensors, network=type(model.net), preconditioner=own)
+        for name, tensors in sets.items()
+    }
+
+
+def preview(state: TrainingState, spec: DataSpec, steps: int, dtype: torch.dtype, count: int = 10) -> Image.Image:
+    """A grid from fixed seeds: raw weights and the first average, without and with guidance, a row each.
+
+    An average that is still the weights themselves is not drawn twice. A condition other than labels is left out.
+    """
+    model, classes = state.model, state.model.num_classes
+    labels = [i % classes for i in range(count)] if classes and len(model.needs) == 1 else None
+    travelling = state.nimg <= state.ema.start_nimg
+    sets = list(weights_of(state).items())[: 1 if travelling else 2]
+    scales = [1.0] if model.sampling.guidance == 1 or labels is None else [1.0, model.sampling.guidance]
+    rows: list[Tensor] = []
+    titles: list[str] = []
+    for name, drawing in sets:
+        for scale in scales:
+            with autocast(model.device, dtype):
+                rows.append(drawing.sample(labels, range(count), steps=steps, sampler="ab2", guidance=scale, final="x"))
+            titles.append(f"{name}, guidance {scale:g}")
+    columns = [spec.classes[label] for label in labels] if labels else []
+    return grid(torch.cat(rows), spec, count, row_titles=titles, column_titles=columns)

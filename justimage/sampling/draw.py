@@ -1,0 +1,60 @@
+"""draw: from noise to data with any model that predicts. All sampling of this library goes through it."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from justimage.process import Prediction
+from justimage.samplers import Grid, Predict, Sampling, Step, guided
+
+Watch = Callable[[Tensor, Tensor, Prediction], None]  # state z, time t, what the (guided) model predicted there
+
+
+@torch.no_grad()
+def draw(
+    model: Any,
+    y: Any,
+    noise: Tensor,
+    sampling: Sampling,
+    *,
+    watch: Watch | None = None,
+    step: Step | None = None,
+    grid: Grid | None = None,
+) -> Tensor:
+    """Noise (B, C, *S) at t = 0 -> model values x (B, C, *S) at t = 1 (Alg. 2 and Eq. 4, arXiv 2511.13720).
+
+    model(z, t, y) -> Prediction; a guidance scale other than 1 also asks it for null(count, size, device), the value of
+    the condition that means none. y: a value of the condition for each sample, or None. noise has the model's
+    noise_scale. watch: called with (z, t, prediction) at every evaluation. step, grid: functions in place of those that
+    `sampling` names. A network in training mode is in evaluation mode meanwhile.
+    """
+    needs_null = sampling.guidance != 1 and y is not None
+    null = model.null(len(noise), noise.shape[2:], noise.device) if needs_null else None
+    predict = guided(model, y, null, sampling.guidance, sampling.interval)
+    with _evaluating(model):
+        return sampling.run(predict if watch is None else _watched(predict, watch), noise, step=step, grid=grid)
+
+
+def _watched(predict: Predict, watch: Watch) -> Predict:
+    def seen(z: Tensor, t: Tensor) -> Prediction:
+        prediction = predict(z, t)
+        watch(z, t, prediction)
+        return prediction
+
+    return seen
+
+
+@contextlib.contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    """Without dropout; afterwards as before."""
+    was_training = isinstance(model, nn.Module) and model.training
+    if was_training:
+        model.eval()
+    try:
+        yield
+    finally:
+        if was_training:
+            model.train()

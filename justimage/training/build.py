@@ -1,0 +1,69 @@
+"""Building the state of a training run: one place, one order.
+
+    weights -> checkpointing -> compiling -> replicating -> optimizer and averages
+
+Each step is a function over an unmodified module, so that another one (sharding, adapters) is a line in its place, and
+the names of saved tensors stay those of the plain network.
+"""
+
+import torch
+from torch import nn
+
+from justimage.denoiser import Denoiser
+from justimage.execution import best_device, checkpoint_blocks, compile_blocks, compiling_pays
+from justimage.parallel import Processes, replicate
+from justimage.randomness import Purpose, key
+from justimage.training.ema import EMA
+from justimage.training.optim import adamw
+from justimage.training.settings import Training
+from justimage.training.state import TrainingState
+
+
+def build(
+    model: Denoiser, config: Training, processes: Processes | None = None, *, adopt: bool | None = None
+) -> TrainingState:
+    """A model at the start of its run: on its device, with runner, optimizer and averages.
+
+    adopt: go on from the weights that the model has. Otherwise a network that has `initialise` gets weights drawn from
+    the seed, whatever it had. The network may be on the meta device: then it has memory from here on. processes: this
+    process alone, on the best device, by default.
+
+    Raises ValueError where a trained model is given without saying which is meant, where a batch does not split over
+    the processes, and where `initialise` has left something unfilled.
+    """
+    processes = processes or Processes(device=best_device())
+    if config.batch_size % processes.world:
+        raise ValueError(f"a batch of {config.batch_size} does not split over {processes.world} processes")
+    if adopt is None and model.training_summary:
+        raise ValueError(
+            "this model has been trained: build(..., adopt=True) continues from its weights, adopt=False draws new ones"
+        )
+    net = model.net
+    if not adopt:
+        initialise(net, config.seed)
+    model.to(processes.device)
+    if config.checkpoint:
+        checkpoint_blocks(net)
+    dtype = config.dtype(processes.device)
+    if compiling_pays(net, processes.device, dtype) if config.compile is None else config.compile:
+        compile_blocks(net)
+    runner = replicate(model, processes)
+    optimizer = adamw(net, betas=config.betas, weight_decay=config.weight_decay)
+    ema = EMA(net, config.ema_decays, start_nimg=config.ema_start_nimg, batch_size=config.batch_size)
+    return TrainingState(model, runner, processes, optimizer, ema)
+
+
+@torch.no_grad()
+def initialise(net: nn.Module, seed: int) -> None:
+    """Fill a network by its own `initialise`, from the seed; one without it keeps the weights that it was made with."""
+    if not hasattr(net, "initialise"):
+        return
+    if any(tensor.is_meta for tensor in (*net.parameters(), *net.buffers())):
+        net.to_empty(device="cpu")
+        for tensor in (*net.parameters(), *net.buffers()):
+            if tensor.is_floating_point():
+                tensor.fill_(torch.nan)
+    net.initialise(torch.Generator().manual_seed(key(seed, Purpose.WEIGHTS, 0)))  # type: ignore[operator]
+    for name, tensor in (*net.named_parameters(), *net.named_buffers()):
+        if tensor.is_floating_point() and tensor.isnan().any():
+            raise ValueError(f"{type(net).__name__}.initialise leaves {name} unfilled")

@@ -1,0 +1,85 @@
+"""How a network is trained."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from justimage.data.spec import DataSpec
+from justimage.execution import fast_dtype
+from justimage.process import Density, LogitNormal, Space
+from justimage.training.optim import Schedule
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a network is trained. Lengths of time are counted in samples (nimg), the one clock of training."""
+
+    duration_nimg: int = 256_000_000
+    """Samples to train on."""
+    batch_size: int = 1024
+    """Samples of one step, of all processes together."""
+    microbatch: int = 0
+    """Samples that one process takes at once, gradients being accumulated; 0: its whole part of the batch."""
+    lr: float = 2e-4
+    """Peak learning rate."""
+    warmup_nimg: int = 0
+    """Samples over which the learning rate rises."""
+    schedule: Schedule = "constant"
+    """After the warm-up: constant, as in the paper, or a cosine to zero."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Adam's decay rates."""
+    weight_decay: float = 0.0
+    """AdamW's decay of matrices."""
+    clip_norm: float = 0.0
+    """Largest gradient norm, longer gradients are shortened; 0: off. The norm is logged in any case."""
+    label_dropout: float = 0.1
+    """Share of samples whose labels, and whatever else they are conditioned on, are dropped, for guidance."""
+    ema_decays: tuple[float, ...] = (0.9999, 0.9998, 0.9996)
+    """Decays per step of the averages kept; the first is the one sampled by default."""
+    ema_start_nimg: int = 1_024_000
+    """Samples during which an average is the weights themselves; then it spans the last tenth of what follows, until
+    that is longer than its decay asks for. 0, as in the paper: each average begins at the initial weights and has its
+    decay from the first step."""
+    loss_space: Space = "v"
+    """Where the error is measured: x, eps or v."""
+    times: Density = field(default_factory=LogitNormal)
+    """The density of training times."""
+    mirror: Literal["auto", "on", "off"] = "auto"
+    """Mirror half of the samples. auto: where the data say that mirrored samples are as likely, as photographs do."""
+    seed: int = 0
+    """Seed of every draw: weights, order, mirroring, times, noise, dropped labels."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of matrix products; auto: bfloat16 where the hardware is faster in it (AMX CPUs, recent GPUs)."""
+    compile: bool | None = None
+    """torch.compile the blocks; by default where it pays (large networks on GPUs and in bfloat16)."""
+    checkpoint: bool = False
+    """Recompute activations in the backward pass: less memory, a third more work."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.duration_nimg < 1 or self.microbatch < 0 or self.ema_start_nimg < 0:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) and duration_nimg ({self.duration_nimg}) must be at least 1, and "
+                f"microbatch ({self.microbatch}) and ema_start_nimg ({self.ema_start_nimg}) not below 0"
+            )
+        if self.lr <= 0 or self.clip_norm < 0 or self.warmup_nimg < 0 or self.weight_decay < 0:
+            raise ValueError(
+                f"lr ({self.lr}) must be above 0, and clip_norm ({self.clip_norm}), warmup_nimg ({self.warmup_nimg}) "
+                f"and weight_decay ({self.weight_decay}) not below"
+            )
+        if any(not 0 < decay < 1 for decay in self.ema_decays):
+            raise ValueError(f"ema_decays are {self.ema_decays}; each lies between 0 and 1")
+        if not 0 <= self.label_dropout < 1:
+            raise ValueError(f"label_dropout is {self.label_dropout}; it is a share between 0 and 1")
+        if not hasattr(type(self.times), "__dataclass_fields__"):
+            raise ValueError(f"times is {self.times!r}; a density is a frozen dataclass, so that a run can record it")
+
+    def mirrors(self, spec: DataSpec) -> bool:
+        """Whether samples of such data are mirrored."""
+        return spec.mirror is not None if self.mirror == "auto" else self.mirror == "on"
+
+    def dtype(self, device: torch.device) -> torch.dtype:
+        """The precision of matrix products on a device."""
+        return PRECISIONS.get(self.precision) or fast_dtype(device)
