@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+LOWEST := .venv-lowest
 
-.PHONY: demo test format clean
+.PHONY: demo test test-lowest format clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python examples/mnist_demo.py
@@ -13,6 +14,19 @@ test: $(VENV)/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/python -m pytest
+
+# The lowest versions that pyproject.toml allows, on the lowest Python. Built anew each time, as uv would keep what is
+# installed. The uv of .venv does where none is on the path.
+test-lowest:
+	@uv=$$(command -v uv || echo "$(BIN)/python -m uv"); \
+	$$uv --version >/dev/null 2>&1 || { echo "test-lowest needs uv, as pip cannot choose the lowest versions: pip install uv"; exit 1; }; \
+	set -e; \
+	$$uv venv --quiet --clear --python 3.11 $(LOWEST); \
+	$$uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct -e '.[dev,demo,data,science]'
+	@$(LOWEST)/bin/python -c 'import re; from importlib.metadata import requires, version; \
+	names = {re.match(r"[\w.-]+", text)[0] for text in requires("justimage")}; \
+	print(*(f"{name}=={version(name)}" for name in sorted(names)), sep="\n")'
+	$(LOWEST)/bin/python -m pytest tests/lowest.py
 
 format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .
@@ -33,4 +47,4 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) .pytest_cache .ruff_cache

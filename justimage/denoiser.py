@@ -152,11 +152,12 @@ class Denoiser(nn.Module):
 
     def labels(self, labels: Labels) -> list[int]:
         """Classes by index or name -> indices; the null label is allowed. Raises ValueError for any other."""
-        if isinstance(labels, Tensor):
+        if isinstance(labels, Tensor | np.ndarray | np.generic):
             labels = labels.tolist()
         named = [labels] if isinstance(labels, int | str) else list(labels)
         if self.num_classes == 0:
-            raise ValueError(f"this model is unconditional; it has no labels, and {named[:3]} were asked for")
+            what = f"its condition is {_listed(self.needs)}" if self.needs else "it is unconditional"
+            raise ValueError(f"this model has no labels ({what}), and {named[:3]} were asked for")
         indices = []
         for label in named:
             if label == self.null_label and not isinstance(label, str):
@@ -180,45 +181,37 @@ class Denoiser(nn.Module):
         missing, and for numbers and shapes that do not match.
         """
         given = dict(condition or {})
+        if labels is not None and "labels" in given:
+            raise ValueError("labels are given twice: as labels, and in the condition")
         if labels is not None:
-            given["labels"] = torch.tensor(self.labels(labels))
-        elif "labels" in given:
-            given["labels"] = torch.tensor(self.labels(given["labels"]))
+            given["labels"] = labels
         if not given:
             return None
-        shapes = {"labels": (), **_shapes(self.needs, size)}
-        known = [name for name, *_ in self.needs]
-        unknown = [name for name in given if name not in shapes or (name == "labels" and "labels" not in known)]
-        missing = [name for name in known if name not in given]
+        if "labels" in given:
+            given["labels"] = torch.tensor(self.labels(given["labels"]))
+        shapes, known = _shapes(self.needs, size), [name for name, *_ in self.needs]
+        unknown, missing = [n for n in given if n not in shapes], [n for n in known if n not in given]
         if unknown or missing:
             what = f"{', '.join(unknown)} is unknown" if unknown else f"{', '.join(missing)} is missing"
             raise ValueError(f"the condition of this model is {_listed(self.needs)}: {what}")
-        y = {name: self._part(name, value, shapes[name], count) for name, value in given.items()}
+        y = {name: _entries(name, value, shapes[name]) for name, value in given.items()}
         for name, kind, _, length in self.needs:
             if kind == "tokens":
-                shorter = nn.functional.pad(y[name], (0, 0, 0, length - y[name].shape[1]))
-                there = y.get(f"{name}_mask", torch.ones(y[name].shape[:2], dtype=torch.bool))
-                y[name], y[f"{name}_mask"] = shorter, nn.functional.pad(there.bool(), (0, length - there.shape[1]))
+                y |= _filled_up(name, y[name], y.get(f"{name}_mask"), length)
+        for name, value in y.items():
+            if len(value) not in (1, count):
+                each = "labels" if name == "labels" else f"entries of {name}"
+                raise ValueError(f"{len(value)} {each} and {count} seeds; one of each is needed for every sample")
+            y[name] = value.expand(count, *value.shape[1:])
         return y if self.spec is None else self.spec.encode_given(y)
 
-    def _part(self, name: str, value: Any, shape: tuple[int, ...], count: int) -> Tensor:
-        """One part as a tensor (count, *shape); a lone entry is repeated, and sequences may be shorter."""
-        tensor = value if isinstance(value, Tensor) else torch.from_numpy(np.asarray(value))
-        if tensor.is_floating_point():
-            tensor = tensor.float()
-        if tensor.ndim == len(shape) or (shape == (1,) and tensor.ndim == 1 and len(tensor) == count > 1):
-            tensor = tensor[:, None] if shape == (1,) and len(tensor) == count > 1 else tensor[None]
-        kinds = {part: kind for part, kind, *_ in self.needs}
-        sequence = kinds.get(name.removesuffix("_mask")) == "tokens" and tensor.ndim > 1 and tensor.shape[1] <= shape[0]
-        fits = tensor.shape[1:] == shape or (sequence and tensor.shape[2:] == shape[1:])
-        if not fits or len(tensor) not in (1, count):
-            numbers = f"{len(tensor)} labels and {count} seeds; one of each is needed for every sample"
-            raise ValueError(
-                numbers
-                if name == "labels"
-                else f"the condition {name} is {tuple(tensor.shape)}; ({count}, *{shape}) is needed"
-            )
-        return tensor.expand(count, *tensor.shape[1:])
+    def _asked_for(self, labels: Labels | None, condition: Given | None, size: Sequence[int]) -> int:
+        """How many samples a user means who gives no seeds: the most entries that any part of the condition has."""
+        shapes = _shapes(self.needs, size)
+        given = {name: value for name, value in (condition or {}).items() if name in shapes and name != "labels"}
+        counts = [len(_entries(name, value, shapes[name])) for name, value in given.items()]
+        named = (condition or {}).get("labels") if labels is None else labels
+        return max([1, *counts] if named is None else [len(self.labels(named)), *counts])
 
     def sample(
         self,
@@ -247,14 +240,12 @@ class Denoiser(nn.Module):
         from justimage.sampling.draw import draw
 
         chosen = with_settings(sampling or self.sampling, settings)
+        size = tuple(size or self.config.size)
         if seeds is None:
-            named = labels is not None and not isinstance(labels, int | str)
-            given = (v.shape[0] if isinstance(v, Tensor) else len(v) for v in (condition or {}).values())
-            seeds = range(len(labels) if named else max(given, default=1))  # type: ignore[arg-type]
+            seeds = range(self._asked_for(labels, condition, size))
         seeds = [seeds] if isinstance(seeds, int) else [int(seed) for seed in seeds]
         if any(seed < 0 for seed in seeds):
             raise ValueError(f"seeds are whole numbers from 0 on, not {min(seeds)}")
-        size = tuple(size or self.config.size)
         y = self.value(labels, condition, len(seeds), size)
         if y is None:
             if (sampling is not None or "guidance" in settings) and chosen.guidance != 1:
@@ -298,6 +289,8 @@ def _shapes(needs: Sequence[tuple[str, str, int, int]], size: Sequence[int]) -> 
     shapes: dict[str, tuple[int, ...]] = {}
     for name, kind, features, length in needs:
         match kind:
+            case "labels":
+                shapes[name] = ()
             case "vector":
                 shapes[name] = (features,)
             case "tokens":
@@ -305,6 +298,41 @@ def _shapes(needs: Sequence[tuple[str, str, int, int]], size: Sequence[int]) -> 
             case "planes":
                 shapes[name] = (features, *size)
     return shapes
+
+
+def _entries(name: str, value: Any, shape: tuple[int, ...]) -> Tensor:
+    """One part of a condition, as a user gives it -> (B, *shape); one entry alone may come without the batch's axis.
+
+    Sequences, whose shape is (L, F), and their masks may be shorter. Raises ValueError, with the name, for other shapes
+    and for what is no number.
+    """
+    try:
+        tensor = value if isinstance(value, Tensor) else torch.tensor(np.asarray(value))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"the condition {name} is not made of numbers: {error}") from error
+    found = tuple(tensor.shape)
+    if shape == (1,) and not name.endswith("_mask") and tensor.ndim < 2:  # a vector of one number
+        tensor = tensor.reshape(-1, 1)
+    elif tensor.ndim == len(shape):
+        tensor = tensor[None]
+    sequence = len(shape) == 2 or name.endswith("_mask")
+    fits = tensor.ndim == len(shape) + 1 and tensor.shape[2 if sequence else 1 :] == shape[1 if sequence else 0 :]
+    if not fits or (sequence and tensor.shape[1] > shape[0]):
+        raise ValueError(f"the condition {name} is {found}; ({', '.join(map(str, ('B', *shape)))}) is needed")
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _filled_up(name: str, tokens: Tensor, mask: Tensor | None, length: int) -> dict[str, Tensor]:
+    """Tokens (B, L, F) and their mask (B, L), with tokens that are not there up to the full length.
+
+    Raises ValueError where the mask has another length than the sequence.
+    """
+    mask = torch.ones(1, tokens.shape[1], dtype=torch.bool) if mask is None else mask.bool()
+    if mask.shape[1] != tokens.shape[1]:
+        raise ValueError(f"{name}_mask is for {mask.shape[1]} tokens, and {name} has {tokens.shape[1]}")
+    room = length - tokens.shape[1]
+    pad = nn.functional.pad
+    return {name: pad(tokens, (0, 0, 0, room)), f"{name}_mask": pad(mask, (0, room))}
 
 
 def _listed(needs: Sequence[tuple[str, str, int, int]]) -> str:

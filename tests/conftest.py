@@ -11,7 +11,9 @@ import torch
 from justimage.commands.main import main
 from justimage.networks.jit import JiT, JiTConfig
 
-torch.set_num_threads(1)  # of networks this small, more only wait for each other
+# Networks this small gain nothing from a second thread, and on a busy machine each waits for the other.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # of the commands that tests start
 
 
 @pytest.fixture(scope="session")

@@ -1,17 +1,25 @@
 """Sources: what is found, how it is cropped and scaled, and what is refused before the first step."""
 
+import json
+from dataclasses import asdict, replace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from justimage.commands.inspection import inspect
 from justimage.data.arrays import Arrays, digits, read_arrays
+from justimage.data.crops import Crops
 from justimage.data.files import find_files
 from justimage.data.images import Images, centre_crop
-from justimage.data.loader import batches, order
+from justimage.data.loader import batches, model_values, order
+from justimage.data.origin import Coordinate, Origin, Variable
+from justimage.data.packed import Unfinished, pack
 from justimage.data.sources import DataOptions, open_source
-from justimage.data.spec import DataSpec
-from justimage.training.loop import Training
+from justimage.data.spec import DataSpec, Given, Item, Source, Unreadable, UnreadableSample
+from justimage.randomness import Purpose, uniforms
+from justimage.training.settings import Training
 
 GOLDEN_CROPS = np.load(__file__.replace("test_data.py", "goldens/centre-crop.npz"))
 
@@ -63,11 +71,11 @@ def test_class_folders_flat_folders_and_train(tmp_path):
             image(tmp_path / "set" / "train" / name / f"{i}.png")
     source = folder(tmp_path / "set", (8, 8))
     assert (len(source), source.spec.classes) == (6, ("cat", "dog"))
-    raw, label = source[5]
-    assert (raw.shape, raw.dtype, label) == ((3, 8, 8), np.uint8, 1)
+    raw, y = source[5]
+    assert (raw.shape, raw.dtype, y) == ((3, 8, 8), np.uint8, {"labels": 1})
     assert tuple(raw[:, 0, 0]) == (200, 30, 60)
     flat = folder(tmp_path / "set" / "train" / "cat", (8, 12), channels=1)
-    assert (len(flat), flat.spec.classes, flat[0][0].shape, flat[0][1]) == (3, (), (1, 8, 12), -1)
+    assert (len(flat), flat.spec.classes, flat[0][0].shape, flat[0][1]) == (3, (), (1, 8, 12), {})
 
 
 def test_folders_larger_than_memory_read_the_same(tmp_path):
@@ -161,7 +169,7 @@ def test_folders_that_cannot_be_used(tmp_path):
         ("none", "does not exist"),
         ("mixed", "1 images and 1 folders of images"),
         ("empty", "holds no samples"),
-        ("mixed/a.png", "is no folder, and no file that is known"),
+        ("mixed/a.png", "is no folder, and no file of a known kind"),
     ]:
         with pytest.raises(ValueError, match=message):
             open_source(str(tmp_path / path), (8, 8), 3, DataOptions())
@@ -171,7 +179,7 @@ ARRAYS = {
     "complex": (np.zeros((4, 1, 8, 8), np.complex64), None, "complex64"),
     "objects": (np.zeros((4, 1, 8, 8), object), None, "object"),
     "rank": (np.zeros((4, 8), np.float32), None, r"\(4, 8\)"),
-    "channels last": (np.zeros((4, 32, 32, 3), np.uint8), None, "channels last"),
+    "channels last": (np.zeros((4, 32, 32, 3), np.uint8), None, "channels seem to come last"),
     "none": (np.zeros((0, 1, 8, 8), np.float32), None, "holds no samples"),
     "constant": (np.ones((4, 1, 8, 8), np.float32), None, "never changes"),
     "labels": (np.random.rand(4, 1, 8, 8), np.array([0, 1, -1, 0]), "label -1 of sample 2"),
@@ -203,8 +211,8 @@ def test_array_files(tmp_path):
     (tmp_path / "half.npy").write_bytes((tmp_path / "x.npy").read_bytes()[:400])
     np.save(tmp_path / "objects.npy", np.array([{}, {}], dtype=object), allow_pickle=True)
     plain, labelled = (read_arrays(tmp_path / name) for name in ("x.npy", "xy.npz"))
-    assert (len(plain), plain.spec.classes, plain[0][1]) == (6, (), -1)
-    assert (labelled.spec.classes, labelled[3][1]) == (("low", "high"), 1)
+    assert (len(plain), plain.spec.classes, plain[0][1]) == (6, (), {})
+    assert (labelled.spec.classes, labelled[3][1]) == (("low", "high"), {"labels": 1})
     assert plain.spec.shape == (4, 8, 8)
     for name, message in [
         ("other.npz", "an array called x"),
@@ -219,6 +227,7 @@ def test_digits_are_real():
     source = digits()
     assert (len(source), source.spec.shape, source.spec.classes) == (5000, (1, 28, 28), tuple("0123456789"))
     assert 25 < np.asarray(source.x).mean() < 45
+    assert source.spec.mirror is None  # a mirrored 3 is not a 3
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
@@ -256,11 +265,10 @@ def test_the_order_visits_every_sample_once_an_epoch(count):
 
 
 def test_images_are_mirrored_and_fields_are_not():
-    fields = DataSpec((8, 8), ("t",), (0.0,), (1.0,))
-    for spec, default, asked in ((DataSpec.pixels((8, 8), 3), True, True), (fields, False, True)):
-        assert Training().flips(spec) == default
-        assert Training(flip_fields=True).flips(spec) == asked
-    assert not Training(flip=False).flips(DataSpec.pixels((8, 8), 3))
+    images, fields = DataSpec.pixels((8, 8), 3), DataSpec((8, 8), ("t",), (0.0,), (1.0,))
+    assert [Training().mirrors(spec) for spec in (images, fields)] == [True, False]
+    assert [Training(mirror="on").mirrors(spec) for spec in (images, fields)] == [True, True]
+    assert [Training(mirror="off").mirrors(spec) for spec in (images, fields)] == [False, False]
 
 
 def test_the_order_is_a_fair_shuffle():
@@ -293,3 +301,275 @@ def test_class_names():
     assert [spec.label("frog"), spec.label(2), spec.label("1")] == [1, 2, 1]
     with pytest.raises(ValueError, match=r"no class 'forg'; the nearest are fog, frog$"):
         spec.label("forg")
+
+
+def test_the_text_of_a_spec_never_changes():
+    """Fingerprints of runs and packs are made of it: a version that changes it cannot resume what is there."""
+    spec = DataSpec.pixels((8, 16), 1, ["a", "b"])
+    assert spec.text() == (
+        "DataSpec(size=(8, 16), channels=('grey',), mean=(127.5,), scale=(127.5,), dtype='uint8', "
+        "classes=('a', 'b'), origin=None)"
+    )
+    origin = Origin(
+        ("lat",), (Variable("t", (("level", 850.0),), (("units", "K"),)),), (Coordinate("lat", ("lat",), (1.0,)),)
+    )
+    assert DataSpec((1,), ("t",), (0.0,), (2.0,), origin=origin).text() == (
+        "DataSpec(size=(1,), channels=('t',), mean=(0.0,), scale=(2.0,), dtype='float32', classes=(), "
+        "origin=Origin(dims=('lat',), variables=(Variable(name='t', at=(('level', 850.0),), "
+        "attributes=(('units', 'K'),)),), coordinates=(Coordinate(name='lat', dims=('lat',), values=(1.0,), "
+        "attributes=()),), attributes=()))"
+    )
+    given = Given("angle", "vector", 1, mean=(0.0,), scale=(1.0,))
+    assert replace(spec, given=(given,)).text() == f"{spec.text()[:-1]}, given=({given!r},))"
+    assert replace(spec, mirror=None).text() == spec.text()
+
+
+def test_specs_of_older_versions_are_read():
+    """Without the fields that came later: images of pixels are mirrored along their last axis, as they were."""
+    tokens = Given("text", "tokens", 2, 5, (0.0, 1.0), (1.0, 2.0))
+    for spec in (
+        DataSpec.pixels((8, 8), 3, ["a"]),
+        replace(DataSpec.pixels((8, 8), 1), mirror=None),
+        DataSpec((4,), ("u", "v"), (0.0, 1.0), (1.0, 1.0), given=(tokens,)),
+    ):
+        assert DataSpec.from_json(json.loads(json.dumps(asdict(spec)))) == spec
+    for spec in (
+        DataSpec.pixels((8, 8), 3, ["a"]),
+        DataSpec.pixels((8, 8, 8), 1),
+        DataSpec((4,), ("u",), (0.0,), (1.0,)),
+    ):
+        older = {name: value for name, value in asdict(spec).items() if name not in ("colour", "mirror", "given")}
+        assert DataSpec.from_json(json.loads(json.dumps(older))) == spec
+
+
+def test_colour_and_mirroring_are_statements_of_the_spec():
+    pixels, noise = np.zeros((2, 3, 8, 8), np.uint8), np.random.rand(2, 3, 8, 8).astype(np.float32)
+    specs = {
+        "pixels": Arrays(pixels).spec,
+        "three grey channels": Arrays(pixels, channels=("front", "side", "top")).spec,
+        "numbers called colours": Arrays(noise, channels=("red", "green", "blue")).spec,
+        "volumes": Arrays(np.zeros((2, 1, 8, 8, 8), np.uint8)).spec,
+    }
+    said = {name: (spec.colour, spec.mirror) for name, spec in specs.items()}
+    assert said == {
+        "pixels": (True, 1),
+        "three grey channels": (False, 1),
+        "numbers called colours": (False, None),
+        "volumes": (False, None),
+    }
+    with pytest.raises(ValueError, match="no axis 2 to mirror"):
+        replace(specs["pixels"], mirror=2)
+
+
+def conditions(count: int = 40, size: tuple[int, ...] = (6, 8)) -> dict[str, np.ndarray]:
+    """One of each kind, unscaled: two numbers, up to five tokens, a plane that is known in some places."""
+    generator = np.random.default_rng(1)
+    plane = 100 + 7 * generator.normal(size=(count, 1, *size))
+    plane[generator.random(plane.shape) < 0.3] = np.nan
+    mask = np.arange(5) < generator.integers(1, 6, (count, 1))
+    tokens = np.where(mask[..., None], 3 + generator.normal(size=(count, 5, 2)), 1e6)  # what is masked does not count
+    angle = np.stack([50 + 4 * generator.normal(size=count), np.full(count, 9.0)], 1)
+    return {"angle": angle, "text": tokens, "text_mask": mask, "depth": plane.astype(np.float32)}
+
+
+def with_conditions(count: int = 40, size: tuple[int, ...] = (6, 8)) -> Arrays:
+    x = np.random.default_rng(0).normal(size=(count, 1, *size)).astype(np.float32)
+    return Arrays(x, np.arange(count) % 3, given=conditions(count, size))
+
+
+def test_conditions_of_each_kind_are_read_and_scaled():
+    source, expected = with_conditions(), conditions()
+    kinds = [("labels", "labels", 3, 0), ("angle", "vector", 2, 0), ("text", "tokens", 2, 5), ("depth", "planes", 1, 0)]
+    assert list(source.spec.needs) == kinds
+    assert "conditions angle (a vector of 2), text (up to 5 tokens of 2), depth (1 plane)" in source.describe()
+    reader = batches(source, seed=0, start=0, batch_size=40, workers=1)
+    batch = next(reader)
+    reader.close()
+    assert {name: (each.shape[1:], each.dtype) for name, each in batch.y.items()} == {
+        "labels": ((), torch.int64),
+        "angle": ((2,), torch.float32),
+        "text": ((5, 2), torch.float32),
+        "text_mask": ((5,), torch.bool),
+        "depth": ((1, 6, 8), torch.float32),
+    }
+    for name, values in expected.items():
+        np.testing.assert_array_equal(batch.y[name], values[batch.indices].astype(batch.y[name].numpy().dtype))
+    assert batch.y["labels"].tolist() == (batch.indices % 3).tolist()
+
+    x, y = model_values(batch.raw, batch.y, source.spec, seed=0, positions=batch.positions, mirror=False)
+    assert torch.equal(x, source.spec.encode(batch.raw))
+    assert torch.equal(y["labels"], batch.y["labels"]) and torch.equal(y["text_mask"], batch.y["text_mask"])
+    depth = y["depth"][~y["depth"].isnan()]
+    assert torch.equal(y["depth"].isnan(), batch.y["depth"].isnan())
+    for values in (y["angle"][:, 0], y["text"][y["text_mask"]][:, 1], depth):
+        assert abs(values.mean()) < 1e-4 and abs(values.std(correction=0) - 1) < 1e-3
+    assert y["angle"][:, 1].eq(0).all()  # a feature that never changes
+
+
+def test_conditions_are_part_of_the_fingerprint():
+    source, same, other = (with_conditions() for _ in range(3))
+    other.given.arrays["angle"] = other.given.arrays["angle"] + np.eye(40, 2)
+    assert source.fingerprint() == same.fingerprint() != other.fingerprint()
+    assert source.spec == same.spec
+    for name, values in source.read(3, 5)[1][1].items():
+        np.testing.assert_array_equal(values, source[4][1][name])
+
+
+@pytest.mark.parametrize(("size", "axis"), [((8,), None), ((6, 8), None), ((6, 8), 0), ((4, 6, 8), 1)])
+def test_planes_are_mirrored_with_x(size, axis):
+    source = with_conditions(24, size)
+    spec = replace(source.spec, mirror=axis)
+    batch = next(batches(source, seed=3, start=0, batch_size=24, workers=0))
+    plain, mirrored = (
+        model_values(batch.raw, batch.y, spec, seed=3, positions=batch.positions, mirror=mirror)
+        for mirror in (False, True)
+    )
+    flipped = torch.tensor([not torch.equal(a, b) for a, b in zip(plain[0], mirrored[0], strict=True)])
+    assert 4 < flipped.sum() < 20
+    assert torch.equal(flipped, uniforms(3, Purpose.FLIP, batch.positions) < 0.5)
+    along = 1 + (len(size) - 1 if axis is None else axis)
+    for a, b, turned in zip(plain[0], mirrored[0], flipped, strict=True):
+        assert torch.equal(a.flip(along) if turned else a, b)
+    for a, b, turned in zip(plain[1]["depth"], mirrored[1]["depth"], flipped, strict=True):
+        torch.testing.assert_close(a.flip(along) if turned else a, b, equal_nan=True, rtol=0, atol=0)
+    for name in ("labels", "angle", "text"):
+        assert torch.equal(plain[1][name], mirrored[1][name])
+
+
+@pytest.mark.parametrize("at", ["random", "centre"])
+def test_planes_are_cropped_with_x(at):
+    x = np.random.default_rng(0).normal(size=(3, 2, 6, 8))
+    crops = Crops(Arrays(x, given={"same": x, "angle": np.arange(3.0)}), (2, 5), at)
+    for index in range(len(crops)):
+        raw, y = crops[index]
+        assert raw.shape == (2, 2, 5)
+        assert np.array_equal(raw, y["same"])
+        assert y["angle"] == index // crops.places
+    some = crops.read(1, len(crops))
+    assert all(np.array_equal(raw, crops[i + 1][0]) for i, (raw, _) in enumerate(some))
+    assert [y["angle"].item() for _, y in some] == [crops[i][1]["angle"].item() for i in range(1, len(crops))]
+
+
+NO_CONDITIONS = {
+    "shape": ({"q": np.zeros((4, 2, 3, 3))}, r"condition q of .* is \(4, 2, 3, 3\); with 4 samples it can be a vector"),
+    "count": ({"q": np.zeros((3, 2))}, r"condition q of the array is \(3, 2\); .*planes \(4, P, 6, 8\)"),
+    "tokens without a mask": ({"q": np.zeros((4, 5, 2))}, r"with a mask q_mask \(4, L\) of booleans"),
+    "mask of another type": (
+        {"q": np.zeros((4, 5, 2)), "q_mask": np.zeros((4, 5))},
+        r"q_mask of .* is \(4, 5\) float64",
+    ),
+    "mask of another length": ({"q": np.zeros((4, 5, 2)), "q_mask": np.ones((4, 6), bool)}, r"q_mask .* is \(4, 6\)"),
+    "mask alone": ({"q_mask": np.ones((4, 6), bool)}, "cannot be called 'q_mask'"),
+    "texts": ({"q": np.array(["a", "b", "c", "d"])}, "the type <U1; numbers are needed"),
+    "name": ({"my angle": np.zeros(4)}, "cannot be called 'my angle'"),
+    "labels": ({"labels": np.zeros(4)}, "cannot be called 'labels'"),
+    "missing": ({"q": np.array([[1, 2], [3, 4], [5, np.nan], [7, 8]])}, r"q of .* is nan in sample 2, at \(1,\)"),
+    "endless": ({"q": np.full((4, 1, 6, 8), np.inf)}, r"q of .* is inf in sample 0, at \(0, 0, 0\).* or NaN where"),
+}
+
+
+@pytest.mark.parametrize("name", NO_CONDITIONS)
+def test_conditions_that_cannot_be_used(name):
+    given, message = NO_CONDITIONS[name]
+    with pytest.raises(ValueError, match=message):
+        Arrays(np.random.rand(4, 1, 6, 8), given=given)
+
+
+def test_conditions_in_files_are_named(tmp_path):
+    x = np.random.rand(40, 1, 6, 8)
+    np.savez(tmp_path / "x.npz", x=x, **conditions())  # pyright: ignore[reportArgumentType]
+
+    def found(*names: str, **options):
+        return open_source(str(tmp_path / "x.npz"), (8, 8), 3, DataOptions(conditions=names, **options))
+
+    some = found("depth", "text")
+    assert [each.name for each in some.spec.given] == ["depth", "text"]
+    assert some.describe().endswith("; not used: angle (--data-options.conditions angle)")
+    none = found()
+    assert none.spec.given == ()
+    assert "angle, text, text_mask, depth (--data-options.conditions angle text depth)" in none.describe()
+    assert "not used" not in found("angle", "text", "depth").describe()
+    assert found("depth", crop=(2, 2))[0][1]["depth"].shape == (1, 2, 2)  # type: ignore[index]
+    for names, message in [
+        (("height",), "holds no condition height; besides x, y and classes it holds angle, text, text_mask, depth"),
+        (("x",), "holds no condition x"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            found(*names)
+    np.save(tmp_path / "x.npy", x)
+    (tmp_path / "folder").mkdir()
+    np.save(tmp_path / "folder" / "0.npy", x[0])
+    image(tmp_path / "images" / "a.png")
+    for path, message in [
+        ("x.npy", "a .npy, which holds one array"),
+        ("folder", "is a folder or archive of arrays"),
+        ("images", "--data-options.conditions is for arrays"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            open_source(str(tmp_path / path), (8, 8), 3, DataOptions(conditions=("depth",)))
+    with pytest.raises(ValueError, match="mnist has none"):
+        open_source("mnist", (8, 8), 3, DataOptions(conditions=("depth",)))
+
+
+def test_looking_neither_raises_nor_takes_another_sample(tmp_path):
+    """Too many images for memory, one damaged inside; and arrays of which a file is gone."""
+    for i in range(3):
+        Image.fromarray(np.random.default_rng(i).integers(0, 255, (64, 64, 3), np.uint8)).save(tmp_path / f"{i}.png")
+    whole = bytearray((tmp_path / "1.png").read_bytes())
+    whole[len(whole) // 2] ^= 0xFF
+    (tmp_path / "1.png").write_bytes(whole)
+    for policy in ("stop", "skip"):
+        source = folder(tmp_path, (8, 8), memory_gb=0, on_error=policy)
+        looks = [source.look(i) for i in range(3)]
+        assert [isinstance(found, Unreadable) for found in looks] == [False, True, False]
+        assert looks[0][1] == {}  # type: ignore[index]
+        assert source.name(1) == "1.png"
+        assert not source.skipped
+    with pytest.raises(UnreadableSample, match=r"1\.png of .* cannot be decoded"):
+        folder(tmp_path, (8, 8), memory_gb=0)[1]
+    (tmp_path / "arrays").mkdir()
+    for i in range(3):
+        np.save(tmp_path / "arrays" / f"{i}.npy", np.random.rand(1, 8, 8))
+    source = open_source(str(tmp_path / "arrays"), (8, 8), 1)
+    assert source.indexed is True
+    (tmp_path / "arrays" / "2.npy").unlink()
+    assert isinstance(source.look(2), Unreadable)
+    assert source.name(2) == "2.npy"
+    with pytest.raises(UnreadableSample, match=r"2\.npy of .* cannot be read"):
+        source.read(1, 3)
+
+
+class Waves(Source):
+    """A source of somebody else's: what it does not say, the protocol says for it."""
+
+    def __init__(self):
+        self.spec = DataSpec((8,), ("wave",), (0.0,), (2.0,))
+
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, index: int, /) -> Item:
+        if index == 7:
+            raise UnreadableSample("sample 7 is damaged")
+        return np.sin(np.arange(8, dtype=np.float32) * index)[None], {}
+
+    def describe(self) -> str:
+        return "waves"
+
+    def fingerprint(self) -> str:
+        return "waves"
+
+
+def test_a_source_of_ones_own(tmp_path):
+    source = Waves()
+    assert (source.name(3), source.file_facts(3), source.gaps, dict(source.skipped)) == ("sample 3", None, "", {})
+    assert source.look(7) == Unreadable("sample 7 is damaged")
+    assert [raw[0, 1] for raw, _ in source.read(1, 3)] == pytest.approx([np.sin(1), np.sin(2)])
+    assert inspect(source).unreadable == {"sample 7": "sample 7 is damaged"}
+    assert len(Crops(source, (4,))) == 100
+    with pytest.raises(UnreadableSample):
+        next(batches(source, seed=0, start=0, batch_size=20, workers=1))
+    with pytest.raises(Unfinished, match="sample 7 is damaged"):
+        pack(source, tmp_path / "pack")
+    source.on_error = "skip"
+    assert len(pack(source, tmp_path / "pack")) == 19

@@ -16,6 +16,7 @@ from conftest import jit_here
 from PIL import Image
 
 from justimage.data.arrays import Arrays
+from justimage.data.crops import Crops
 from justimage.data.packed import Packed, Unfinished, pack
 from justimage.data.sources import DataOptions, open_source
 from justimage.data.spec import Source
@@ -32,15 +33,15 @@ def photos(tmp_path) -> Path:
     return tmp_path / "photos"
 
 
-def opened(path, size=(16, 16), **options) -> Source:
+def source_of(path, size=(16, 16), **options) -> Source:
     source = open_source(str(path), size, 3, DataOptions(**options))
-    assert isinstance(source, Source)
+    assert source.indexed is True
     return source
 
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_a_pack_is_what_was_packed(photos, tmp_path, workers):
-    source = opened(photos, (128, 128), memory_gb=0.0)
+    source = source_of(photos, (128, 128), memory_gb=0.0)
     small = pack(source, tmp_path / "pack", workers=workers, shard_mb=1)
     shards = sorted((tmp_path / "pack").glob("*[0-9].npy"))
     assert len(shards) == 2  # 1 MB is 20 of them
@@ -69,39 +70,69 @@ def test_fields_are_packed_as_floats_with_their_names(tmp_path):
     small = pack(source, tmp_path / "pack")
     assert small.spec == source.spec
     assert all(np.array_equal(small[i][0], x[i]) for i in range(7))
-    crops = opened(tmp_path / "pack", crop=(2, 3))
+    crops = source_of(tmp_path / "pack", crop=(2, 3))
     assert len(crops) == 7 * 4 * 4
     with pytest.raises(ValueError, match="random crops are not packed"):
         pack(crops, tmp_path / "crops")
 
 
+def test_conditions_are_not_packed(tmp_path):
+    x = np.random.default_rng(0).normal(size=(7, 2, 5, 6))
+    with pytest.raises(ValueError, match=r"packs hold no conditions besides labels, .* come with angle, depth: train"):
+        pack(Arrays(x, given={"angle": x[:, 0, 0, 0], "depth": x}), tmp_path / "pack")
+    assert not (tmp_path / "pack").exists()
+
+
+def test_centre_crops_are_packed(tmp_path):
+    x = np.random.default_rng(0).normal(size=(40, 2, 5, 6)).astype(np.float32)
+    small = pack(Crops(Arrays(x), (3, 4), "centre"), tmp_path / "pack")
+    assert all(np.array_equal(small[i][0], x[i, :, 1:4, 1:5]) for i in range(40))
+    assert small[0][1] == {}
+
+
+def test_a_pack_of_an_older_version_is_the_same(photos, tmp_path):
+    """Its index lacks the fields of the spec that came later: a run on it resumes, and what is unfinished goes on."""
+    source = source_of(photos)
+    small = pack(source, tmp_path / "pack")
+    index = json.loads((tmp_path / "pack" / "index.json").read_text())
+    for name in ("colour", "mirror", "given"):
+        del index["spec"][name]
+    (tmp_path / "pack" / "index.json").write_text(json.dumps(index))
+    older = Packed(tmp_path / "pack")
+    assert (older.spec, older.fingerprint()) == (small.spec, small.fingerprint())
+    (tmp_path / "begun").mkdir()
+    begun = {**index, "complete": False, "shards": [], "next": 0}
+    (tmp_path / "begun" / "index.json").write_text(json.dumps(begun))
+    assert pack(source, tmp_path / "begun").fingerprint() == small.fingerprint()
+
+
 def test_a_damaged_pack_is_refused(photos, tmp_path):
-    pack(opened(photos), tmp_path / "pack")
+    pack(source_of(photos), tmp_path / "pack")
     shard = tmp_path / "pack" / "00000.npy"
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:])
     with pytest.raises(ValueError, match=r"shard 00000 of .* is damaged: its checksum is"):
-        opened(tmp_path / "pack")
+        source_of(tmp_path / "pack")
     shard.write_bytes(whole[:-5])
     with pytest.raises(ValueError, match=r"shard 00000 of .* cannot be read"):
-        opened(tmp_path / "pack")
+        source_of(tmp_path / "pack")
     shard.write_bytes(whole)
-    assert len(opened(tmp_path / "pack")) == 40
+    assert len(source_of(tmp_path / "pack")) == 40
     labels = tmp_path / "pack" / "00000.labels.npy"
     y = np.load(labels)
     np.save(labels, y[::-1])
     with pytest.raises(ValueError, match="labels of shard 00000"):
-        opened(tmp_path / "pack")
+        source_of(tmp_path / "pack")
     np.save(labels, y)
     index = tmp_path / "pack" / "index.json"
     text = index.read_text()
     for damaged, message in ((text[:-20], "cannot be read"), (text.replace('"spec"', '"sp"'), "is damaged")):
         index.write_text(damaged)
         with pytest.raises(ValueError, match=message):
-            opened(tmp_path / "pack")
+            source_of(tmp_path / "pack")
     index.write_text(text.replace("justimage-pack/1", "justimage-pack/9"))
     with pytest.raises(ValueError, match="has the format 'justimage-pack/9'"):
-        opened(tmp_path / "pack")
+        source_of(tmp_path / "pack")
 
 
 def test_images_that_cannot_be_decoded_are_left_out_and_listed(photos, tmp_path):
@@ -110,8 +141,8 @@ def test_images_that_cannot_be_decoded_are_left_out_and_listed(photos, tmp_path)
     whole[len(whole) // 2] ^= 0xFF  # inside: headers and ends are as they should be
     damaged.write_bytes(whole)
     with pytest.raises(ValueError, match=r"odd/07\.png .* cannot be decoded.*on-error skip leaves such samples out"):
-        pack(opened(photos, memory_gb=0.0), tmp_path / "pack")
-    small = pack(opened(photos, memory_gb=0.0, on_error="skip"), tmp_path / "pack")
+        pack(source_of(photos, memory_gb=0.0), tmp_path / "pack")
+    small = pack(source_of(photos, memory_gb=0.0, on_error="skip"), tmp_path / "pack")
     assert len(small) == 39
     assert "1 were left out" in small.describe()
     index = json.loads((tmp_path / "pack" / "index.json").read_text())
@@ -137,7 +168,7 @@ def test_a_killed_pack_is_refused_and_goes_on(tmp_path, monkeypatch, capsys):
     process.send_signal(signal.SIGKILL)
     process.wait()
     with pytest.raises(ValueError, match=r"is not finished: \d+ of 300 samples are packed; run the same"):
-        opened(tmp_path / "killed")
+        source_of(tmp_path / "killed")
 
     def jit(*arguments: str) -> int:
         return jit_here(*arguments, cwd=tmp_path, monkeypatch=monkeypatch)
@@ -192,7 +223,7 @@ def test_a_full_disk_leaves_valid_shards_and_says_how_to_go_on(photos, tmp_path,
         file = real_open(self, mode, *args, **kwargs)
         return Full(file) if mode == "wb" and self.suffix == ".part" else file
 
-    source = opened(photos, (128, 128), memory_gb=0.0)
+    source = source_of(photos, (128, 128), memory_gb=0.0)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", limited)
         with pytest.raises(ValueError, match=r"No space left.*20 of 40 samples are packed and stay valid"):
@@ -201,7 +232,7 @@ def test_a_full_disk_leaves_valid_shards_and_says_how_to_go_on(photos, tmp_path,
     assert names == ["00000.labels.npy", "00000.npy", "index.json"]
     assert np.load(tmp_path / "pack" / "00000.npy").shape == (20, 3, 128, 128)
     with pytest.raises(ValueError, match="20 of 40 samples are packed"):
-        opened(tmp_path / "pack")
+        source_of(tmp_path / "pack")
     assert len(pack(source, tmp_path / "pack", shard_mb=1)) == 40
 
 
@@ -209,7 +240,7 @@ def test_no_shard_follows_one_that_could_not_be_settled(photos, tmp_path, monkey
     """The disk says only at the end of the second shard that it is full, when the third is written already."""
     import errno
 
-    source = opened(photos, (256, 256), memory_gb=0.0)  # 5 to a shard
+    source = source_of(photos, (256, 256), memory_gb=0.0)  # 5 to a shard
     calls = []
 
     def full(descriptor):
@@ -232,7 +263,7 @@ def test_a_shard_of_which_nothing_can_be_decoded(photos, tmp_path):
         whole = bytearray(path.read_bytes())
         whole[len(whole) // 2] ^= 0xFF
         path.write_bytes(whole)
-    source = opened(photos, (128, 128), memory_gb=0.0, on_error="skip")
+    source = source_of(photos, (128, 128), memory_gb=0.0, on_error="skip")
     small = pack(source, tmp_path / "pack", shard_mb=1)
     assert len(small) == 20
     assert [path.name for path in (tmp_path / "pack").glob("*[0-9].npy")] == ["00000.npy"]
@@ -240,7 +271,7 @@ def test_a_shard_of_which_nothing_can_be_decoded(photos, tmp_path):
 
 def test_other_folders_are_not_written_into(photos, tmp_path):
     with pytest.raises(ValueError, match="not empty and not a pack"):
-        pack(opened(photos), photos)
+        pack(source_of(photos), photos)
     (tmp_path / "file").write_text("x")
     with pytest.raises(ValueError, match="not empty and not a pack"):
-        pack(opened(photos), tmp_path / "file")
+        pack(source_of(photos), tmp_path / "file")

@@ -54,7 +54,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path, monkeypatch, capsys):
     assert saved_states(tmp_path / "killed" / "state")[-1].name < "000006400"
     resumed = jit(*command, "--run", "killed", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
-    assert "going on at nimg" in resumed.stdout
+    assert "resumed at nimg" in resumed.stdout
     whole, killed = final_tensors(tmp_path / "whole"), final_tensors(tmp_path / "killed")
     assert whole.keys() == killed.keys()
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
@@ -82,7 +82,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path, monkeypatch, capsys):
     assert "there is no class 'seven'" in capsys.readouterr().err
     assert here("sample", "whole", "--classes", "3", "7", "--count", "2", "--steps", "2", "--ema", "raw") == 0
     names = {path.name for path in (tmp_path / "samples").iterdir()}
-    assert names == {"3-seed0000.png", "3-seed0001.png", "7-seed0000.png", "7-seed0001.png", "grid.png"}
+    assert names == {"3-seed0000.png", "3-seed0001.png", "7-seed0000.png", "7-seed0001.png", "grid.png", "samples.json"}
 
 
 def test_an_interrupted_run_saves_and_says_so(tmp_path):
@@ -96,7 +96,7 @@ def test_an_interrupted_run_saves_and_says_so(tmp_path):
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 3
-    assert "the same command goes on from there" in out
+    assert "the same command resumes it" in out
     assert len(saved_states(tmp_path / "r" / "state")) == 1
 
 

@@ -28,9 +28,9 @@ TINY = shlex.split(
 )
 
 
-def opened(path, size=(32, 32), channels=3, **options) -> Source:
+def source_of(path, size=(32, 32), channels=3, **options) -> Source:
     source = open_source(str(path), size, channels, DataOptions(**options))
-    assert isinstance(source, Source)
+    assert source.indexed is True
     return source
 
 
@@ -131,20 +131,21 @@ def make_metadata(cifar: Path, out: Path) -> Path:
 
 
 def make_pack(cifar: Path, out: Path) -> Path:
-    pack(opened(cifar), out / "pack", workers=2, shard_mb=1)
+    pack(source_of(cifar), out / "pack", workers=2, shard_mb=1)
     return out / "pack"
 
 
 def make_arrays(cifar: Path, out: Path) -> Path:
-    source = opened(cifar)
+    source = source_of(cifar)
     x, y = zip(*(source[i] for i in range(len(source))), strict=True)
-    np.savez(out / "cifar.npz", x=np.stack(x), y=np.array(y), classes=np.array(source.spec.classes))
+    labels = np.array([each["labels"] for each in y])
+    np.savez(out / "cifar.npz", x=np.stack(x), y=labels, classes=np.array(source.spec.classes))
     return out / "cifar.npz"
 
 
 def make_array_folder(cifar: Path, out: Path) -> Path:
     """One .npy for each sample, in class folders."""
-    source = opened(cifar)
+    source = source_of(cifar)
     for i, path in enumerate(in_order(cifar)):
         target = (out / "arrays" / path.relative_to(cifar)).with_suffix(".npy")
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -191,14 +192,14 @@ def losses(cifar, tmp_path_factory) -> list[float]:
 def test_the_same_samples_in_any_form(form, cifar, losses, tmp_path, monkeypatch, capsys):
     """CIFAR-10 as folders, archives, tables, shards, packs: the same batches, the same loss; then samples."""
     path = FORMS[form](cifar, tmp_path)
-    reference, source = opened(cifar), opened(path)
+    reference, source = source_of(cifar), source_of(path)
     assert len(source) == len(reference) == 80
     assert len(source.spec.classes) == 10
     for i in range(80):
-        (raw, label), (expected, expected_label) = source[i], reference[i]
+        (raw, y), (expected, expected_y) = source[i], reference[i]
         assert np.array_equal(raw, expected)
-        assert label == expected_label
-    assert opened(path).fingerprint() == source.fingerprint()
+        assert y == expected_y
+    assert source_of(path).fingerprint() == source.fingerprint()
 
     assert (
         jit_here("train", "cifar10", *TINY, "--data", str(path), "--run", "r", cwd=tmp_path, monkeypatch=monkeypatch)
@@ -213,7 +214,7 @@ def test_the_same_samples_in_any_form(form, cifar, losses, tmp_path, monkeypatch
 @pytest.mark.parametrize("form", ["folder", "zip", "webdataset", "parquet", "pack", "array_folder"])
 @pytest.mark.parametrize("start", [0, 16, 37, 1_000_003])
 def test_any_position_gives_the_same_next_batch_for_any_number_of_processes(form, start, cifar, tmp_path):
-    source = opened(FORMS[form](cifar, tmp_path))
+    source = source_of(FORMS[form](cifar, tmp_path))
 
     def take(count, first, **kwargs):
         reader = batches(source, seed=1, batch_size=16, start=first, workers=2, **kwargs)
@@ -226,13 +227,13 @@ def test_any_position_gives_the_same_next_batch_for_any_number_of_processes(form
     assert all(torch.equal(a.raw, b.raw) for a, b in zip(whole[4:], resumed, strict=True))
     for one, *parts in zip(whole, *(take(6, start, rank=rank, world=4) for rank in range(4)), strict=True):
         assert torch.equal(one.raw, torch.cat([part.raw for part in parts]))
-        assert torch.equal(one.labels, torch.cat([part.labels for part in parts]))
+        assert torch.equal(one.y["labels"], torch.cat([part.y["labels"] for part in parts]))
 
 
 def test_photographs(real_data, tmp_path, monkeypatch):
     """192 photographs of many sizes in a tar, grey ones among them: a class each."""
     path = real_data / "imagenet-one-per-class.tar"
-    source = opened(path, (64, 64))
+    source = source_of(path, (64, 64))
     assert (len(source), len(source.spec.classes)) == (192, 192)
     assert source[0][0].shape == (3, 64, 64)
     arguments = ["train", "cifar10", *TINY, "--network.size", "64", "64", "--data", str(path), "--run", "r"]
@@ -264,20 +265,20 @@ def test_volumes_and_signals(shape, size, patch, tmp_path, monkeypatch, capsys):
 def test_random_crops_are_every_place_once(tmp_path):
     x = np.arange(2 * 1 * 5 * 6, dtype=np.float32).reshape(2, 1, 5, 6)
     np.save(tmp_path / "x.npy", x)
-    source = opened(tmp_path / "x.npy", crop=(3, 4))
+    source = source_of(tmp_path / "x.npy", crop=(3, 4))
     assert len(source) == 2 * 3 * 3
     corners = {float(source[i][0][0, 0, 0]) for i in range(len(source))}
     assert corners == {float(x[n, 0, i, j]) for n in range(2) for i in range(3) for j in range(3)}
-    centre = opened(tmp_path / "x.npy", crop=(3, 4), crop_at="centre")
+    centre = source_of(tmp_path / "x.npy", crop=(3, 4), crop_at="centre")
     assert len(centre) == 2
     assert np.array_equal(centre[1][0], x[1, :, 1:4, 1:5])
     with pytest.raises(ValueError, match="crops of 9x4 cannot be cut from samples of 5x6"):
-        opened(tmp_path / "x.npy", crop=(9, 4))
+        source_of(tmp_path / "x.npy", crop=(9, 4))
 
 
 def stream(path, **options):
     source = open_source(str(path), (32, 32), 3, DataOptions(**options))
-    assert not isinstance(source, Source)
+    assert source.indexed is False
     return source
 
 
@@ -301,7 +302,7 @@ def test_streams_resume_and_share_and_say_what_they_promise(kind, cifar, tmp_pat
         return found
 
     whole = take(16, 0)  # more than two passes
-    labels = torch.cat([batch.labels for batch in whole])
+    labels = torch.cat([batch.y["labels"] for batch in whole])
     assert torch.bincount(labels[:80], minlength=10).tolist() == [8] * 10
     assert not torch.equal(labels[:80], labels[80:160])
     for step in (1, 5, 9):
@@ -320,9 +321,9 @@ def test_streams_resume_and_share_and_say_what_they_promise(kind, cifar, tmp_pat
 def test_shards_by_pattern(cifar, tmp_path):
     folder = make_webdataset(cifar, tmp_path)
     for pattern in ("train-*.tar", "train-{000..001}.tar"):
-        assert opened(folder / pattern).fingerprint() == opened(folder).fingerprint()
+        assert source_of(folder / pattern).fingerprint() == source_of(folder).fingerprint()
     with pytest.raises(ValueError, match=r"stands for 4 files, and 2 do not exist, such as .*train-002\.tar"):
-        opened(folder / "train-{000..003}.tar")
+        source_of(folder / "train-{000..003}.tar")
 
 
 def test_names_that_are_nothing(tmp_path, monkeypatch):
@@ -332,7 +333,7 @@ def test_names_that_are_nothing(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=f"the data path {path} does not exist"):
             open_source(path, (8, 8), 3)
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(ValueError, match=r"no file that is known: images in \.zip"):
+    with pytest.raises(ValueError, match=r"no file of a known kind: images in \.zip"):
         open_source("notes.txt", (8, 8), 3)
     with pytest.raises(ValueError, match="it is empty"):
         open_source("data", (8, 8), 3)
@@ -362,33 +363,33 @@ def write_labels(folder: Path, text: str, name: str = "labels.csv") -> Path:
 )
 def test_label_files_that_do_not_fit(tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
-        opened(write_labels(tmp_path / "set", text), (8, 8))
+        source_of(write_labels(tmp_path / "set", text), (8, 8))
 
 
 def test_label_files(tmp_path):
     """Numbers are labels themselves, other texts are names; a table without labels is none."""
     folder = write_labels(tmp_path / "set", "file,label\n0.png,2\n1.png,0\n2.png,2\n")
-    numbers = opened(folder, (8, 8))
-    assert ([numbers[i][1] for i in range(3)], numbers.spec.classes) == ([2, 0, 2], ("0", "1", "2"))
-    assert opened(folder / "labels.csv", (8, 8)).fingerprint() == numbers.fingerprint()
+    numbers = source_of(folder, (8, 8))
+    assert ([numbers[i][1]["labels"] for i in range(3)], numbers.spec.classes) == ([2, 0, 2], ("0", "1", "2"))
+    assert source_of(folder / "labels.csv", (8, 8)).fingerprint() == numbers.fingerprint()
     captions = write_labels(tmp_path / "captions", '{"file_name": "0.png", "text": "red"}\n', "metadata.jsonl")
-    assert opened(captions, (8, 8)).spec.classes == ()
+    assert source_of(captions, (8, 8)).spec.classes == ()
     elsewhere = tmp_path / "mine.csv"
     elsewhere.write_text("path,class\n0.png,x\n1.png,y\n2.png,x\n")
-    mine = opened(captions, (8, 8), labels=str(elsewhere))
-    assert (mine.spec.classes, mine[1][1]) == (("x", "y"), 1)
+    mine = source_of(captions, (8, 8), labels=str(elsewhere))
+    assert (mine.spec.classes, mine[1][1]["labels"]) == (("x", "y"), 1)
 
 
 def test_tables_that_cannot_be_used(cifar, tmp_path):
     path = make_parquet(cifar, tmp_path)
     with pytest.raises(ValueError, match=r"no column 'picture'; it has image \(Image\), label \(ClassLabel\)"):
-        opened(path, table=TableOptions(image="picture"))
-    assert opened(path, table=TableOptions(label="none")).spec.classes == ()
+        source_of(path, table=TableOptions(image="picture"))
+    assert source_of(path, table=TableOptions(label="none")).spec.classes == ()
     (tmp_path / "half.parquet").write_bytes(path.read_bytes()[:20_000])
     with pytest.raises(ValueError, match=r"half\.parquet cannot be read as a table"):
-        opened(tmp_path / "half.parquet")
+        source_of(tmp_path / "half.parquet")
     with pytest.raises(ValueError, match="there is no split 'dev'; there are train, test"):
-        opened(make_arrow(cifar, tmp_path), split="dev")
+        source_of(make_arrow(cifar, tmp_path), split="dev")
 
 
 def test_archives_that_break_off(cifar, tmp_path):
@@ -396,7 +397,7 @@ def test_archives_that_break_off(cifar, tmp_path):
         path = make(cifar, tmp_path)
         path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
         with pytest.raises(ValueError, match=r"cannot be read as a (zip|tar) archive"):
-            opened(path)
+            source_of(path)
 
 
 def test_shards_with_a_label_missing_are_refused(cifar, tmp_path):
@@ -406,7 +407,7 @@ def test_shards_with_a_label_missing_are_refused(cifar, tmp_path):
             if i != 2:
                 add(archive, f"{i}.cls", b"1")
     with pytest.raises(ValueError, match=r"1 of 4 samples have no \.cls or \.json beside them.*such as 2\.jpg"):
-        opened(tmp_path / "shard.tar")
+        source_of(tmp_path / "shard.tar")
 
 
 def pixels(value: int = 0) -> bytes:
@@ -443,7 +444,7 @@ ARCHIVES = {
 @pytest.mark.parametrize("name", ARCHIVES)
 def test_archives_of_many_habits(name, tmp_path):
     members, classes = ARCHIVES[name]
-    source = opened(zipped(tmp_path / "x.zip", dict.fromkeys(members, pixels())), (8, 8))
+    source = source_of(zipped(tmp_path / "x.zip", dict.fromkeys(members, pixels())), (8, 8))
     assert (len(source), source.spec.classes) == (2, classes)
 
 
@@ -474,27 +475,27 @@ def test_tables_of_labels_of_many_habits(name, kind, tmp_path):
         with zipfile.ZipFile(path) as archive:
             archive.extractall(tmp_path / "x")
         path = tmp_path / "x"
-    source = opened(path, (8, 8))
-    assert [source.spec.classes[source[i][1]] for i in range(2)] == ["a", "b"]
+    source = source_of(path, (8, 8))
+    assert [source.spec.classes[source[i][1]["labels"]] for i in range(2)] == ["a", "b"]
 
 
 def test_splits_are_chosen_and_missing_ones_said(tmp_path):
     names = ["train/a/0.png", "test/a/1.png", "test/b/2.png"]
     path = zipped(tmp_path / "x.zip", dict.fromkeys(names, pixels()))
-    assert len(opened(path, (8, 8), split="test")) == 2
+    assert len(source_of(path, (8, 8), split="test")) == 2
     with pytest.raises(ValueError, match=r"no split 'val'; there are test, train"):
-        opened(path, (8, 8), split="val")
+        source_of(path, (8, 8), split="val")
     plain = zipped(tmp_path / "y.zip", dict.fromkeys(["a/0.png", "b/1.png"], pixels()))
-    with pytest.raises(ValueError, match="no split 'val'; its folders are no splits"):
-        opened(plain, (8, 8), split="val")
+    with pytest.raises(ValueError, match="no split 'val'; its folders are not splits"):
+        source_of(plain, (8, 8), split="val")
 
 
 def test_labels_of_a_split_beside_it(tmp_path):
     """As competitions have it: train/, test/, and a table for train/ alone."""
     members = {"train/0.png": pixels(), "train/1.png": pixels(), "test/2.png": pixels()}
     members["labels.csv"] = b"file,label\n0.png,a\n1.png,b\n"
-    source = opened(zipped(tmp_path / "x.zip", members), (8, 8))
-    assert [source[i][1] for i in range(2)] == [0, 1]
+    source = source_of(zipped(tmp_path / "x.zip", members), (8, 8))
+    assert [source[i][1]["labels"] for i in range(2)] == [0, 1]
 
 
 def test_table_files_of_several_splits(cifar, tmp_path):
@@ -503,9 +504,9 @@ def test_table_files_of_several_splits(cifar, tmp_path):
     (folder / "data").mkdir(parents=True)
     for name in ("train-0.parquet", "train-1.parquet", "test-0.parquet"):
         shutil.copy(whole, folder / "data" / name)
-    assert (len(opened(folder)), len(opened(folder, split="test"))) == (160, 80)
+    assert (len(source_of(folder)), len(source_of(folder, split="test"))) == (160, 80)
     with pytest.raises(ValueError, match="no split 'dev'; there are test, train"):
-        opened(folder, split="dev")
+        source_of(folder, split="dev")
 
 
 def test_tars_with_links_and_of_one_name(tmp_path):
@@ -516,7 +517,7 @@ def test_tars_with_links_and_of_one_name(tmp_path):
             link = tarfile.TarInfo("y.png")
             link.type, link.linkname = tarfile.LNKTYPE, "x.png"
             archive.addfile(link)
-    assert len(opened(tmp_path / "*" / "train.tar", (8, 8))) == 4
+    assert len(source_of(tmp_path / "*" / "train.tar", (8, 8))) == 4
 
 
 def test_links_in_folders(tmp_path):
@@ -525,18 +526,18 @@ def test_links_in_folders(tmp_path):
     folder.mkdir(parents=True)
     (folder / "0.png").write_bytes(pixels())
     (folder / "back").symlink_to(tmp_path / "set")
-    assert len(opened(tmp_path / "set", (8, 8))) == 1
+    assert len(source_of(tmp_path / "set", (8, 8))) == 1
     (folder / "gone.png").symlink_to(tmp_path / "nowhere.png")
     with pytest.raises(ValueError, match=r"1 of 2 images .*(?s:.*)cat/gone\.png: .*No such file"):
-        opened(tmp_path / "set", (8, 8))
+        source_of(tmp_path / "set", (8, 8))
 
 
 def test_members_that_cannot_be_read_are_named(tmp_path):
     path = zipped(tmp_path / "x.zip", {"0.png": pixels(0), "1.png": pixels(1)})
     path.write_bytes(path.read_bytes().replace(pixels(1), pixels(1)[:-8] + b"12345678"))
     with pytest.raises(ValueError, match=r"(?s)1 of 2 images.*1\.png: it cannot be read from the archive: Bad CRC"):
-        opened(path, (8, 8))
-    assert len(opened(path, (8, 8), on_error="skip")) == 1
+        source_of(path, (8, 8))
+    assert len(source_of(path, (8, 8), on_error="skip")) == 1
 
 
 def test_a_folder_of_arrays_is_measured_again_when_it_changes(tmp_path, monkeypatch):
@@ -546,20 +547,20 @@ def test_a_folder_of_arrays_is_measured_again_when_it_changes(tmp_path, monkeypa
         for i in range(3):
             np.save(tmp_path / place / "data" / f"{i}.npy", factor * (1 + np.random.rand(1, 4, 4)).astype(np.float32))
         monkeypatch.chdir(tmp_path / place)
-        means.append(opened("data").spec.mean[0])
+        means.append(source_of("data").spec.mean[0])
     assert means[1] > 500 * means[0]
     np.save("data/1.npy", np.full((1, 4, 4), np.nan, np.float32))
     with pytest.raises(ValueError, match=r"sample 1 \(1\.npy\)"):
-        opened("data")
+        source_of("data")
 
 
 def test_options_for_other_data_are_not_ignored(cifar):
     from justimage.data.fields import FieldOptions
 
     with pytest.raises(ValueError, match=r"--data-options.fields is for fields, and .* is read as images"):
-        opened(cifar, fields=FieldOptions(label="time.hour"))
+        source_of(cifar, fields=FieldOptions(label="time.hour"))
     with pytest.raises(ValueError, match=r"images are cropped to the network's size"):
-        opened(cifar, crop=(8, 8))
+        source_of(cifar, crop=(8, 8))
     with pytest.raises(ValueError, match="missing is nan"):
         DataOptions(missing=float("nan"))
 
@@ -568,7 +569,7 @@ def test_arrays_of_mixed_channels_are_named(tmp_path):
     for i in range(4):
         np.save(tmp_path / f"{i}.npy", np.random.rand(1 + (i == 2), 8, 8).astype(np.float32))
     with pytest.raises(ValueError, match=r"is mixed: 2\.npy is \(2, 8, 8\) float32, and 0\.npy is \(1, 8, 8\)"):
-        opened(tmp_path)
+        source_of(tmp_path)
 
 
 def test_recipes_of_another_number_of_classes_are_refused(cifar, tmp_path, monkeypatch, capsys):

@@ -375,3 +375,53 @@ def test_two_processes_are_one_run(tmp_path):
     assert together.keys() == alone.tensors().keys()
     for name, tensor in alone.tensors().items():
         torch.testing.assert_close(together[name], tensor, atol=1e-5, rtol=1e-4)
+
+
+ONE_FAILS = """
+import sys, torch
+sys.path.insert(0, sys.argv[1])
+torch.set_num_threads(1)
+from pathlib import Path
+from dataclasses import replace
+import justimage as ji
+from justimage.data.loader import order
+from justimage.data.spec import UnreadableSample
+from justimage.parallel import join, leave
+from justimage.runs.run import Failed, train_run
+from conftest import small_config
+from test_train import CONFIG, CPU, waves
+source = waves()
+bad = order(CONFIG.seed, range(40, 48), len(source))[3]  # in the second half of the third batch: process 1 reads it
+class Damaged:
+    indexed = True
+    spec, describe, fingerprint = source.spec, source.describe, source.fingerprint
+    def __len__(self):
+        return len(source)
+    def __getitem__(self, index):
+        if index == bad:
+            raise UnreadableSample("cat/7.png cannot be decoded: it breaks off")
+        return source[index]
+processes = join(CPU)
+network = small_config((8, 8), num_classes=0)
+report = ji.Report(tick_nimg=16, sample_nimg=10_000, save_nimg=10_000, preview_steps=1)
+recipe = ji.Recipe(network, CONFIG, report=report)
+try:
+    train_run(recipe, Damaged(), Path(sys.argv[2]) / "run", processes=processes)
+except Failed as failed:
+    (Path(sys.argv[2]) / f"failed-{processes.rank}").write_text(str(failed))
+finally:
+    leave(processes)
+"""
+
+
+def test_one_process_that_cannot_read_stops_all_with_its_reason_and_a_saved_state(tmp_path):
+    """The other process does not wait for gradients that never come; both name the file, and the first one saves."""
+    (tmp_path / "one.py").write_text(ONE_FAILS)
+    tests = str(Path(__file__).parent)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29612"]
+    subprocess.run([*torchrun, str(tmp_path / "one.py"), tests, str(tmp_path)], check=True, timeout=120)
+    for rank in (0, 1):
+        text = (tmp_path / f"failed-{rank}").read_text()
+        assert "cat/7.png cannot be decoded: it breaks off" in text
+        assert "The state at nimg = 32 is saved" in text
+    assert [int(path.name) for path in saved_states(tmp_path / "run" / "state")] == [32]

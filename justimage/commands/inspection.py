@@ -1,21 +1,19 @@
-"""What lies behind a path, looked at before training: a table, and a contact sheet of what the network will see."""
+"""Data looked at before training: a table, and a contact sheet of what the network will see."""
 
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
 from rich.progress import track
 from rich.table import Table
 
-from justimage.data.arrays import Arrays
-from justimage.data.crops import Crops
-from justimage.data.images import UNREADABLE, Images, each
+from justimage import __version__
 from justimage.data.loader import batches, model_values
-from justimage.data.spec import DataSpec, Item, Source, StreamSource
+from justimage.data.spec import DataSpec, Item, Source, StreamSource, Unreadable
 from justimage.sampling.pictures import grid
 
 STREAM_LIMIT = 256  # samples of a stream that are looked at
@@ -30,7 +28,7 @@ class Inspection:
     found: str
     spec: DataSpec
     samples: int | None
-    """None: a stream, which has no length."""
+    """None for a stream, which has no length."""
     looked_at: int = 0
     low: np.ndarray = field(default_factory=lambda: np.zeros(0))
     high: np.ndarray = field(default_factory=lambda: np.zeros(0))
@@ -47,7 +45,7 @@ class Inspection:
     upsampled: list[str] = field(default_factory=list)
     """Image files smaller than the crop."""
     turned: int = 0
-    """Image files that EXIF turns."""
+    """Image files that lie on their side or are mirrored, and that EXIF says how to turn."""
     unreadable: dict[str, str] = field(default_factory=dict)
     gaps: str = ""
     """Missing values of arrays and fields."""
@@ -56,36 +54,31 @@ class Inspection:
 
 def inspect(source: Source | StreamSource, *, at_most: int = 20_000) -> Inspection:
     """Look at a source: of more than at_most samples at that many, evenly spread; of a stream at its beginning."""
-    if isinstance(source, Source):
+    if source.indexed is True:
         chosen = np.unique(np.linspace(0, len(source) - 1, min(at_most, len(source))).astype(int)).tolist()
-        report = Inspection(source.describe(), source.spec, len(source))
-        if isinstance(source, Images):
-            _look_at_files(source, chosen, report)
-        items: Iterator[tuple[str, Item]] = _readable(source, chosen)
-        total = len(chosen)
-        inner = source.source if isinstance(source, Crops) else source
-        if isinstance(inner, Arrays) and inner.gaps:
-            report.gaps = f"{inner.gaps:,} in {inner.samples_with_gaps:,} of {len(inner):,} samples"
+        report = Inspection(source.describe(), source.spec, len(source), gaps=source.gaps)
+        report.unreadable = dict(source.skipped)
+        _look_at_files(source, chosen, report)
+        items, total = _readable(source, chosen, report), len(chosen)
     else:
         report = Inspection(source.describe(), source.spec, None, promise=source.promise())
-        total = STREAM_LIMIT
-        items = ((f"sample {i}", decode()) for i, decode in enumerate(_first_pass(source)))
+        items, total = ((f"sample {i}", decode()) for i, decode in enumerate(_first_pass(source))), STREAM_LIMIT
     _look_at_samples(items, total, report)
-    if isinstance(source, Images):
-        report.unreadable = dict(source.skipped)
     return report
 
 
-def _readable(source: Source, chosen: list[int]) -> Iterator[tuple[str, Item]]:
-    for name, item in each(source, chosen):
-        if not isinstance(item, Exception):
-            yield name, item
-        elif isinstance(source, Images):
-            source.skipped[name] = str(item)
+def _readable(source: Source, chosen: list[int], report: Inspection) -> Iterator[tuple[str, Item]]:
+    """Name and sample of those that can be read; the others are added to the report."""
+    for i in chosen:
+        found = source.look(i)
+        if isinstance(found, Unreadable):
+            report.unreadable[source.name(i)] = found.reason
+        else:
+            yield source.name(i), found
 
 
 def _first_pass(source: StreamSource) -> Iterator[Callable[[], Item]]:
-    """The beginning of a stream; of a short one, once."""
+    """The beginning of a stream, and of a short one no more than one pass."""
     for i, decode in enumerate(islice(source.samples(0, 0), STREAM_LIMIT)):
         if source.length is not None and i >= source.length:
             return
@@ -98,12 +91,13 @@ def _look_at_samples(items: Iterator[tuple[str, Item]], total: int, report: Insp
     sums, squares, values = np.zeros(channels), np.zeros(channels), 0
     offset = np.array(report.spec.mean)[:, None]  # sums of squares of what is far from zero lose their digits
     seen: dict[bytes, str] = {}
-    for name, (raw, label) in track(items, description="looking", total=total, transient=True, disable=total < 2000):
+    for name, (raw, y) in track(items, description="looking", total=total, transient=True, disable=total < 2000):
         flat = raw.reshape(channels, -1)
         low, high = np.minimum(low, flat.min(1)), np.maximum(high, flat.max(1))
         centred = flat.astype(np.float64) - offset
         sums, squares, values = sums + centred.sum(1), squares + (centred**2).sum(1), values + flat.shape[1]
-        report.counts[label] += 1
+        if "labels" in y:
+            report.counts[int(y["labels"])] += 1
         report.looked_at += 1
         digest = hashlib.blake2b(np.ascontiguousarray(raw).data, digest_size=16).digest()
         if digest in seen:
@@ -114,22 +108,17 @@ def _look_at_samples(items: Iterator[tuple[str, Item]], total: int, report: Insp
     report.std = np.sqrt(np.maximum(squares / count - (sums / count) ** 2, 0))
 
 
-def _look_at_files(source: Images, chosen: list[int], report: Inspection) -> None:
-    h, w = source.size
+def _look_at_files(source: Source, chosen: list[int], report: Inspection) -> None:
+    """Note the image files behind the samples, where there are any."""
     for i in chosen:
-        try:
-            with source.files.open(i) as file, Image.open(file) as image:
-                width, height = image.size
-                report.kinds[f"{image.format} {image.mode}"] += 1
-                orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-        except UNREADABLE:  # among the skipped, with the reason
+        facts = source.file_facts(i)
+        if facts is None:  # not a file, or an unreadable one, which is noted elsewhere
             continue
-        if orientation in (5, 6, 7, 8):
-            width, height = height, width
-        report.turned += orientation in range(2, 9)
-        report.sizes.append((height, width))
-        if height < h or width < w:
-            report.upsampled.append(source.files.names[i])
+        report.kinds[facts.kind] += 1
+        report.sizes.append(facts.size)
+        report.turned += facts.turned
+        if any(stored < wanted for stored, wanted in zip(facts.size, source.spec.size, strict=False)):
+            report.upsampled.append(source.name(i))
 
 
 def table(report: Inspection) -> Table:
@@ -150,7 +139,7 @@ def table(report: Inspection) -> Table:
         shown = [f"{h}x{w}" for h, w in (areas[0], areas[len(areas) // 2], areas[-1])]
         distinct = len(set(report.sizes))
         row("stored", shown[0] if distinct == 1 else f"{distinct} sizes: {shown[0]} to {shown[2]}, median {shown[1]}")
-        row("files", _listed([f"{count:,} {kind}" for kind, count in report.kinds.most_common()]))
+        row("files", _list([f"{count:,} {kind}" for kind, count in report.kinds.most_common()]))
         if report.turned:
             row("turned", f"{report.turned:,} as EXIF says")
         row("upsampled", _names(report.upsampled, "are smaller than the crop") or "none")
@@ -171,12 +160,15 @@ def table(report: Inspection) -> Table:
         least, most = min(counted)[0], max(counted)[0]
         each = f"{most:,} each" if least == most else f"{least:,} to {most:,} each"
         named = [name if least == most else f"{name} {count:,}" for count, name in counted]
-        row("classes", f"{len(counted):,}, {each}: {_listed(named)}")
+        row("classes", f"{len(counted):,}, {each}: {_list(named)}")
         empty = [name for count, name in counted if not count]
         if empty and report.looked_at == report.samples:
-            row("empty", f"{len(empty):,} classes have no sample: {_listed(empty)}")
+            row("empty", f"{len(empty):,} classes have no sample: {_list(empty)}")
     else:
-        row("classes", "none: the model will be unconditional")
+        row("classes", "none" if spec.given else "none: the model will be unconditional")
+    for given in spec.given:
+        scaled = [f"mean {mean:.4g}, scale {scale:.4g}" for mean, scale in zip(given.mean, given.scale, strict=True)]
+        row("condition", f"{given.describe()}: {_list(scaled, '; ')}")
     pairs = [f"{later} = {earlier}" for later, earlier in report.duplicates]
     row("duplicates", _names(pairs, "are equal to another after the crop") or "none")
     if report.unreadable or report.sizes:
@@ -188,31 +180,36 @@ def table(report: Inspection) -> Table:
     return rows
 
 
-def _listed(texts: list[str]) -> str:
-    return ", ".join(texts[:SHOWN]) + (f", and {len(texts) - SHOWN:,} more" if len(texts) > SHOWN else "")
+def _list(texts: list[str], separator: str = ", ") -> str:
+    return separator.join(texts[:SHOWN]) + (f", and {len(texts) - SHOWN:,} more" if len(texts) > SHOWN else "")
 
 
 def _names(names: list[str], what: str) -> str:
-    return f"{len(names):,}{f' {what}' if what else ''}: {_listed(names)}" if names else ""
+    return f"{len(names):,}{f' {what}' if what else ''}: {_list(names)}" if names else ""
 
 
-def sheet(source: Source | StreamSource, *, seed: int = 0, flip: bool = True, count: int = 48) -> Image.Image:
-    """A contact sheet of the first samples that training with this seed would see: cropped, scaled, half mirrored."""
-    count = min(count, len(source)) if isinstance(source, Source) else count
+def sheet(source: Source | StreamSource, *, seed: int = 0, mirror: bool | None = None, count: int = 48) -> Image.Image:
+    """A contact sheet of the first samples that training with this seed would see: cropped, scaled, half mirrored.
+
+    mirror: whether half are mirrored; by default where the spec says that mirroring keeps the meaning.
+    """
+    spec = source.spec
+    count = min(count, len(source)) if source.indexed is True else count
     reader = batches(source, seed=seed, start=0, batch_size=count, workers=0)
     batch = next(reader)
     reader.close()
-    x = model_values(batch.raw, source.spec, seed=seed, positions=batch.positions, flip=flip)
-    names = source.spec.classes
-    captions = [names[label] if names else "" for label in batch.labels.tolist()] if names else ()
-    width = grid(x[:1], source.spec, 1, raw=False).width
-    return grid(x, source.spec, min(count, max(1, min(8, WIDTH // width))), captions=captions, raw=False)
+    mirror = spec.mirror is not None if mirror is None else mirror
+    x, y = model_values(batch.raw, batch.y, spec, seed=seed, positions=batch.positions, mirror=mirror)
+    captions = [spec.classes[label] for label in y["labels"].tolist()] if spec.classes else ()
+    width = grid(x[:1], spec, 1, raw=False).width
+    return grid(x, spec, min(count, max(1, min(8, WIDTH // width))), captions=captions, raw=False)
 
 
 def as_json(report: Inspection) -> dict:
     """The report as plain values, all names included."""
     spec = report.spec
     return {
+        "justimage": __version__,  # by which the folder is known as no data
         "found": report.found,
         "samples": report.samples,
         "looked_at": report.looked_at,
@@ -229,6 +226,7 @@ def as_json(report: Inspection) -> dict:
             for i, name in enumerate(spec.channels)
         },
         "classes": {name: report.counts[i] for i, name in enumerate(spec.classes)},
+        "conditions": [asdict(given) for given in spec.given],
         "files": dict(report.kinds),
         "turned": report.turned,
         "upsampled": report.upsampled,

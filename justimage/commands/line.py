@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import tyro
 
@@ -60,12 +60,13 @@ def parse(kind: type[Parsed], arguments: Sequence[str], prog: str, default: Pars
 
 def option_names(values: Any, prefix: str = "") -> Iterator[str]:
     """The options that a dataclass becomes, without the dashes in front."""
+    hints = get_type_hints(type(values), include_extras=True)
     for item in fields(values):
         value = getattr(values, item.name)
         name = item.name.replace("_", "-")
         if is_dataclass(value):
-            flat = "recipe" in item.name or ("sampling" in item.name and not prefix and not hasattr(values, "recipe"))
-            yield from option_names(value, prefix if flat else f"{prefix}{name}.")
+            without_name = any(getattr(mark, "name", None) == "" for mark in get_args(hints[item.name])[1:])
+            yield from option_names(value, prefix if without_name else f"{prefix}{name}.")
         else:
             yield prefix + name
 

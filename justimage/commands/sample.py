@@ -1,6 +1,6 @@
 """`jit sample`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,7 +15,7 @@ from justimage.commands.line import parse
 from justimage.commands.main import DONE, INTERRUPTED
 from justimage.denoiser import Denoiser
 from justimage.samplers import Sampling
-from justimage.sampling.generate import generate
+from justimage.sampling.generate import Samples, generate
 from justimage.sampling.write import Sheet, file_format, write_facts, writer
 from justimage.weights.load import load
 
@@ -24,13 +24,17 @@ MOST_CLASSES = 10  # classes drawn where none is asked for
 
 @dataclass(frozen=True)
 class Sample:
-    """Draw samples, written as they are drawn, and a grid of the first ones."""
+    """Draw samples, written as they are drawn, and a grid of the first ones.
+
+    How they are drawn (steps, sampler, guidance, interval, final) the model says itself; the options here win over it,
+    and their defaults are those of a model that says nothing.
+    """
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
     """A run folder, a weights folder, a hub id (USER/NAME), or an official .pth."""
     classes: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[CLASS ...]")] = ()
     """Classes by name or index, for example --classes cat dog 7; all of them (at most 10) by default."""
-    unconditional: bool = False
+    unconditional: tyro.conf.FlagCreatePairsOff[bool] = False
     """Draw without any condition."""
     condition: Annotated[Path | None, tyro.conf.arg(metavar="FILE.npz")] = None
     """An .npz with the other parts of the model's condition by name, raw values with one row for each condition."""
@@ -47,7 +51,6 @@ class Sample:
     """png: one image for each sample; npy: one array samples.npy (N, C, *S) of raw values; nc, zarr: one file with
     the names, units and coordinates that the data came with. auto: png for images, nc for fields, npy for the rest."""
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
-    """The settings in the checkpoint are the defaults; those shown here are of a checkpoint that has none."""
     weights: Annotated[str | None, tyro.conf.arg(aliases=["--ema"], metavar="NAME")] = None
     """Which weights: ema-0.9999 or raw of a run; ema1, ema2 or model of an official .pth."""
     context_start: Annotated[int | None, tyro.conf.arg(metavar="BLOCK")] = None
@@ -93,7 +96,7 @@ def main(arguments: Sequence[str]) -> int:
         dtype=dtypes[asked.precision],
     )
     # Once more with the model's own settings as defaults: what the user has written wins over them.
-    asked = parse(Sample, arguments, "jit sample", replace(asked, sampling=model.sampling))
+    asked = parse(Sample, arguments, "jit sample", Sample(asked.model, sampling=model.sampling))
     form = file_format(asked.format, model.spec)
     order = order_of(model, asked)
     size = asked.size * len(model.config.size) if len(asked.size) == 1 else asked.size or tuple(model.config.size)
@@ -115,19 +118,28 @@ def main(arguments: Sequence[str]) -> int:
     sheet, code = Sheet(order.each, order.rows), DONE
     with writer(form, asked.out, model) as writing:
         try:
-            for batch in track(batches, description="sampling", total=rounds, console=console, transient=True):
+            for batch in _shown(batches, rounds):
                 writing.add(batch)
                 sheet.add(batch.raw)
         except KeyboardInterrupt:
-            say(f"interrupted after {writing.count:,} of {len(order.seeds):,} samples, which are kept")
+            say(f"interrupted: {writing.count:,} of {len(order.seeds):,} samples are drawn, and kept")
             code = INTERRUPTED
+    if not writing.count:
+        return code
     written = writing.describe()
-    if model.spec is not None and writing.count:
+    if model.spec is not None:
         sheet.save(asked.out / "grid.png", model.spec)
         written += " and grid.png"
     write_facts(asked.out, facts, order.seeds[: writing.count], order.labels)
     say(f"wrote {written} to {asked.out}")
     return code
+
+
+def _shown(batches: Iterator[Samples], rounds: int) -> Iterable[Samples]:
+    """The batches, with a bar on a terminal."""
+    if not console.is_terminal:
+        return batches
+    return track(batches, description="sampling", total=rounds, console=console, transient=True)
 
 
 def order_of(model: Denoiser, asked: Sample) -> Order:

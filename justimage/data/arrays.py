@@ -32,9 +32,9 @@ class Arrays(Source):
     8-bit arrays are pixels. Others are measured in one pass: model values have mean 0 and standard deviation 0.5 in
     each channel, about that of photographs in [-1, 1], so that noise levels mean the same. channels: their names.
     given: what else comes with each sample, by name (see `GivenArrays`). origin: what fields are written back with.
-    missing: what NaN does: "stop", or be filled with the channel's "mean" or a number. where: a sample's index -> what
-    it is called. identity: a text that changes with the data, if the measurement is to be kept. remark: what is said
-    after the description.
+    missing: what happens to NaN: "stop", or fill with the channel's "mean" or a number. where: a sample's index -> what
+    it is called. identity: a text that changes with the data, if the measurement is to be cached. remark: a text that
+    follows the description.
 
     Raises ValueError for the wrong rank or type, values that are not finite (with their place), a channel that never
     changes, and labels and conditions that do not fit.
@@ -102,8 +102,8 @@ class Arrays(Source):
             )
         if len(x.shape) == 4 and x.shape[-1] in (1, 3, 4) and x.shape[1] > 8:
             raise ValueError(
-                f"{self.place} has the shape {x.shape}, which looks as if channels came last; np.moveaxis(x, -1, 1) "
-                "puts them first"
+                f"{self.place} has the shape {x.shape}; its channels seem to come last, and "
+                "np.moveaxis(x, -1, 1) puts them first"
             )
         if 0 in x.shape:
             raise ValueError(f"{self.place} holds no samples: its shape is {x.shape}")
@@ -218,13 +218,13 @@ class Arrays(Source):
         shown = ", ".join(self.spec.channels[:12]) + (", ..." if len(self.spec.channels) > 12 else "")
         names = f" ({shown})" if self.spec.origin else ""
         axes = f", axes {' x '.join(self.spec.origin.dims)}" if self.spec.origin else ""
-        filled = "" if self.missing == "stop" or self.fill is None else f", missing values filled ({self.missing})"
+        filled = f", missing values filled ({self.missing})" if self.fill is not None and self.gaps else ""
         kept = "" if isinstance(self.x, np.ndarray) else ", read as needed (a pack is faster)"
         kind = f"{self.x.shape[1:]}{names} {self.x.dtype}"
         return f"{len(self):,} samples {kind} from {self.place}{axes}, {labels}{filled}{kept}{self.remark}"
 
     def fingerprint(self) -> str:
-        """Of the measurements and some samples; of small arrays all of them."""
+        """A hash of the measurements and of some samples; of small arrays, all of them."""
         digest = hashlib.sha256(f"{self.x.shape} {self.x.dtype} {self.spec.text()} {self.missing}".encode())
         hash_rows(digest, self.x)
         if self.y is not None:
@@ -235,7 +235,7 @@ class Arrays(Source):
 
 @contextlib.contextmanager
 def _name_file(name: str) -> Iterator[None]:
-    """Whatever is wrong with an array file is a ValueError with its name."""
+    """Turn every error of reading an array file into a ValueError that names it."""
     try:
         yield
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:

@@ -41,7 +41,7 @@ def clean(name: str) -> str:
 def written_by_justimage(folder: Path) -> bool:
     """Whether justimage wrote a folder: a run, an inspection, samples or a pack. Its pictures are outputs, not data.
 
-    Known by a file of facts in it that says so.
+    A file of facts in the folder, one of FACT_FILES, names justimage as its author.
     """
     return any(_says_justimage(folder / name) for name in FACT_FILES)
 
@@ -58,14 +58,15 @@ def _says_justimage(path: Path) -> bool:
     return re.search(rb'"justimage(["-])', text) is not None
 
 
-def holds(folder: Path, suffixes: frozenset[str]) -> bool:
+def holds(folder: Path, suffixes: frozenset[str], besides: str = "") -> bool:
     """Whether a file with one of these suffixes lies in a folder, or in a folder in it that justimage did not write.
 
-    The first one found decides, so that large folders are not walked through.
+    The first one found decides, so that large folders are not walked through. besides: a file name that does not count.
     """
     for here, inner, files in os.walk(folder):
         inner[:] = [name for name in inner if not name.startswith(".") and not written_by_justimage(Path(here, name))]
-        if any(Path(name).suffix.lower() in suffixes for name in files if not name.startswith(".")):
+        found = (name for name in files if Path(name).suffix.lower() in suffixes)
+        if any(name != besides and not name.startswith(".") for name in found):
             return True
     return False
 
@@ -73,7 +74,7 @@ def holds(folder: Path, suffixes: frozenset[str]) -> bool:
 class Folder:
     """The files below a folder, by their path in it; links are followed.
 
-    Left out are hidden files, and folders in it that justimage wrote. Raises OSError for folders that cannot be read.
+    Hidden files, and folders in it that justimage wrote, are left out. Raises OSError for folders that cannot be read.
     """
 
     def __init__(self, root: Path):
@@ -161,7 +162,7 @@ class Tars:
                     with tarfile.open(path, "r:") as tar:
                         self._index(tar, prefix, in_memory=False)
                         if self._files[-1].seek(0, os.SEEK_END) < tar.offset:
-                            raise tarfile.ReadError("its last member breaks off")
+                            raise tarfile.ReadError("its last member is truncated")
                 except tarfile.ReadError:
                     if self._files[-1].seek(0) == 0 and self._files[-1].read(263)[257:262] == b"ustar":
                         raise
@@ -243,7 +244,7 @@ def is_tar(path: Path) -> bool:
 
 
 def allow_open_files(count: int) -> None:
-    """Let this process keep so many files open besides its own, as far as the system allows. ValueError beyond."""
+    """Let this process keep `count` more files open. Raises ValueError where the system does not allow that many."""
     try:
         import resource
     except ImportError:  # not on every system

@@ -96,12 +96,12 @@ def _first_line(error: Exception) -> str:
 
 @contextmanager
 def _name_damage(name: str) -> Iterator[None]:
-    """Whatever goes wrong in reading a file is an UnreadableSample with its name."""
+    """Turn every error of reading a file into an UnreadableSample that names it."""
     try:
         yield
     except Exception as error:  # every backend has its own errors
         raise UnreadableSample(
-            f"{name} cannot be read to its end; it may be truncated: {_first_line(error)}"
+            f"{name} cannot be read; the file may be truncated or damaged: {_first_line(error)}"
         ) from error
 
 
@@ -110,8 +110,10 @@ class _Lazy:
 
     dtype = np.dtype(np.float32)
 
-    def __init__(self, name: str, parts: Sequence[Any], counts: Sequence[int], plan: "_Plan"):
-        self.name, self.parts, self.plan = name, parts, plan
+    def __init__(
+        self, name: str, parts: Sequence[Any], coordinates: Sequence[Any], counts: Sequence[int], plan: "_Plan"
+    ):
+        self.name, self.parts, self.coordinates, self.plan = name, parts, coordinates, plan
         self.ends = np.cumsum(counts)
         self.shape = (int(self.ends[-1]), len(plan.channels), *plan.size)
 
@@ -120,11 +122,17 @@ class _Lazy:
         part = int(np.searchsorted(self.ends, index, side="right"))
         return part, index - (int(self.ends[part - 1]) if part else 0)
 
+    def called(self, index: int) -> str:
+        """What a sample is called: its time, or whatever its dimension counts."""
+        part, inside = self.place(index)
+        return _sample_name(self.coordinates[part], inside, self.plan.sample_dim)
+
     def __getitem__(self, index: int | slice, /) -> np.ndarray:
-        with _name_damage(self.name):
-            if not isinstance(index, slice):
-                part, inside = self.place(index)
+        if not isinstance(index, slice):
+            part, inside = self.place(index)
+            with _name_damage(f"{self.called(index)} of {self.name}"):
                 return self.plan.read(self.parts[part], inside)
+        with _name_damage(self.name):
             start, stop, _ = index.indices(self.shape[0])
             found, begin = [], 0
             for part, end in zip(self.parts, self.ends.tolist(), strict=True):
@@ -160,7 +168,7 @@ class _Plan:
 def read_fields(
     paths: Sequence[Path], options: FieldOptions, *, missing: Missing = "stop", memory_gb: float = 2.0
 ) -> Arrays:
-    """Samples from NetCDF files or Zarr stores; several are taken one after the other along the samples.
+    """Samples from NetCDF files or Zarr stores; several are joined along the samples.
 
     What fits into memory_gb is read at once, more is read as needed. Raises ValueError for variables, dimensions,
     levels and coordinates that do not exist (with those that do), variables that do not share their dimensions, files
@@ -176,9 +184,9 @@ def read_fields(
         counts.append(part.sizes[plan.sample_dim] if plan.sample_dim else 1)
     name = paths[0].name if len(paths) == 1 else f"{paths[0].parent.name or '.'} ({len(paths)} files)"
     files = [file for path in paths for file in ([path] if path.is_file() else sorted(path.rglob("*")))]
-    lazy = _Lazy(name, parts, counts, plan)
     with _name_damage(name):
         coordinates = [part.drop_vars(list(part.data_vars)).load() for part in parts]
+    lazy = _Lazy(name, parts, coordinates, counts, plan)
     y, classes = _labels(coordinates, counts, plan, options.label, name)
     x: Any = lazy
     if 4 * np.prod(lazy.shape, dtype=np.int64) <= memory_gb * 2**30:
@@ -193,7 +201,7 @@ def read_fields(
         channels=channels,
         origin=origin,
         missing=missing,
-        where=lambda index: _sample_name(coordinates, lazy.place(index), plan.sample_dim),
+        where=lazy.called,
         identity=f"{state_of(files)} {plan} {options}",
     )
 
@@ -311,11 +319,10 @@ def _channel_names(dataset: Any, plan: _Plan) -> list[str]:
     return [name if level is None or levels is None else f"{name}{levels[level]:g}" for name, level in plan.channels]
 
 
-def _sample_name(parts: Sequence[Any], place: tuple[int, int], dim: str | None) -> str:
-    part, index = place
-    if dim is None or dim not in parts[part].coords:
-        return "the only one" if dim is None else f"{dim} {index}"
-    value = parts[part][dim].values[index]
+def _sample_name(coordinates: Any, index: int, dim: str | None) -> str:
+    if dim is None or dim not in coordinates.coords:
+        return "the only sample" if dim is None else f"{dim} {index}"
+    value = coordinates[dim].values[index]
     return f"{dim} {np.datetime_as_string(value, 's') if isinstance(value, np.datetime64) else value}"
 
 
@@ -366,7 +373,7 @@ def _plain(attributes: dict) -> Attributes:
 
 
 def _origin(dataset: Any, plan: _Plan) -> Origin:
-    """What generated fields are written back with."""
+    """What is needed to write generated fields like these."""
     xarray = xarray_library()
     coordinates = []
     for name, coordinate in sorted(dataset.coords.items()):  # stores have orders of their own

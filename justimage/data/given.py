@@ -14,14 +14,14 @@ MASK = "_mask"
 
 
 class GivenArrays:
-    """Arrays by name, a row for each sample (N, C, *S) of shape `shape`.
+    """Arrays by name, with a row for each sample of x, whose shape is (N, C, *S).
 
-    NAME (N,) or (N, F) is a vector; (N, L, F) with NAME_mask (N, L) of booleans tokens, of which the mask says which
-    are there; (N, P, *S) planes on the grid of the samples, NaN where unknown. Each feature is measured in one pass, so
-    that model values have mean 0 and standard deviation 1; a feature that never changes keeps its scale.
+    NAME (N,) or (N, F) is a vector. (N, L, F) with NAME_mask (N, L) of booleans is tokens; the mask says which are
+    there. (N, P, *S) is planes on the grid of x, NaN where unknown. Each feature is measured in one pass, so that model
+    values have mean 0 and standard deviation 1; a feature that never changes has the scale 1.
 
     place: what the arrays belong to, for messages. identity: a text that changes with the data, if the measurement is
-    to be kept. Raises ValueError for any other shape or type, and for values that are not finite, with their place.
+    to be cached. Raises ValueError for any other shape or type, and for values that are not finite, with their place.
     """
 
     def __init__(self, arrays: Mapping[str, np.ndarray], shape: tuple[int, ...], place: str, identity: str = ""):

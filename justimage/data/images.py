@@ -79,7 +79,7 @@ class Images(Source):
     """Image files, centre-cropped to size (h, w), from any container.
 
     channels: 3 RGB, 1 grey, 4 RGBA; every image is converted, see `decode`.
-    on_error: what an image that cannot be decoded does: "stop" with its name, or "skip" it and count.
+    on_error: if an image cannot be decoded, "stop" with its name, or "skip" it and count.
     memory_gb: below this size all images are decoded at once into memory, so that every unreadable one is known
     before the first step; above it only their headers and ends are checked, and each is decoded when its turn comes,
     where "skip" takes the next readable one instead.
@@ -171,7 +171,7 @@ class Images(Source):
         self._drop(bad)
 
     def _check_all(self) -> None:
-        """Kept in the cache: a million files take minutes, at every start and in every process."""
+        """The result is cached: checking a million files takes minutes, and every start and every process needs it."""
 
         def check() -> dict[str, str]:
             results = enumerate(self._all(self._check_ends, "checking images"))

@@ -76,7 +76,7 @@ class Buffers:
         self._free: deque[np.ndarray] = deque()
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Tensor:
-        """A tensor with any values; pinned, for copies to a GPU that do not wait (torch keeps such memory itself)."""
+        """An uninitialised tensor; pinned, for copies to a GPU that do not wait (torch reuses such memory itself)."""
         if self.pinned:
             return torch.from_numpy(np.empty(0, dtype)).new_empty(shape, pin_memory=True)
         memory = None

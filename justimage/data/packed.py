@@ -73,7 +73,7 @@ class Packed(Source):
         if not index.get("complete"):
             raise ValueError(
                 f"{folder} is not finished: {index['next']:,} of {index['source']['count']:,} samples are packed; "
-                "run the same `jit data pack` command again to go on with it"
+                "run the same `jit data pack` command again to finish it"
             )
         try:
             self.spec = DataSpec.from_json(index["spec"])
@@ -154,7 +154,7 @@ def pack(source: Source, folder: Path, *, workers: int = 1, shard_mb: int = 512)
     """Write a source into a pack, decoding with `workers` threads, and open it.
 
     Samples that cannot be decoded stop it, or are left out and listed if the source was opened with "skip". After an
-    interruption, the same call goes on after the last whole shard. Raises ValueError for random crops and samples with
+    interruption, the same call resumes after the last whole shard. Raises ValueError for random crops and samples with
     conditions, and where the folder holds something else, or a pack of another source; Unfinished where the disk is
     full, or a sample stops it.
     """
@@ -204,7 +204,7 @@ def pack(source: Source, folder: Path, *, workers: int = 1, shard_mb: int = 512)
         room = (len(source) - index["next"]) * per_sample / 1e6
         raise Unfinished(
             f"writing to {folder} failed: {error}. {done()}; make room for {room:,.0f} MB, and run the same command "
-            "again to go on"
+            "again to finish"
         ) from error
     except ValueError as error:
         raise Unfinished(f"{error}. {done()}; --data-options.on-error skip leaves such samples out") from error

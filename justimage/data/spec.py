@@ -105,7 +105,7 @@ class DataSpec:
     colour: bool | None = None
     """Whether the three channels are shown as one colour; by default only if they are called red, green and blue."""
     mirror: int | None = None
-    """The spatial axis along which a mirrored sample is as likely as the sample itself; None: mirrored ones are not."""
+    """The spatial axis along which a mirrored sample is as likely as the sample itself; None: there is none."""
     given: tuple[Given, ...] = ()
     """What comes with each sample besides x and its label."""
 
@@ -178,8 +178,8 @@ class DataSpec:
     def text(self) -> str:
         """The spec in one line, for fingerprints and caches: what training depends on, and nothing else.
 
-        It must not change from version to version, or runs would not resume. So fields that came later are left out,
-        but for `given` where there is any.
+        It must not change from version to version, or runs would not resume. So the fields of later versions are left
+        out, except `given` where there is any.
         """
         names = OLDER_FIELDS + (("given",) if self.given else ())
         return f"DataSpec({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
@@ -240,7 +240,7 @@ class UnreadableSample(ValueError):
 
 @dataclass(frozen=True)
 class Unreadable:
-    """What looking at a damaged sample yields in place of the sample."""
+    """What `look` returns in place of a damaged sample."""
 
     reason: str
 
@@ -265,7 +265,7 @@ That is "labels" (an np.int64) if there are classes, the array of each `Given`, 
 
 
 class Source(Protocol):
-    """Samples in a fixed order, read by any thread. Who subclasses it writes what stands without a body here."""
+    """Samples in a fixed order, read by any thread. A subclass defines what has no body here, and inherits the rest."""
 
     indexed: Literal[True] = True
     spec: DataSpec
@@ -276,7 +276,7 @@ class Source(Protocol):
     gaps: str = ""
     """In words, the missing values that were found on opening; empty where there are none."""
     not_packed: str = ""
-    """Why it is not packed, and what to do instead; empty where it can be."""
+    """Why it cannot be packed, and what to do instead; empty where it can."""
 
     def __len__(self) -> int: ...
 

@@ -1,8 +1,8 @@
 """Conditions: what a network is told besides the state and the time.
 
-A value y of a condition is a dictionary of named tensors, batch first. It comes from the data, goes through loader,
-loss, guidance and sampler unread, and is understood here alone: a condition says what it needs, what "none" is, how it
-is dropped in training, and how it reaches the network.
+A value y of a condition is a dictionary of named tensors, batch first. It comes from the data, passes through the rest
+of the library unread, and is understood here alone: a condition says what it needs, what "none" is, how it is dropped
+in training, and how it reaches the network.
 
 | kind   | value                                            | none               | reaches the network as        |
 |--------|--------------------------------------------------|--------------------|-------------------------------|

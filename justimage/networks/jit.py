@@ -39,9 +39,10 @@ class JiTConfig:
     """
 
     size: tuple[int, ...] = (256, 256)
-    """Length of each spatial axis (1, 2 or 3 axes). The network also runs on other sizes the patch divides."""
+    """Length of each spatial axis (1, 2 or 3 axes); one number is the length of all axes that the patch has. The
+    network also runs on other sizes that the patch divides."""
     patch: tuple[int, ...] = (16, 16)
-    """Length of a patch along each axis."""
+    """Length of a patch along each axis; one number means the same along all of them."""
     channels: int = 3
     """Channels of the data."""
     num_classes: int = 1000

@@ -5,6 +5,7 @@ linear maps are five layers: four of them with a ReLU.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 
 import torch
@@ -53,7 +54,7 @@ class ToyMLP(nn.Module):
         numbers = c.channels * prod(c.size)
         self.condition = Conditions(c.num_classes, c.conditions, 0, c.width)
         widths = [numbers + 1, *[c.width] * (c.depth - 1), numbers]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.initialise()
 
     def forward(self, z: Tensor, t: Tensor, y: Value | Tensor | None = None) -> Tensor:

@@ -110,10 +110,11 @@ def check_same(folder: Path, old: dict[str, Any] | None, facts: dict[str, Any]) 
     free = FREE_TO_CHANGE
     if theirs.get("training.schedule") == "constant":  # a cosine depends on its end, a constant rate does not
         free = (*free, "training.duration_nimg")
+    as_before = {name for name in CAME_LATER if name not in theirs}  # see as_begun
     differing = [
         f"  {name}: {theirs.get(name)} in the run, {ours.get(name)} in the command"
         for name in sorted(theirs.keys() | ours.keys())
-        if theirs.get(name) != ours.get(name) and not name.startswith(free) and name not in REPLACED
+        if theirs.get(name) != ours.get(name) and not name.startswith(free) and name not in {*REPLACED, *as_before}
     ]
     if old["data"]["fingerprint"] != facts["data"]["fingerprint"]:
         differing.append(f"  data: {old['data']['found']} in the run, {facts['data']['found']} in the command")
