@@ -29,8 +29,12 @@ from justimage.data.files import Files, find_files
 from justimage.data.images import Images
 from justimage.data.loader import Buffers, batches, read
 from justimage.data.packed import Packed, pack
+from justimage.data.spec import Item, Source
+from justimage.parallel import Processes
 from justimage.runs.recipes import RECIPES
-from justimage.training.loop import flow_matching, fresh_state, train
+from justimage.training.build import build
+from justimage.training.loop import train
+from justimage.training.loss import flow_matching
 
 SIZE = (256, 256)
 
@@ -142,7 +146,7 @@ def packing(options: Options, folder: Path) -> dict:
     }
 
 
-class Noise:
+class Noise(Source):
     """Random images, with labels."""
 
     def __init__(self, photos: Packed, count: int):
@@ -151,9 +155,9 @@ class Noise:
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        raw, label = self.photos[index % len(self.photos)]
-        return np.roll(raw, index, axis=-1), label
+    def __getitem__(self, index: int) -> Item:
+        raw, y = self.photos[index % len(self.photos)]
+        return np.roll(raw, index, axis=-1), y
 
     def describe(self) -> str:
         return "photographs, shifted"
@@ -200,7 +204,7 @@ def waiting(folder: Path) -> dict:
     recipe = recipe.fitted_to(source.spec)
     training = replace(recipe.training, duration_nimg=64 * recipe.training.batch_size)
     model = recipe.model(source.spec)
-    state = fresh_state(model, training, torch.device("cpu"))
+    state = build(model, training, Processes())
     ticks = train(state, source, flow_matching(model, training), training, tick_nimg=16 * training.batch_size)
     found = [tick for tick in ticks][1:]
     return {

@@ -19,7 +19,7 @@ from rich.console import Console
 from justimage.data.sources import open_source
 from justimage.execution import best_device
 from justimage.parallel import Processes
-from justimage.randomness import Stream, normals, training_noise, uniforms
+from justimage.randomness import Purpose, normals, training_noise, uniforms
 from justimage.runs.recipes import RECIPES
 from justimage.runs.run import Interrupted, train_run
 
@@ -57,9 +57,9 @@ def main(options: Options) -> None:
 
     def draws() -> None:
         training_noise(training.seed, positions, shape, device)
-        normals(training.seed, Stream.TIME, positions)
-        uniforms(training.seed, Stream.FLIP, positions)
-        uniforms(training.seed, Stream.LABEL, positions)
+        normals(training.seed, Purpose.TIME, positions)
+        uniforms(training.seed, Purpose.FLIP, positions)
+        uniforms(training.seed, Purpose.DROP, positions)
 
     rates = sorted(line["img_per_second"] for line in log[1:] or log)
     step = training.batch_size / rates[len(rates) // 2]

@@ -17,50 +17,34 @@ from sklearn.svm import SVC
 import justimage as ji
 from justimage.commands.main import main as jit
 from justimage.data.arrays import digits
-from justimage.process import Prediction
-from justimage.randomness import noise
-from justimage.samplers import Predict, guided
-from justimage.sampling.generate import generate
-from justimage.sampling.pictures import grid, save
+from justimage.sampling.pictures import save
 
 RUN = Path("runs/mnist-demo")
 EACH = 50  # digits drawn of each class
 
 
-def draw(model: ji.Denoiser) -> tuple[torch.Tensor, np.ndarray]:
+def draw_all(model: ji.Denoiser) -> tuple[torch.Tensor, np.ndarray]:
     """EACH digits of each class: raw (10 * EACH, 1, 28, 28), and the classes asked for."""
     labels = [digit for _ in range(EACH) for digit in range(10)]
-    batches = generate(model, range(len(labels)), labels, batch_size=125)
+    batches = ji.generate(model, range(len(labels)), labels, batch_size=125)
     drawn = list(track(batches, description="sampling", total=-(-len(labels) // 125), transient=True))
     return torch.cat([batch.raw for batch in drawn]), np.array(labels)
 
 
 def along_t(model: ji.Denoiser, digit: int, seed: int, show: int = 10) -> None:
     """One sample on its way from noise to data: above the state z, below the x predicted from it."""
-    states: list[torch.Tensor] = []
-    guesses: list[torch.Tensor] = []
-    times: list[float] = []
+    seen: list[tuple[torch.Tensor, torch.Tensor, float]] = []
 
-    def watched(predict: Predict) -> Predict:
-        def seen(z: torch.Tensor, t: torch.Tensor) -> Prediction:
-            prediction = predict(z, t)
-            states.append(z[0])
-            guesses.append(prediction.to("x")[0])
-            times.append(float(t))
-            return prediction
+    def watch(z: torch.Tensor, t: torch.Tensor, prediction: ji.Prediction) -> None:
+        seen.append((z[0], prediction.to("x")[0], float(t)))
 
-        return seen
-
-    y = torch.tensor([digit])
-    settings = model.sampling
-    predict = guided(model, y, torch.full_like(y, model.null_label), settings.guidance, settings.interval)
-    with torch.no_grad():
-        settings.run(watched(predict), model.noise_scale * noise([seed], (1, 28, 28)))
-    chosen = np.linspace(0, len(times) - 1, show).round().astype(int)
-    images = torch.stack([states[i] for i in chosen] + [guesses[i] for i in chosen])
+    y = {"labels": torch.tensor([digit])}
+    ji.draw(model, y, model.noise_scale * ji.noise([seed], (1, 28, 28)), model.sampling, watch=watch)
+    chosen = [seen[i] for i in np.linspace(0, len(seen) - 1, show).round().astype(int)]
+    images = torch.stack([z for z, _, _ in chosen] + [x for _, x, _ in chosen])
     assert model.spec is not None
-    titles = [f"t = {times[i]:.2f}" for i in chosen]
-    save(grid(images, model.spec, show, column_titles=titles, raw=False), RUN / "along-t.png")
+    titles = [f"t = {t:.2f}" for _, _, t in chosen]
+    save(ji.grid(images, model.spec, show, column_titles=titles, raw=False), RUN / "along-t.png")
 
 
 def main() -> int:
@@ -70,9 +54,9 @@ def main() -> int:
     if code:
         return code
     model = ji.load(RUN, device="cpu")
-    samples, labels = draw(model)
+    samples, labels = draw_all(model)
     assert model.spec is not None
-    save(grid(samples[:100], model.spec, 10, column_titles=[str(i) for i in range(10)]), RUN / "samples.png")
+    save(ji.grid(samples[:100], model.spec, 10, column_titles=[str(i) for i in range(10)]), RUN / "samples.png")
     along_t(model, digit=3, seed=3)
     print(f"wrote {RUN / 'samples.png'} and {RUN / 'along-t.png'}")
 

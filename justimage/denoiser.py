@@ -189,12 +189,13 @@ class Denoiser(nn.Module):
             return None
         if "labels" in given:
             given["labels"] = torch.tensor(self.labels(given["labels"]))
-        shapes, known = _shapes(self.needs, size), [name for name, *_ in self.needs]
-        unknown, missing = [n for n in given if n not in shapes], [n for n in known if n not in given]
+        parts = _parts(self.needs, size)
+        unknown = [name for name in given if name not in parts]
+        missing = [name for name, *_ in self.needs if name not in given]
         if unknown or missing:
             what = f"{', '.join(unknown)} is unknown" if unknown else f"{', '.join(missing)} is missing"
             raise ValueError(f"the condition of this model is {_listed(self.needs)}: {what}")
-        y = {name: _entries(name, value, shapes[name]) for name, value in given.items()}
+        y = {name: _entries(name, value, *parts[name]) for name, value in given.items()}
         for name, kind, _, length in self.needs:
             if kind == "tokens":
                 y |= _filled_up(name, y[name], y.get(f"{name}_mask"), length)
@@ -207,9 +208,9 @@ class Denoiser(nn.Module):
 
     def _asked_for(self, labels: Labels | None, condition: Given | None, size: Sequence[int]) -> int:
         """How many samples a user means who gives no seeds: the most entries that any part of the condition has."""
-        shapes = _shapes(self.needs, size)
-        given = {name: value for name, value in (condition or {}).items() if name in shapes and name != "labels"}
-        counts = [len(_entries(name, value, shapes[name])) for name, value in given.items()]
+        parts = _parts(self.needs, size)
+        given = {name: value for name, value in (condition or {}).items() if name in parts and name != "labels"}
+        counts = [len(_entries(name, value, *parts[name])) for name, value in given.items()]
         named = (condition or {}).get("labels") if labels is None else labels
         return max([1, *counts] if named is None else [len(self.labels(named)), *counts])
 
@@ -284,40 +285,40 @@ class Denoiser(nn.Module):
             return to_hub(Path(folder), repository, private=private)
 
 
-def _shapes(needs: Sequence[tuple[str, str, int, int]], size: Sequence[int]) -> dict[str, tuple[int, ...]]:
-    """The shape of each part of a condition for one sample, the masks of tokens included."""
-    shapes: dict[str, tuple[int, ...]] = {}
+def _parts(needs: Sequence[tuple[str, str, int, int]], size: Sequence[int]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """The kind and the shape of each part of a condition for one sample, the masks of tokens included."""
+    parts: dict[str, tuple[str, tuple[int, ...]]] = {}
     for name, kind, features, length in needs:
         match kind:
             case "labels":
-                shapes[name] = ()
+                parts[name] = kind, ()
             case "vector":
-                shapes[name] = (features,)
+                parts[name] = kind, (features,)
             case "tokens":
-                shapes[name], shapes[f"{name}_mask"] = (length, features), (length,)
+                parts[name], parts[f"{name}_mask"] = (kind, (length, features)), (kind, (length,))
             case "planes":
-                shapes[name] = (features, *size)
-    return shapes
+                parts[name] = kind, (features, *size)
+    return parts
 
 
-def _entries(name: str, value: Any, shape: tuple[int, ...]) -> Tensor:
+def _entries(name: str, value: Any, kind: str, shape: tuple[int, ...]) -> Tensor:
     """One part of a condition, as a user gives it -> (B, *shape); one entry alone may come without the batch's axis.
 
-    Sequences, whose shape is (L, F), and their masks may be shorter. Raises ValueError, with the name, for other shapes
-    and for what is no number.
+    Tokens and their masks may be shorter. Raises ValueError, with the name, for other shapes and for what is no number.
     """
     try:
         tensor = value if isinstance(value, Tensor) else torch.tensor(np.asarray(value))
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"the condition {name} is not made of numbers: {error}") from error
     found = tuple(tensor.shape)
-    if shape == (1,) and not name.endswith("_mask") and tensor.ndim < 2:  # a vector of one number
+    if kind == "vector" and shape == (1,) and tensor.ndim < 2:
         tensor = tensor.reshape(-1, 1)
     elif tensor.ndim == len(shape):
         tensor = tensor[None]
-    sequence = len(shape) == 2 or name.endswith("_mask")
-    fits = tensor.ndim == len(shape) + 1 and tensor.shape[2 if sequence else 1 :] == shape[1 if sequence else 0 :]
-    if not fits or (sequence and tensor.shape[1] > shape[0]):
+    fits = tensor.ndim == len(shape) + 1 and tensor.shape[1:] == shape
+    if kind == "tokens" and tensor.ndim == len(shape) + 1:
+        fits = 0 < tensor.shape[1] <= shape[0] and tensor.shape[2:] == shape[1:]
+    if not fits:
         raise ValueError(f"the condition {name} is {found}; ({', '.join(map(str, ('B', *shape)))}) is needed")
     return tensor.float() if tensor.is_floating_point() else tensor
 

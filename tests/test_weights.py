@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 import justimage as ji
 from justimage.commands.main import main as jit
 from justimage.data.spec import DataSpec
+from justimage.execution import blocks_of
 from justimage.weights.description import describe
 from justimage.weights.load import read
 from justimage.weights.official import load_official, save_official
@@ -127,7 +128,7 @@ def test_the_start_block_of_a_released_variant_is_known(tmp_path):
 def test_float_attention_gives_the_same(tmp_path):
     io = load_file(GOLDENS / "incontext.io.safetensors")
     loaded = load_official(GOLDENS / "incontext.weights.safetensors", context_start=2)
-    for block in loaded.net.blocks:
+    for block in blocks_of(loaded.net):
         block.attention.in_float32 = True  # type: ignore[union-attr]
     with torch.no_grad():
         assert (loaded.net(io["x"], io["t"], io["y"]) - io["net_output"]).abs().max() < 1e-5

@@ -11,7 +11,7 @@ import json
 import platform
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import matplotlib
@@ -25,7 +25,6 @@ from rich.progress import track
 import justimage as ji
 from justimage.commands.main import main as jit
 from justimage.sampling.fields import write_fields
-from justimage.sampling.generate import generate
 
 matplotlib.use("Agg")
 HERE = Path(__file__).parent
@@ -185,7 +184,7 @@ def main(options: Options) -> int:
     assert model.spec is not None
     original = xr.open_dataset(options.data).t2m
     hours = [str(hour) for hour in original.time.dt.hour.values]  # as many of each as there are
-    batches = generate(model, range(len(hours)), model.labels(hours), batch_size=options.batch_size)
+    batches = ji.generate(model, range(len(hours)), model.labels(hours), batch_size=options.batch_size)
     total = -(-len(hours) // options.batch_size)
     drawn = list(track(batches, description="sampling", total=total, transient=True))
     labels = [label for batch in drawn for label in batch.labels]
@@ -202,7 +201,7 @@ def main(options: Options) -> int:
         "seconds_of_training": round(trained - began),
         "seconds_of_sampling": round(time.monotonic() - trained),
         "training": model.training_summary,
-        "sampling": model.describe()["sampling"],
+        "sampling": asdict(model.sampling),
         "units": back.units,
         **compare(real, back),
     }

@@ -50,7 +50,7 @@ def parse(kind: type[Parsed], arguments: Sequence[str], prog: str, default: Pars
     Raises ValueError, with the likeliest option, for what is not understood; exits with 2 where a value is of the wrong
     type, and with 0 after --help.
     """
-    start = {} if default is None else {"default": default}
+    start: dict[str, Any] = {} if default is None else {"default": default}
     parsed, unknown = tyro.cli(kind, args=list(arguments), prog=prog, return_unknown_args=True, **start)
     if unknown:
         options = list(dict.fromkeys(option_names(parsed)))

@@ -13,6 +13,7 @@ from rich.progress import track
 from justimage.commands.console import console, interruptible, say
 from justimage.commands.line import parse
 from justimage.commands.main import DONE, INTERRUPTED
+from justimage.data.containers import IMAGES, holds, written_by_justimage
 from justimage.denoiser import Denoiser
 from justimage.samplers import Sampling
 from justimage.sampling.generate import Samples, generate
@@ -87,6 +88,8 @@ def main(arguments: Sequence[str]) -> int:
         raise ValueError(f"batch_size ({asked.batch_size}) and count ({asked.count}) must be at least 1")
     if asked.out.exists() and not asked.out.is_dir():
         raise ValueError(f"{asked.out} is a file; --out is a folder")
+    if asked.out.is_dir() and holds(asked.out, IMAGES) and not written_by_justimage(asked.out):
+        raise ValueError(f"{asked.out} holds images that are no samples; choose another folder with --out")
     dtypes = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
     model = load(
         asked.model,
@@ -115,6 +118,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     facts = {"model": asked.model, "weights": asked.weights, "sampling": asdict(sampling), "size": list(size)}
     rounds = -(-len(order.seeds) // asked.batch_size)
+    write_facts(asked.out, facts, [], None)  # so that the folder counts as samples from its first file on
     sheet, code = Sheet(order.each, order.rows), DONE
     with writer(form, asked.out, model) as writing:
         try:

@@ -26,7 +26,7 @@ Value = dict[str, Tensor]  # y: named tensors, batch first
 class Part:
     """One part of a condition: what the data must give under this name, besides labels.
 
-    Raises ValueError for a kind that does not exist, or without features.
+    Raises ValueError for a kind that does not exist, for a name that cannot be one, or without features.
     """
 
     name: str
@@ -39,13 +39,25 @@ class Part:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"no condition is of the kind {self.kind!r}; there are {', '.join(KINDS)}")
+        if not self.name.isidentifier() or self.name == "labels" or self.name.endswith("_mask"):
+            raise ValueError(
+                f"a condition cannot be called {self.name!r}; use letters, digits and underscores, and neither "
+                "`labels` nor an ending `_mask`, which have meanings of their own"
+            )
         if self.features < 1 or (self.kind == "tokens" and self.length < 1):
             raise ValueError(f"the condition {self.name!r} needs at least one feature, and tokens a length: {self}")
 
 
 def parts(values: Any) -> tuple[Part, ...]:
-    """Parts as they are, or as JSON holds them. Raises TypeError for fields that a part does not have."""
-    return tuple(each if isinstance(each, Part) else Part(**each) for each in values)
+    """Parts as they are, or as JSON holds them.
+
+    Raises TypeError for fields that a part does not have, and ValueError where two parts share a name.
+    """
+    found = tuple(each if isinstance(each, Part) else Part(**each) for each in values)
+    names = [part.name for part in found]
+    if len(set(names)) != len(names):
+        raise ValueError(f"two conditions share a name: {', '.join(names)}")
+    return found
 
 
 class Reach(NamedTuple):
@@ -143,6 +155,7 @@ class TokensPart(nn.Module):
 
     def forward(self, y: Value) -> Reach:
         value, mask = y[self.part.name], y[f"{self.part.name}_mask"]
+        value = torch.where(mask[..., None], value, 0)  # NaN among those that are not there would spread
         tokens = self.embedding(value.to(self.embedding.weight.dtype)) + self.positions[: value.shape[1]]
         return Reach(tokens=tokens, mask=mask)
 
@@ -166,6 +179,11 @@ class PlanesPart(nn.Module):
 KINDS: dict[str, type[nn.Module]] = {"vector": VectorPart, "tokens": TokensPart, "planes": PlanesPart}
 
 
+def _module_name(name: str) -> str:
+    """The name itself, unless torch's modules have a method called so (`type`, `half`, `values`)."""
+    return f"part-{name}" if hasattr(nn.ModuleDict(), name) else name
+
+
 class Conditions(nn.Module):
     """Labels and any other parts together, for a network of width D (a `Condition`).
 
@@ -178,7 +196,7 @@ class Conditions(nn.Module):
         self.num_classes = num_classes
         self.table = nn.Parameter(torch.empty(num_classes + 1, width)) if num_classes else None
         self.positions = nn.Parameter(torch.empty(context, width)) if context else None
-        self.parts = nn.ModuleDict({part.name: KINDS[part.kind](part, width) for part in others})
+        self.parts = nn.ModuleDict({_module_name(part.name): KINDS[part.kind](part, width) for part in others})
         self._others = others
 
     @property

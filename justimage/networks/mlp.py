@@ -59,7 +59,7 @@ class ToyMLP(nn.Module):
 
     def forward(self, z: Tensor, t: Tensor, y: Value | Tensor | None = None) -> Tensor:
         first, *inner, last = self.layers
-        dtype = first.weight.dtype  # type: ignore[union-attr]
+        dtype = next(self.parameters()).dtype
         x = first(torch.cat((z.flatten(1), t[:, None]), 1).to(dtype))  # (B, width)
         vector = self.condition(y, x).vector
         x = torch.relu(x if vector is None else x + vector)

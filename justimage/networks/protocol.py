@@ -10,7 +10,7 @@ and `channels`. Its class says in `Config` what `config` is. Three more things a
 
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -29,10 +29,12 @@ class NetworkConfig(Protocol):
     @property
     def channels(self) -> int: ...
 
-    @classmethod
-    def __subclasshook__(cls, other: type) -> bool:
-        """The command line asks whether a configuration's class is one: any dataclass with these fields is."""
-        return {"size", "channels"} <= set(getattr(other, "__dataclass_fields__", {}))
+    if not TYPE_CHECKING:
+
+        @classmethod
+        def __subclasshook__(cls, other: type) -> bool:
+            """The command line asks whether a class is such a configuration: any dataclass with these fields is."""
+            return {"size", "channels"} <= set(getattr(other, "__dataclass_fields__", {}))
 
 
 class Network(Protocol):
@@ -44,7 +46,9 @@ class Network(Protocol):
     def __call__(self, z: Tensor, t: Tensor, y: Any = None) -> Tensor: ...
 
 
-NETWORKS: dict[str, tuple[type, Callable[[Any], nn.Module]]] = {
+NetworkClass = Callable[[Any], nn.Module]  # a class of networks with `Config`, or a function that has it
+
+NETWORKS: dict[str, tuple[type, NetworkClass]] = {
     "jit": (JiTConfig, JiT),
     "mlp": (MLPConfig, ToyMLP),
     "dit": (DiTConfig, DiT),
@@ -60,12 +64,13 @@ def name_of(net_or_config: Any) -> str:
     return type(net_or_config).__name__
 
 
-def network_of(name: str, given: type[nn.Module] | None = None) -> tuple[type, Callable[[Any], nn.Module]]:
+def network_of(name: str, given: NetworkClass | None = None) -> tuple[type, NetworkClass]:
     """(config, network) of a name, or those of a class that the user gives. Raises ValueError where there is none."""
     if given is not None:
         config = getattr(given, "Config", None)
         if config is None:
-            raise ValueError(f"{given.__name__} does not say what its configuration is; set {given.__name__}.Config")
+            called = getattr(given, "__name__", str(given))
+            raise ValueError(f"{called} does not say what its configuration is; set {called}.Config")
         return config, given
     if name not in NETWORKS:
         raise ValueError(

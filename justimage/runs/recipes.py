@@ -16,13 +16,13 @@ from justimage.networks.conditions import Part
 from justimage.networks.dit import DiTConfig
 from justimage.networks.jit import JiTConfig
 from justimage.networks.mlp import MLPConfig
-from justimage.networks.protocol import NetworkConfig, name_of, network_of
+from justimage.networks.protocol import NetworkClass, NetworkConfig, name_of, network_of
 from justimage.process import Space
 from justimage.randomness import Purpose, key
 from justimage.runs.promises import PROMISES, Promise
 from justimage.samplers import Sampling
 from justimage.training.settings import Training
-from justimage.weights.description import NetworkClass, build_network
+from justimage.weights.description import build_network
 
 IMAGENET = 1_281_167
 

@@ -15,7 +15,7 @@ from rich.text import Text
 from justimage.data.spec import Source, StreamSource, UnreadableSample
 from justimage.denoiser import Denoiser, Scalings
 from justimage.disk import write_text
-from justimage.networks.protocol import name_of
+from justimage.networks.protocol import NetworkClass, name_of
 from justimage.parallel import FailedElsewhere, Processes, wait
 from justimage.runs.folder import LOG, RECIPE, as_begun, check_same, cut_log, facts_of, read_facts
 from justimage.runs.preview import preview, weights_of
@@ -27,7 +27,6 @@ from justimage.training.loop import NonFiniteLoss, Tick, train
 from justimage.training.loss import Loss, flow_matching
 from justimage.training.settings import Training
 from justimage.training.state import TrainingState, keep_newest, saved_states
-from justimage.weights.description import NetworkClass
 
 MakeLoss = Callable[[Denoiser, Training], Loss]
 
@@ -131,6 +130,7 @@ def _train_and_keep(
         except (NonFiniteLoss, UnreadableSample, FailedElsewhere) as error:
             if first:
                 save_all(state, folder, source.describe(), report.keep_states)
+            wait(state.processes)  # who leaves early takes the connections of the others along
             raise Failed(f"{error}\nThe state at nimg = {state.nimg:,} is saved in {folder}") from error
 
 
@@ -167,7 +167,7 @@ def _announce(
     dtype = str(recipe.training.dtype(device)).removeprefix("torch.")
     size = "x".join(map(str, config.size))
     say("data", source.describe())
-    if not source.indexed:
+    if source.indexed is False:
         say("stream", source.promise())
     say("model", f"{name_of(config)} on {size}{patch}, {parameters:.1f} M parameters, {device.type}, {dtype}{world}")
     say("run", f"{folder}" + (f", resumed at nimg = {state.nimg:,}" if resumed else ""))

@@ -75,7 +75,7 @@ def train(
     ValueError where the data are not those the model is for; and what goes wrong in reading them, in every process.
     """
     model, processes = state.model, state.processes
-    if model.spec is None or model.spec != source.spec:
+    if model.spec is None or model.spec.text() != source.spec.text():
         raise ValueError(f"the model is for other data: {model.spec}, and these are {source.spec}")
     reader = batches(
         source,

@@ -1,6 +1,5 @@
 """What a model is besides its tensors, as plain values for config.json, and the model again."""
 
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,9 @@ from torch import Tensor, nn
 
 from justimage.data.spec import DataSpec
 from justimage.denoiser import SCALINGS, Denoiser, Scalings
-from justimage.networks.protocol import OLDEST, architecture, name_of, network_of
+from justimage.networks.protocol import OLDEST, NetworkClass, architecture, name_of, network_of
 from justimage.samplers import Sampling
 from justimage.weights.folder import write_folder
-
-NetworkClass = Callable[[Any], nn.Module]  # a class of networks with `Config`, or a function that has it
 
 
 def describe(model: Denoiser) -> dict[str, Any]:

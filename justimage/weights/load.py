@@ -8,7 +8,8 @@ import torch
 from justimage.data.tables import is_hub_id
 from justimage.denoiser import SCALINGS, Denoiser, Scalings
 from justimage.execution import cast_parameters, compile_blocks, compiling_pays, device_called, fast_dtype
-from justimage.weights.description import NetworkClass, assign_tensors, restored
+from justimage.networks.protocol import NetworkClass
+from justimage.weights.description import assign_tensors, restored
 from justimage.weights.folder import CONFIG, read_folder
 from justimage.weights.hub import from_hub
 from justimage.weights.official import load_official, weight_sets_of
