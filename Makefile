@@ -13,7 +13,7 @@ test: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 # The lowest versions that pyproject.toml allows, on the lowest Python. Built anew each time, as uv would keep what is
 # installed. The uv of .venv does where none is on the path.
@@ -26,7 +26,7 @@ test-lowest:
 	@$(LOWEST)/bin/python -c 'import re; from importlib.metadata import requires, version; \
 	names = {re.match(r"[\w.-]+", text)[0] for text in requires("justimage")}; \
 	print(*(f"{name}=={version(name)}" for name in sorted(names)), sep="\n")'
-	$(LOWEST)/bin/python -m pytest tests/lowest.py
+	$(LOWEST)/bin/python -m pytest -n auto tests/lowest.py
 
 format: $(VENV)/.ready
 	$(BIN)/ruff check --fix .

@@ -284,3 +284,16 @@ def test_a_condition_passes_through_the_commands(tmp_path, monkeypatch, capsys):
     assert jit_here(*arguments, cwd=tmp_path, monkeypatch=monkeypatch) == 0
     low, high = np.load(tmp_path / "samples" / "samples.npy").reshape(2, 16, -1).mean((1, 2))
     assert low < -0.3 < 0.3 < high
+
+
+def test_completion_offers_commands_recipes_and_options(tmp_path):
+    """The script, sourced by bash, completes what is typed."""
+    script = command("completion", "bash", cwd=tmp_path).stdout
+    typed = {"jit sa": "sample", "jit train cifar10-": "cifar10-dit", "jit sample m --gui": "--guidance"}
+    typed |= {"jit train fields --network.pa": "--network.patch", "jit data pack x --sh": "--shard-mb"}
+    for line, expected in typed.items():
+        words = line.split()
+        asked = f'{script}\nCOMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _jit; echo "${{COMPREPLY[@]}}"'
+        result = subprocess.run(["bash", "-c", asked], capture_output=True, text=True, check=True, timeout=20)
+        assert result.stdout.split() == [expected]
+    assert command("completion", "fish", cwd=tmp_path).returncode == 2

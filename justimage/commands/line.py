@@ -9,6 +9,7 @@ import tyro
 
 Parsed = TypeVar("Parsed")
 
+NOT_OPTIONS = {repr(get_args(kind[str])[1]) for kind in (tyro.conf.Positional, tyro.conf.Suppress)}
 # What other programs call it -> what it is called here. The first that a command has is suggested.
 SYNONYMS: dict[str, tuple[str, ...]] = {
     "cfg": ("guidance", "sampling.guidance"),
@@ -63,9 +64,13 @@ def option_names(values: Any, prefix: str = "") -> Iterator[str]:
     hints = get_type_hints(type(values), include_extras=True)
     for item in fields(values):
         value = getattr(values, item.name)
-        name = item.name.replace("_", "-")
+        name, marks = item.name.replace("_", "-"), get_args(hints[item.name])[1:]
+        if NOT_OPTIONS & set(map(repr, marks)) or (
+            any(map(is_dataclass, get_args(hints[item.name])[:1])) and value == ()
+        ):
+            continue
         if is_dataclass(value):
-            without_name = any(getattr(mark, "name", None) == "" for mark in get_args(hints[item.name])[1:])
+            without_name = any(getattr(mark, "name", None) == "" for mark in marks)
             yield from option_names(value, prefix if without_name else f"{prefix}{name}.")
         else:
             yield prefix + name

@@ -59,6 +59,12 @@ def _convert(arguments: list[str]) -> int:
     return parse(Convert, arguments, "jit convert")()
 
 
+def _completion(arguments: list[str]) -> int:
+    from justimage.commands.completion import main
+
+    return main(arguments)
+
+
 TRAIN = "Train a recipe. The same command again resumes where it stopped."
 Commands = dict[str, tuple[str, Callable[[list[str]], int]]]
 DATA_COMMANDS: Commands = {
@@ -70,13 +76,14 @@ COMMANDS: Commands = {
     "sample": ("Draw samples: PNGs, arrays or fields, and a grid.", _sample),
     "data": ("Look at data before training, or pack them: jit data inspect, jit data pack.", _data),
     "convert": ("Convert weights between a weights folder and the official layout.", _convert),
+    "completion": ("Print a script that completes commands and options: jit completion bash, or zsh.", _completion),
 }
 
 
 def _choose(prog: str, commands: Commands, arguments: list[str]) -> int:
     """Run the command that the first argument names; without one, or with --help, list them."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        rows = "\n".join(f"  {name:<8} {text}" for name, (text, _) in commands.items())
+        rows = "\n".join(f"  {name:<11} {text}" for name, (text, _) in commands.items())
         print(
             f"usage: {prog} COMMAND [OPTIONS]\n\nDiffusion transformers directly on raw arrays.\n\ncommands:\n{rows}\n"
         )
