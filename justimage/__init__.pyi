@@ -8,7 +8,7 @@ from .execution import best_device as best_device
 from .networks.conditions import Condition as Condition
 from .networks.conditions import Part as Part
 from .networks.conditions import Reach as Reach
-from .networks.conditions import replaced as replaced
+from .networks.conditions import replace_rows as replace_rows
 from .networks.dit import DiT as DiT
 from .networks.dit import DiTConfig as DiTConfig
 from .networks.jit import JiT as JiT

@@ -51,7 +51,8 @@ class Denoiser(nn.Module):
     says what values mean; sampling are the settings recommended; training and licence are facts to travel with the
     weights.
 
-    Raises ValueError for a space or pre-conditioner that does not exist, or a spec that does not fit the network.
+    Raises ValueError for a space or pre-conditioner that does not exist, a function without a name of its own, or a
+    spec that does not fit the network.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class Denoiser(nn.Module):
         self.noise_scale = noise_scale
         named = isinstance(preconditioner, str)
         self.scalings = SCALINGS[preconditioner] if named else preconditioner
-        self.preconditioner: str = preconditioner if named else preconditioner.__name__
+        self.preconditioner: str = preconditioner if named else _name_of(preconditioner)
         self.spec = spec
         if spec is not None:
             self._check(spec)
@@ -103,7 +104,7 @@ class Denoiser(nn.Module):
             raise ValueError(f"the network has {self.num_classes} classes and the data {len(spec.classes)}")
         if self.needs != spec.needs:
             raise ValueError(
-                f"the network is conditioned on {_listed(self.needs)}, and the data give {_listed(spec.needs)}"
+                f"the network is conditioned on {_list_needs(self.needs)}, and the data give {_list_needs(spec.needs)}"
             )
 
     @property
@@ -156,7 +157,7 @@ class Denoiser(nn.Module):
             labels = labels.tolist()
         named = [labels] if isinstance(labels, int | str) else list(labels)
         if self.num_classes == 0:
-            what = f"its condition is {_listed(self.needs)}" if self.needs else "it is unconditional"
+            what = f"its condition is {_list_needs(self.needs)}" if self.needs else "it is unconditional"
             raise ValueError(f"this model has no labels ({what}), and {named[:3]} were asked for")
         indices = []
         for label in named:
@@ -194,11 +195,11 @@ class Denoiser(nn.Module):
         missing = [name for name, *_ in self.needs if name not in given]
         if unknown or missing:
             what = f"{', '.join(unknown)} is unknown" if unknown else f"{', '.join(missing)} is missing"
-            raise ValueError(f"the condition of this model is {_listed(self.needs)}: {what}")
+            raise ValueError(f"the condition of this model is {_list_needs(self.needs)}: {what}")
         y = {name: _entries(name, value, *parts[name]) for name, value in given.items()}
         for name, kind, _, length in self.needs:
             if kind == "tokens":
-                y |= _filled_up(name, y[name], y.get(f"{name}_mask"), length)
+                y |= _pad_tokens(name, y[name], y.get(f"{name}_mask"), length)
         for name, value in y.items():
             if len(value) not in (1, count):
                 each = "labels" if name == "labels" else f"entries of {name}"
@@ -206,7 +207,7 @@ class Denoiser(nn.Module):
             y[name] = value.expand(count, *value.shape[1:])
         return y if self.spec is None else self.spec.encode_given(y)
 
-    def _asked_for(self, labels: Labels | None, condition: Given | None, size: Sequence[int]) -> int:
+    def _count_asked(self, labels: Labels | None, condition: Given | None, size: Sequence[int]) -> int:
         """How many samples a user means who gives no seeds: the most entries that any part of the condition has."""
         parts = _parts(self.needs, size)
         given = {name: value for name, value in (condition or {}).items() if name in parts and name != "labels"}
@@ -243,7 +244,7 @@ class Denoiser(nn.Module):
         chosen = with_settings(sampling or self.sampling, settings)
         size = tuple(size or self.config.size)
         if seeds is None:
-            seeds = range(self._asked_for(labels, condition, size))
+            seeds = range(self._count_asked(labels, condition, size))
         seeds = [seeds] if isinstance(seeds, int) else [int(seed) for seed in seeds]
         if any(seed < 0 for seed in seeds):
             raise ValueError(f"seeds are whole numbers from 0 on, not {min(seeds)}")
@@ -323,7 +324,7 @@ def _entries(name: str, value: Any, kind: str, shape: tuple[int, ...]) -> Tensor
     return tensor.float() if tensor.is_floating_point() else tensor
 
 
-def _filled_up(name: str, tokens: Tensor, mask: Tensor | None, length: int) -> dict[str, Tensor]:
+def _pad_tokens(name: str, tokens: Tensor, mask: Tensor | None, length: int) -> dict[str, Tensor]:
     """Tokens (B, L, F) and their mask (B, L), with tokens that are not there up to the full length.
 
     Raises ValueError where the mask has another length than the sequence.
@@ -336,7 +337,16 @@ def _filled_up(name: str, tokens: Tensor, mask: Tensor | None, length: int) -> d
     return {name: pad(tokens, (0, 0, 0, room)), f"{name}_mask": pad(mask, (0, room))}
 
 
-def _listed(needs: Sequence[tuple[str, str, int, int]]) -> str:
+def _name_of(scalings: Scalings) -> str:
+    """The name that weights record of a user's own pre-conditioner. ValueError where it says too little."""
+    name = getattr(scalings, "__name__", "<unnamed>")
+    if not name.isidentifier() or name in SCALINGS:
+        taken = f"{name!r} means another one" if name in SCALINGS else f"{name!r} tells it from no other"
+        raise ValueError(f"weights record a pre-conditioner by its name, and {taken}; write it as a `def` of its own")
+    return name
+
+
+def _list_needs(needs: Sequence[tuple[str, str, int, int]]) -> str:
     """What a condition needs, for messages."""
     shown = [
         f"{features} labels"

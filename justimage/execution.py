@@ -19,7 +19,7 @@ def best_device() -> torch.device:
     return device or torch.device("cpu")
 
 
-def device_called(name: str | None) -> torch.device:
+def find_device(name: str | None) -> torch.device:
     """A device by name, the best one by default. Raises ValueError where this machine has none of that name."""
     if name is None:
         return best_device()

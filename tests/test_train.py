@@ -27,7 +27,7 @@ from justimage.training.loss import Losses, flow_matching
 from justimage.training.optim import learning_rate
 from justimage.training.settings import Training
 from justimage.training.state import TrainingState, saved_states
-from justimage.weights.description import describe, restored
+from justimage.weights.description import describe, restore_model
 
 CPU = torch.device("cpu")
 ALONE = Processes(device=CPU)
@@ -295,7 +295,7 @@ def test_an_early_average_is_no_worse_than_the_weights(lr):
         if tick.nimg // 32 in (50, 100, 200, 400, 800, 1050, 1200, 1500):
             raw = held_out_loss(state.model, other)
             for decay in config.ema_decays:
-                average = restored(describe(state.model), state.ema.tensors(decay))
+                average = restore_model(describe(state.model), state.ema.tensors(decay))
                 compared[tick.nimg // 32, decay] = held_out_loss(average, other) / raw
     print(compared)
     assert max(compared.values()) < 1.02

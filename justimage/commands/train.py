@@ -10,7 +10,7 @@ from justimage.commands.console import console, interruptible, say
 from justimage.commands.line import parse
 from justimage.commands.main import DONE, FAILED, INTERRUPTED
 from justimage.data.sources import open_source
-from justimage.execution import device_called
+from justimage.execution import find_device
 from justimage.parallel import first_then_others, join, leave
 from justimage.runs.recipes import RECIPES, Recipe
 from justimage.runs.run import Failed, Interrupted, train_run
@@ -40,7 +40,7 @@ def main(name: str, arguments: list[str]) -> int:
     data = asked.data or recipe.default_data
     if not data:
         raise ValueError(f"{name} needs --data: a folder or archive of images, a table, arrays, fields or a pack")
-    processes = join(device_called(asked.device))
+    processes = join(find_device(asked.device))
     try:
         network = recipe.network
         source = first_then_others(

@@ -105,7 +105,7 @@ class Unconditional:
         return y
 
 
-def replaced(y: Value, null: Value, rows: Tensor) -> Value:
+def replace_rows(y: Value, null: Value, rows: Tensor) -> Value:
     """y with the rows (B,) bool taken from null: the usual way to drop a condition."""
     return {name: torch.where(rows.view(-1, *[1] * (each.ndim - 1)), null[name], each) for name, each in y.items()}
 
@@ -231,7 +231,7 @@ class Conditions(nn.Module):
             return y
         planes = next((tuple(y[part.name].shape[2:]) for part in self._others if part.kind == "planes"), ())
         null = self.null(len(draws), planes, draws.device)
-        return y if null is None else replaced(y, null, draws < rate)
+        return y if null is None else replace_rows(y, null, draws < rate)
 
     def forward(self, y: Value | Tensor | None, like: Tensor) -> Reach:
         """y, and like (B, D) the time embedding -> what reaches the network. ValueError where a part is missing."""

@@ -27,7 +27,7 @@ from justimage.networks.layers import (
     zero_modulations,
 )
 from justimage.networks.patch import PatchEmbedding, grid_of, same_axes, unpatchify
-from justimage.networks.position import rotations, sincos_positions, unturned_first
+from justimage.networks.position import prepend_identity, rotations, sincos_positions
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ class JiT(nn.Module):
         if not c.rotary:
             return positions, None
         in_front = getattr(self.condition, "longest", 0)  # tokens that may stand before the patches
-        return positions, unturned_first(rotations(grid, c.width // c.heads), in_front)
+        return positions, prepend_identity(rotations(grid, c.width // c.heads), in_front)
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator | None = None) -> None:

@@ -10,6 +10,7 @@ weights/ema-0.9995/    enough to sample
 import json
 import platform
 from dataclasses import asdict, fields, is_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 
 from justimage import __version__
 from justimage.data.spec import DataSpec, Source, StreamSource
+from justimage.denoiser import Denoiser
 from justimage.disk import write_text
 from justimage.networks.protocol import OLDEST, name_of
 from justimage.process import LogitNormal
@@ -34,6 +36,7 @@ CAME_LATER: dict[str, Any] = {
     "network.conditions": lambda old, spec: (),
     "data_options.conditions": lambda old, spec: (),
 }
+PAPER = "flow_matching"  # the loss where none is named
 REPLACED = ("training.flip", "training.flip_fields")  # fields that it may have, which others have taken the place of
 
 
@@ -41,19 +44,33 @@ def _mirrored(old: dict[str, Any], spec: DataSpec) -> bool:
     return bool(old.get("training.flip" if spec.image else "training.flip_fields", False))
 
 
-def facts_of(recipe: Recipe, source: Source | StreamSource, data: str, loss: str) -> dict[str, Any]:
+def facts_of(
+    recipe: Recipe, source: Source | StreamSource, model: Denoiser, data: str, loss: str = ""
+) -> dict[str, Any]:
     """What recipe.json says. `recipe` is the one fitted to the data; loss names one that is the user's own."""
     plain = json.loads(json.dumps(asdict(recipe)))
+    plain["preconditioner"] = model.preconditioner
     times = recipe.training.times
     if type(times) is not LogitNormal:  # a density of the user's own: two with equal fields are still two
-        plain["training"]["times"]["density"] = f"{type(times).__module__}.{type(times).__qualname__}"
+        plain["training"]["times"]["density"] = called(type(times))
     facts = {
-        "network": name_of(recipe.network),
+        "network": name_of(model.net),
         "recipe": plain,
         "data": {"path": data, "fingerprint": source.fingerprint(), "found": source.describe()},
         "versions": {"justimage": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
     return facts | ({"loss": loss} if loss else {})
+
+
+def called(value: Any) -> str:
+    """What recipe.json calls something of the user's own: a function or class by module and name, others by value."""
+    if isinstance(value, partial):
+        filled = [*map(called, value.args), *(f"{name}={called(each)}" for name, each in value.keywords.items())]
+        return f"{called(value.func)}({', '.join(filled)})"
+    if callable(value) and (isinstance(value, type) or not is_dataclass(value)):  # a dataclass says its fields
+        named = value if hasattr(value, "__qualname__") else type(value)
+        return f"{named.__module__}.{named.__qualname__}"
+    return repr(value)
 
 
 def read_facts(folder: Path) -> dict[str, Any] | None:
@@ -73,7 +90,7 @@ def read_facts(folder: Path) -> dict[str, Any] | None:
     return old
 
 
-def as_begun(recipe: Recipe, old: dict[str, Any] | None, spec: DataSpec) -> tuple[Recipe, dict[str, Any]]:
+def with_older_defaults(recipe: Recipe, old: dict[str, Any] | None, spec: DataSpec) -> tuple[Recipe, dict[str, Any]]:
     """The recipe with fields that the run's own lacks set to "as before" -> it, and these fields with their values."""
     theirs = {} if old is None else flat(old["recipe"])
     ours = flat(asdict(recipe))
@@ -106,11 +123,11 @@ def check_same(folder: Path, old: dict[str, Any] | None, facts: dict[str, Any]) 
             "was begun by a newer version; resume it with that, or choose another folder with --run"
         )
     theirs["network"], ours["network"] = old.get("network", OLDEST), facts["network"]
-    theirs["loss"], ours["loss"] = old.get("loss"), facts.get("loss")
+    theirs["loss"], ours["loss"] = old.get("loss", PAPER), facts.get("loss", PAPER)
     free = FREE_TO_CHANGE
     if theirs.get("training.schedule") == "constant":  # a cosine depends on its end, a constant rate does not
         free = (*free, "training.duration_nimg")
-    as_before = {name for name in CAME_LATER if name not in theirs}  # see as_begun
+    as_before = {name for name in CAME_LATER if name not in theirs}  # see with_older_defaults
     differing = [
         f"  {name}: {theirs.get(name)} in the run, {ours.get(name)} in the command"
         for name in sorted(theirs.keys() | ours.keys())

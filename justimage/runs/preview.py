@@ -9,7 +9,7 @@ from justimage.denoiser import Denoiser
 from justimage.execution import autocast
 from justimage.sampling.pictures import grid
 from justimage.training.state import TrainingState
-from justimage.weights.description import describe, restored
+from justimage.weights.description import describe, restore_model
 
 
 def weights_of(state: TrainingState) -> dict[str, Denoiser]:
@@ -20,7 +20,7 @@ def weights_of(state: TrainingState) -> dict[str, Denoiser]:
     sets |= {f"ema-{decay}": state.ema.tensors(decay) for decay in state.ema.decays}
     own = model.scalings if model.preconditioner == getattr(model.scalings, "__name__", "") else None
     return {
-        name: restored(description, tensors, network=type(model.net), preconditioner=own)
+        name: restore_model(description, tensors, network=type(model.net), preconditioner=own)
         for name, tensors in sets.items()
     }
 

@@ -105,11 +105,11 @@ class Recipe:
         )
 
     def model(
-        self, spec: DataSpec, *, network: NetworkClass | None = None, scalings: Scalings | None = None
+        self, spec: DataSpec, *, network: NetworkClass | None = None, preconditioner: Scalings | None = None
     ) -> Denoiser:
         """The model this recipe trains on these data, before its first step; its weights are still to be filled.
 
-        network, scalings: the class and the pre-conditioner, where they are the user's own.
+        network, preconditioner: the class and the function, where they are the user's own.
         """
         _, network_class = network_of(name_of(self.network), network)
         return Denoiser(
@@ -117,7 +117,7 @@ class Recipe:
             space=self.prediction,
             t_eps=self.t_eps,
             noise_scale=self.noise_scale,
-            preconditioner=scalings or self.preconditioner,
+            preconditioner=preconditioner or self.preconditioner,
             spec=spec,
             sampling=self.sampling,
         )

@@ -15,9 +15,10 @@ from rich.text import Text
 from justimage.data.spec import Source, StreamSource, UnreadableSample
 from justimage.denoiser import Denoiser, Scalings
 from justimage.disk import write_text
+from justimage.execution import best_device
 from justimage.networks.protocol import NetworkClass, name_of
 from justimage.parallel import FailedElsewhere, Processes, wait
-from justimage.runs.folder import LOG, RECIPE, as_begun, check_same, cut_log, facts_of, read_facts
+from justimage.runs.folder import LOG, RECIPE, called, check_same, cut_log, facts_of, read_facts, with_older_defaults
 from justimage.runs.preview import preview, weights_of
 from justimage.runs.recipes import Recipe
 from justimage.runs.sinks import Sink, log_to, progress
@@ -54,25 +55,25 @@ def train_run(
     data: str = "",
     loss: MakeLoss = flow_matching,
     network: NetworkClass | None = None,
-    scalings: Scalings | None = None,
+    preconditioner: Scalings | None = None,
     sinks: Sequence[Sink] = (),
 ) -> TrainingState:
     """Train in a run folder, from where it stands to the end of the recipe. Returns the state at the end.
 
-    processes: this one alone, on the CPU, by default. data: where the source was found, for recipe.json. loss: makes
-    the loss of (model, recipe.training); network, scalings: the class and the pre-conditioner, where they are the
+    processes: this one alone, on the best device, by default. data: where the source was found, for recipe.json. loss:
+    makes the loss of (model, recipe.training); network, preconditioner: the class and the function, where they are the
     user's own. sinks: get each tick, as the log and the progress bar do.
 
     Raises ValueError, before anything is written, where the folder holds something else; Interrupted where it was
     stopped by a signal or after `minutes`; Failed. In each of the last two the state is saved first.
     """
-    folder, processes, console = Path(folder), processes or Processes(), console or Console()
+    folder, processes, console = Path(folder), processes or Processes(device=best_device()), console or Console()
     old = read_facts(folder)
-    recipe, as_before = as_begun(recipe.fitted_to(source.spec), old, source.spec)
-    own_loss = "" if loss is flow_matching else f"{loss.__module__}.{loss.__qualname__}"
-    facts = facts_of(recipe, source, data, own_loss)
+    recipe, as_before = with_older_defaults(recipe.fitted_to(source.spec), old, source.spec)
+    model = recipe.model(source.spec, network=network, preconditioner=preconditioner)
+    facts = facts_of(recipe, source, model, data, "" if loss is flow_matching else called(loss))
     check_same(folder, old, facts)
-    state = build(recipe.model(source.spec, network=network, scalings=scalings), recipe.training, processes)
+    state = build(model, recipe.training, processes)
     wait(processes)  # nobody writes before everybody has looked
     states = saved_states(folder / "state")
     if states:
@@ -160,7 +161,7 @@ def _announce(
     def say(title: str, text: str) -> None:
         console.print(Text.assemble((f"{title:7}", "bold"), text), soft_wrap=True)
 
-    config, device = state.model.config, state.processes.device
+    config, device, name = state.model.config, state.processes.device, name_of(state.model.net)
     parameters = sum(p.numel() for p in state.model.net.parameters()) / 1e6
     patch = f", patch {'x'.join(map(str, config.patch))}" if hasattr(config, "patch") else ""
     world = f", {state.processes.world} processes" if state.processes.world > 1 else ""
@@ -169,10 +170,10 @@ def _announce(
     say("data", source.describe())
     if source.indexed is False:
         say("stream", source.promise())
-    say("model", f"{name_of(config)} on {size}{patch}, {parameters:.1f} M parameters, {device.type}, {dtype}{world}")
+    say("model", f"{name} on {size}{patch}, {parameters:.1f} M parameters, {device.type}, {dtype}{world}")
     say("run", f"{folder}" + (f", resumed at nimg = {state.nimg:,}" if resumed else ""))
-    for name, value in as_before.items():
-        say("as before", f" {name} = {value}: the run was begun by a version without this setting")
+    for later, value in as_before.items():
+        say("as before", f" {later} = {value}: the run was begun by a version without this setting")
     if state.nimg >= recipe.training.duration_nimg:
         say("done", f"this run is finished; remove {folder} to train it again")
 

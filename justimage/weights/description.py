@@ -32,7 +32,7 @@ def describe(model: Denoiser) -> dict[str, Any]:
     }
 
 
-def restored(
+def restore_model(
     description: dict[str, Any],
     tensors: dict[str, Tensor] | None = None,
     *,
@@ -83,8 +83,9 @@ def build_network(network: NetworkClass, config: Any, *, empty: bool, seed: int 
 
 def _scalings(name: str, given: Scalings | None) -> Any:
     if given is not None:
-        if given.__name__ != name:
-            raise ValueError(f"these weights were trained with the pre-conditioner {name!r}, not {given.__name__!r}")
+        own = getattr(given, "__name__", "one without a name")
+        if own != name:
+            raise ValueError(f"these weights were trained with the pre-conditioner {name!r}, not {own!r}")
         return given
     if name not in SCALINGS:
         raise ValueError(

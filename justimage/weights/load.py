@@ -7,9 +7,9 @@ import torch
 
 from justimage.data.tables import is_hub_id
 from justimage.denoiser import SCALINGS, Denoiser, Scalings
-from justimage.execution import cast_parameters, compile_blocks, compiling_pays, device_called, fast_dtype
+from justimage.execution import cast_parameters, compile_blocks, compiling_pays, fast_dtype, find_device
 from justimage.networks.protocol import NetworkClass
-from justimage.weights.description import assign_tensors, restored
+from justimage.weights.description import assign_tensors, restore_model
 from justimage.weights.folder import CONFIG, read_folder
 from justimage.weights.hub import from_hub
 from justimage.weights.official import load_official, weight_sets_of
@@ -93,7 +93,7 @@ def from_folder_or_hub(
     if not folder.is_dir() and is_hub_id(str(source)):
         folder = from_hub(str(source), revision)
     tensors, description = read_folder(folder)
-    return restored(description, tensors, network=network, preconditioner=preconditioner).eval()
+    return restore_model(description, tensors, network=network, preconditioner=preconditioner).eval()
 
 
 def load(
@@ -130,7 +130,7 @@ def prepare(
     compile: bool | None = None,
 ) -> Denoiser:
     """Make a model ready to sample, in place; the arguments are those of `load`."""
-    where = device if isinstance(device, torch.device) else device_called(device)
+    where = device if isinstance(device, torch.device) else find_device(device)
     dtype = fast_dtype(where) if dtype is None else dtype
     model.to(where).eval()
     cast_parameters(model.net, dtype)
