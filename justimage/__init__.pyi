@@ -3,6 +3,8 @@ from .data.sources import DataOptions as DataOptions
 from .data.sources import open_source as open_source
 from .data.spec import DataSpec as DataSpec
 from .data.spec import Given as Given
+from .data.spec import Source as Source
+from .data.spec import UnreadableSample as UnreadableSample
 from .denoiser import Denoiser as Denoiser
 from .execution import best_device as best_device
 from .networks.conditions import Condition as Condition
