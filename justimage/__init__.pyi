@@ -18,6 +18,7 @@ from .networks.jit import JiTConfig as JiTConfig
 from .networks.mlp import MLPConfig as MLPConfig
 from .networks.mlp import ToyMLP as ToyMLP
 from .networks.protocol import NETWORKS as NETWORKS
+from .process import Density as Density
 from .process import LogitNormal as LogitNormal
 from .process import Prediction as Prediction
 from .process import denoising_loss as denoising_loss
