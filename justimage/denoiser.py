@@ -38,7 +38,7 @@ Preconditioner = Literal["none", "edm", "linear"]
 SCALINGS: dict[str, Scalings | None] = {"none": None, "edm": edm_scalings, "linear": linear_scalings}
 
 Labels = Sequence[int | str] | Tensor | int | str  # classes by index or name
-Given = Mapping[str, Any]  # the other parts of a condition by name, as raw values with the batch first
+ConditionValues = Mapping[str, Any]  # the other parts of a condition by name, as raw values with the batch first
 
 
 class Denoiser(nn.Module):
@@ -175,7 +175,7 @@ class Denoiser(nn.Module):
                 indices.append(int(label))
         return indices
 
-    def value(self, labels: Labels | None, condition: Given | None, count: int, size: Sequence[int]) -> Any:
+    def value(self, labels: Labels | None, condition: ConditionValues | None, count: int, size: Sequence[int]) -> Any:
         """Labels and the other parts, as a user gives them -> a value of the condition on the CPU, or None for none.
 
         One entry serves for all `count` samples. Raises ValueError for parts that the network does not know or that are
@@ -207,7 +207,7 @@ class Denoiser(nn.Module):
             y[name] = value.expand(count, *value.shape[1:])
         return y if self.spec is None else self.spec.encode_given(y)
 
-    def _count_asked(self, labels: Labels | None, condition: Given | None, size: Sequence[int]) -> int:
+    def _count_asked(self, labels: Labels | None, condition: ConditionValues | None, size: Sequence[int]) -> int:
         """How many samples a user means who gives no seeds: the most entries that any part of the condition has."""
         parts = _parts(self.needs, size)
         given = {name: value for name, value in (condition or {}).items() if name in parts and name != "labels"}
@@ -220,7 +220,7 @@ class Denoiser(nn.Module):
         labels: Labels | None = None,
         seeds: Sequence[int] | int | None = None,
         *,
-        condition: Given | None = None,
+        condition: ConditionValues | None = None,
         size: Sequence[int] | None = None,
         raw: bool = True,
         sampling: Sampling | None = None,
@@ -305,7 +305,7 @@ def _parts(needs: Sequence[tuple[str, str, int, int]], size: Sequence[int]) -> d
 def _entries(name: str, value: Any, kind: str, shape: tuple[int, ...]) -> Tensor:
     """One part of a condition, as a user gives it -> (B, *shape); one entry alone may come without the batch's axis.
 
-    Tokens and their masks may be shorter. Raises ValueError, with the name, for other shapes and for what is no number.
+    Tokens and their masks may be shorter. Raises ValueError, with the name, for other shapes and non-numbers.
     """
     try:
         tensor = value if isinstance(value, Tensor) else torch.tensor(np.asarray(value))

@@ -27,7 +27,7 @@ def find_device(name: str | None) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"{name!r} is no device; this machine has {' and '.join({'cpu', best.type})}") from error
+        raise ValueError(f"{name!r} is not a device; this machine has {' and '.join({'cpu', best.type})}") from error
     if device.type not in ("cpu", best.type):
         raise ValueError(f"this machine has no {name!r}; it has {' and '.join({'cpu', best.type})}")
     return device

@@ -55,7 +55,7 @@ def leave(processes: Processes) -> None:
 def replicate(model: nn.Module, processes: Processes) -> nn.Module:
     """The model with gradients averaged over the processes; itself if there is only one.
 
-    The wrapper shares the parameters: saving and sampling go on with the plain model.
+    The wrapper shares the parameters: saving and sampling use the plain model.
     """
     if processes.world == 1:
         return model

@@ -1,11 +1,13 @@
 """What users make themselves: each example runs, is short, and its result is not read without what it was made with."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import justimage as ji
 
@@ -59,3 +61,23 @@ def test_the_package_is_typed_for_its_users(tmp_path):
     assert bad.returncode == 1
     assert "stepz" in bad.stdout
     assert "lozz" in bad.stdout
+
+
+def readme() -> str:
+    return (ROOT / "README.md").read_text()
+
+
+def test_the_readmes_training_script_runs(tmp_path, monkeypatch, cifar):
+    """As it stands, but for the length of the training."""
+    script = next(block for block in re.findall(r"```python\n(.*?)```", readme(), re.DOTALL) if "ji.build" in block)
+    assert len([line for line in script.splitlines() if line.strip()]) <= 15
+    (tmp_path / "photos").symlink_to(cifar)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(script.replace("25_600", "2_560").replace("steps=50", "steps=2"), "README.md", "exec"), {})
+    assert Image.open(tmp_path / "drawn.png").size[0] > 100
+    assert ji.load(tmp_path / "weights" / "photos", device="cpu").num_classes == 10
+
+
+def test_the_readme_names_every_public_name():
+    named = set(re.findall(r"`(\w+)`", readme()))
+    assert set(ji.__all__) <= named, set(ji.__all__) - named

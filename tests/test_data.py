@@ -169,7 +169,7 @@ def test_folders_that_cannot_be_used(tmp_path):
         ("none", "does not exist"),
         ("mixed", "1 images and 1 folders of images"),
         ("empty", "holds no samples"),
-        ("mixed/a.png", "is no folder, and no file of a known kind"),
+        ("mixed/a.png", "is neither a folder nor a file of a known kind"),
     ]:
         with pytest.raises(ValueError, match=message):
             open_source(str(tmp_path / path), (8, 8), 3, DataOptions())

@@ -161,7 +161,7 @@ def bad_sources(folder: Path) -> dict[str, tuple[Path, str]]:
     fields["architecture"]["flavour"] = 1
     cases["unknown field"] = (weights("field", config=json.dumps(fields)), "flavour")
     (folder / "bare").mkdir()
-    cases["empty folder"] = (folder / "bare", "holds no config.json")
+    cases["empty folder"] = (folder / "bare", "has no config.json")
     tensors = load_file(good / "model.safetensors")
     tensors["surprise"] = tensors.pop("head.linear.bias")
     save_file(tensors, folder / "renamed.safetensors")

@@ -39,7 +39,7 @@ class Options:
     data: tyro.conf.Positional[Path]
     """The file of ERA5 fields."""
     run: Path = Path("runs/weather")
-    """The run folder; a run that is there is gone on with."""
+    """The run folder; a run that is already there is resumed."""
     train: tuple[str, ...] = ()
     """More arguments for `jit train fields`."""
     batch_size: int = 93

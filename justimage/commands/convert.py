@@ -28,7 +28,7 @@ class Convert:
     def __call__(self) -> int:
         if self.source.is_file():
             if self.target.exists() and (not self.target.is_dir() or any(self.target.iterdir())):
-                raise ValueError(f"{self.target} exists and is not written over")
+                raise ValueError(f"{self.target} exists, and is not overwritten")
             load_official(self.source, self.weights, self.context_start).save_pretrained(self.target)
         else:
             save_official(read(self.source, weights=self.weights), self.target)

@@ -98,7 +98,7 @@ def _choose(prog: str, commands: Commands, arguments: list[str]) -> int:
 
 
 def _no_recipe(given: str, rest: list[str], recipes: list[str]) -> str:
-    """What to write instead of something that is no recipe."""
+    """What to write instead of something that is not a recipe."""
     named = next((each for each in rest if each in recipes), None)
     if given.startswith("-"):
         return f"the recipe comes first: jit train {named or 'RECIPE'} {given} ...; `jit train` lists the recipes"

@@ -89,7 +89,7 @@ def main(arguments: Sequence[str]) -> int:
     if asked.out.exists() and not asked.out.is_dir():
         raise ValueError(f"{asked.out} is a file; --out is a folder")
     if asked.out.is_dir() and holds(asked.out, IMAGES) and not written_by_justimage(asked.out):
-        raise ValueError(f"{asked.out} holds images that are no samples; choose another folder with --out")
+        raise ValueError(f"{asked.out} holds images that are not samples; choose another folder with --out")
     dtypes = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
     model = load(
         asked.model,

@@ -346,7 +346,7 @@ def _labels(
             is_time = values.dtype.kind == "M" or "cftime" in type(values.values.flat[0]).__module__
             if part_of_time not in PARTS_OF_TIME or not is_time:
                 raise ValueError(
-                    f"{label} is no label: after the dot stands a part of a time ({', '.join(PARTS_OF_TIME)}), "
+                    f"{label} cannot be a label: after the dot stands a part of a time ({', '.join(PARTS_OF_TIME)}), "
                     f"and {coordinate} is {values.dtype}"
                 )
             values = PARTS_OF_TIME[part_of_time](values)

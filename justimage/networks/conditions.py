@@ -258,7 +258,7 @@ class Conditions(nn.Module):
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator | None = None) -> None:
-        """Fill what is no linear map: normal, standard deviation 0.02."""
+        """Fill what is not a linear map: normal, standard deviation 0.02."""
         for weight in (self.table, self.positions):
             if weight is not None:
                 nn.init.normal_(weight, std=0.02, generator=generator)

@@ -96,13 +96,13 @@ class DiT(nn.Module):
         positions = self.positions if own else sincos_positions(grid, self.config.width).to(z.device)
         time = self.time(t)
         reach = self.condition(y, time)
-        c = time if reach.vector is None else time + reach.vector
+        modulating = time if reach.vector is None else time + reach.vector  # (B, D)
         beside = z if reach.planes is None else torch.cat((z, reach.planes), 1)
         dtype = self.embedding.up.weight.dtype
         x = (self.embedding(beside.to(dtype)) + positions).to(dtype)  # (B, T, D)
         for block in self.blocks:
-            x = block(x, c, None)
-        return unpatchify(self.head(x, c), grid, self.config.patch)
+            x = block(x, modulating, None)
+        return unpatchify(self.head(x, modulating), grid, self.config.patch)
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator | None = None) -> None:

@@ -190,7 +190,7 @@ class JiT(nn.Module):
         dtype = self.embedding.up.weight.dtype  # the residual stream has it: float32 also under autocast
         time = self.time(t)  # (B, D)
         reach = self.condition(y, time)
-        c = time if reach.vector is None else time + reach.vector
+        modulating = time if reach.vector is None else time + reach.vector  # (B, D)
         x = self.embedding(z.to(dtype)) + positions  # (B, T, D)
         if self.planes is not None:
             x = x + self.planes(reach.planes.to(dtype))
@@ -203,8 +203,8 @@ class JiT(nn.Module):
                 rotation = None if all_rotations is None else all_rotations[-x.shape[1] :]
                 if reach.mask is not None:
                     mask = nn.functional.pad(reach.mask, (0, patches), value=True)[:, None, None]  # (B, 1, 1, K + T)
-            x = block(x, c, rotation, mask)
-        return unpatchify(self.head(x[:, -patches:], c), grid, self.config.patch)
+            x = block(x, modulating, rotation, mask)
+        return unpatchify(self.head(x[:, -patches:], modulating), grid, self.config.patch)
 
     def _places(self, grid: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
         """Positions (T, D) and rotations (K + T, d / 2, 2) of a grid; kept in buffers for the network's own."""

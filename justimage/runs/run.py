@@ -41,7 +41,7 @@ class Interrupted(Exception):
 
 
 class Failed(Exception):
-    """The run cannot go on: a loss that is not finite, or data that cannot be read any more. Its state is saved."""
+    """The run cannot continue: the loss is not finite, or data can no longer be read. Its state is saved."""
 
 
 def train_run(
@@ -191,7 +191,7 @@ def _stop_requested() -> Iterator[list[int]]:
     def note(number: int, frame: Any) -> None:
         caught.append(number)
         # Not through the console: the signal may have come in the middle of its printing.
-        os.write(2, b"\nstopping after this step and saving; once more to stop at once\n")
+        os.write(2, b"\nstopping after this step and saving; press again to stop at once\n")
         for each, handler in previous.items():
             signal.signal(each, handler)
 

@@ -5,7 +5,7 @@ from typing import NamedTuple, Unpack
 
 from torch import Tensor
 
-from justimage.denoiser import Denoiser, Given, Labels
+from justimage.denoiser import ConditionValues, Denoiser, Labels
 from justimage.samplers import Grid, Sampling, Settings, Step, with_settings
 
 
@@ -22,7 +22,7 @@ def generate(
     seeds: Sequence[int],
     labels: Labels | None = None,
     *,
-    condition: Given | None = None,
+    condition: ConditionValues | None = None,
     batch_size: int = 16,
     size: Sequence[int] | None = None,
     sampling: Sampling | None = None,

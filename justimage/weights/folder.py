@@ -22,7 +22,7 @@ def read_folder(folder: Path) -> tuple[dict[str, Tensor], dict]:
     """A weights folder -> tensors, config. Raises ValueError where a file is missing, truncated or foreign."""
     for name in (CONFIG, TENSORS):
         if not (folder / name).is_file():
-            raise ValueError(f"{folder} holds no {name}; a weights folder has {TENSORS} and {CONFIG}")
+            raise ValueError(f"{folder} has no {name}; a weights folder has {TENSORS} and {CONFIG}")
     try:
         config = json.loads((folder / CONFIG).read_text())
     except ValueError as error:

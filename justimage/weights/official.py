@@ -256,7 +256,7 @@ def save_official(model: Denoiser, path: Path) -> None:
     if path.suffix not in (".pth", ".safetensors"):
         raise ValueError(f"official weights are written to a .pth or a .safetensors, not to {path.name}")
     if path.exists():
-        raise ValueError(f"{path} exists and is not written over")
+        raise ValueError(f"{path} exists, and is not overwritten")
     if model.space != "x" or model.preconditioner != "none":
         raise ValueError(f"official JiT predicts x; this network predicts {model.space} ({model.preconditioner})")
     if not isinstance(model.config, JiTConfig):
