@@ -237,7 +237,8 @@ def _kind(path: str, paths: list[Path]) -> Kind:
             return "images"
         raise ValueError(
             f"{path} is neither a folder nor a file of a known kind: images in .zip or .tar, a table .parquet or "
-            f".arrow, arrays .npy or .npz, fields .nc or .zarr, labels .csv or .jsonl; {', '.join(NAMED)} are known by name"
+            f".arrow, arrays .npy or .npz, fields .nc or .zarr, labels .csv or .jsonl; {', '.join(NAMED)} are "
+            "known by name"
         )
     if is_pack(place):
         return "pack"

@@ -25,8 +25,8 @@ def build(
     """A model at the start of its run: on its device, with runner, optimizer and averages.
 
     adopt: continue from the weights that the model has. Otherwise a network that has `initialise` gets weights drawn
-    from the seed, whatever it had. The network may be on the meta device: then it has memory from here on. processes: this
-    process alone, on the best device, by default.
+    from the seed, whatever it had. The network may be on the meta device: then it has memory from here on. processes:
+    this process alone, on the best device, by default.
 
     Raises ValueError where a trained model is given without saying which is meant, where a batch does not split over
     the processes, and where `initialise` has left something unfilled.
