@@ -19,6 +19,7 @@ from justimage.networks.jit import JiT
 from justimage.parallel import Processes
 from justimage.process import SPACES, Prediction, denoising_loss, diffuse
 from justimage.randomness import training_noise
+from justimage.runs.preview import preview
 from justimage.samplers import Sampling
 from justimage.training.build import build
 from justimage.training.ema import EMA, effective_decay
@@ -425,3 +426,15 @@ def test_one_process_that_cannot_read_stops_all_with_its_reason_and_a_saved_stat
         assert "cat/7.png cannot be decoded: it breaks off" in text
         assert "The state at nimg = 32 is saved" in text
     assert [int(path.name) for path in saved_states(tmp_path / "run" / "state")] == [32]
+
+
+def test_previews_do_not_show_the_same_weights_twice():
+    """While an average is the weights themselves, only these are drawn; afterwards both, with the classes named."""
+    source = waves()
+    model_state = begin(source)
+    model_state.model.sampling = Sampling(2, guidance=2.0)
+    go_on(model_state, source, until=32)
+    early = preview(model_state, source.spec, 1, torch.float32)
+    go_on(model_state, source, until=64)
+    later = preview(model_state, source.spec, 1, torch.float32)
+    assert later.height > 1.7 * early.height

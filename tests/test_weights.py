@@ -229,3 +229,24 @@ def test_labels_that_do_not_exist(labels, message):
         ji.Denoiser(small_net(num_classes=0)).sample([1])
     with pytest.raises(ValueError, match="no labels to guide with"):
         ji.Denoiser(small_net(num_classes=0)).sample(seeds=[1], guidance=2.0)
+
+
+def test_weight_sets_are_listed_and_swapped_into_a_loaded_model():
+    """A model that was given another set draws what one loaded with that set draws; its precision stays."""
+    run = Path(__file__).parent / "previous" / "run"
+    names = ji.weight_sets(run)
+    assert "raw" in names
+    assert len(names) > 1
+    assert ji.weight_sets(GOLDENS / "incontext.official-checkpoint.pth") == ["model", "ema1", "ema2"]
+    assert ji.weight_sets(run / "weights" / "raw") == []
+    model = ji.load(run, weights=names[0], device="cpu", dtype=torch.float32)
+    first = model.sample([3], [0], steps=3, raw=False)
+    ji.swap_weights(model, run, "raw")
+    raw = ji.load(run, weights="raw", device="cpu", dtype=torch.float32)
+    assert torch.equal(model.sample([3], [0], steps=3, raw=False), raw.sample([3], [0], steps=3, raw=False))
+    assert not torch.equal(first, raw.sample([3], [0], steps=3, raw=False))
+    assert model.training_summary["weights"] == "raw"
+    low = ji.load(run, weights=names[0], device="cpu", dtype=torch.bfloat16, compile=False)
+    assert next(ji.swap_weights(low, run, "raw").parameters()).dtype == torch.bfloat16
+    with pytest.raises(ValueError, match=r"not 'ema-0\.5'"):
+        ji.swap_weights(model, run, "ema-0.5")

@@ -35,16 +35,20 @@ def _sample(arguments: list[str]) -> int:
 
 
 def _inspect(arguments: list[str]) -> int:
+    from justimage.commands.console import interruptible
     from justimage.commands.data import Inspect
     from justimage.commands.line import parse
 
+    interruptible()
     return parse(Inspect, arguments, "jit data inspect")()
 
 
 def _pack(arguments: list[str]) -> int:
+    from justimage.commands.console import interruptible
     from justimage.commands.data import Pack
     from justimage.commands.line import parse
 
+    interruptible()
     return parse(Pack, arguments, "jit data pack")()
 
 
@@ -53,9 +57,11 @@ def _data(arguments: list[str]) -> int:
 
 
 def _convert(arguments: list[str]) -> int:
+    from justimage.commands.console import interruptible
     from justimage.commands.convert import Convert
     from justimage.commands.line import parse
 
+    interruptible()
     return parse(Convert, arguments, "jit convert")()
 
 
