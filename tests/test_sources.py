@@ -333,7 +333,7 @@ def test_names_that_are_nothing(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=f"the data path {path} does not exist"):
             open_source(path, (8, 8), 3)
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(ValueError, match=r"no file of a known kind: images in \.zip"):
+    with pytest.raises(ValueError, match=r"nor a file of a known kind: images in \.zip"):
         open_source("notes.txt", (8, 8), 3)
     with pytest.raises(ValueError, match="it is empty"):
         open_source("data", (8, 8), 3)

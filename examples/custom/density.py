@@ -23,7 +23,7 @@ source = ji.open_source("mnist", (28, 28), 1)
 
 
 def recipe(times: ji.Density) -> ji.Recipe:
-    training = ji.Training(duration_nimg=25_600, batch_size=128, lr=2e-3, ema_decays=(), times=times)
+    training = ji.Training(duration_nimg=12_800, batch_size=128, lr=2e-3, ema_decays=(), times=times)
     return ji.Recipe(ji.MLPConfig((28, 28), width=512), training, ji.Sampling(guidance=2.0, steps=25))
 
 

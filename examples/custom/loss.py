@@ -17,7 +17,7 @@ def pseudo_huber(prediction, x, eps, space, *, c=0.1):  # -> (B,), how far each 
 
 folder = sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp()
 source = ji.open_source("mnist", (28, 28), 1)
-training = ji.Training(duration_nimg=25_600, batch_size=128, lr=1e-3, schedule="cosine", ema_decays=())
+training = ji.Training(duration_nimg=12_800, batch_size=128, lr=1e-3, schedule="cosine", ema_decays=())
 recipe = ji.Recipe(ji.MLPConfig((28, 28), width=512), training, ji.Sampling(guidance=2.0, steps=25))
 ji.train_run(recipe, source, folder, loss=partial(ji.flow_matching, compare=pseudo_huber))
 

@@ -33,7 +33,7 @@ class Plain(nn.Module):
 
 folder = sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp()
 source = ji.open_source("mnist", (28, 28), 1)
-recipe = ji.Recipe(PlainConfig(), ji.Training(duration_nimg=25_600, batch_size=128, lr=2e-3, ema_decays=()))
+recipe = ji.Recipe(PlainConfig(), ji.Training(duration_nimg=12_800, batch_size=128, lr=2e-3, ema_decays=()))
 ji.train_run(recipe, source, folder, network=Plain)
 digits = ji.load(folder, network=Plain).sample(seeds=range(20))  # from weights and config.json, in any process
 ji.grid(digits, source.spec, columns=10).save(f"{folder}/digits.png")

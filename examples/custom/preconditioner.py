@@ -16,7 +16,7 @@ def wiener(t, noise_scale):  # t (B, 1, ..., 1) -> (c_skip, c_out)
 
 folder = sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp()
 source = ji.open_source("mnist", (28, 28), 1)
-training = ji.Training(duration_nimg=25_600, batch_size=128, lr=2e-3, ema_decays=())
+training = ji.Training(duration_nimg=12_800, batch_size=128, lr=2e-3, ema_decays=())
 recipe = ji.Recipe(ji.MLPConfig((28, 28), width=512), training, ji.Sampling(guidance=2.0, steps=25))
 state = ji.train_run(recipe, source, folder, preconditioner=wiener)
 

@@ -23,7 +23,7 @@ def denser_at_noise(steps):  # -> (steps + 1,) times from 0 to 1
 
 folder = sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp()
 source = ji.open_source("mnist", (28, 28), 1)
-training = ji.Training(duration_nimg=25_600, batch_size=128, lr=2e-3, ema_decays=())
+training = ji.Training(duration_nimg=12_800, batch_size=128, lr=2e-3, ema_decays=())
 ji.train_run(ji.Recipe(ji.MLPConfig((28, 28), width=512), training), source, folder)
 
 model = ji.load(folder)
