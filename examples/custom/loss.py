@@ -17,14 +17,18 @@ def pseudo_huber(prediction, x, eps, space, *, c=0.1):  # -> (B,), how far each 
 
 folder = sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp()
 source = ji.open_source("mnist", (28, 28), 1)
-training = ji.Training(duration_nimg=12_800, batch_size=128, lr=1e-3, schedule="cosine", ema_decays=())
-recipe = ji.Recipe(ji.MLPConfig((28, 28), width=512), training, ji.Sampling(guidance=2.0, steps=25))
+recipe = ji.Recipe(
+    ji.JiTConfig((28, 28), (14, 14), channels=1, num_classes=0, width=128, depth=3, heads=4, context_tokens=0),
+    ji.Training(duration_nimg=12_800, batch_size=64, lr=3e-3, schedule="cosine", clip_norm=1.0, ema_decays=()),
+    ji.Sampling(steps=20, guidance=2.0, final="x"),
+)
 ji.train_run(recipe, source, folder, loss=partial(ji.flow_matching, compare=pseudo_huber))
 
-try:
-    ji.train_run(recipe, source, folder)
-except ValueError as refused:
-    print(refused)
-
 model = ji.load(folder)  # a loss is no part of a model
-ji.grid(model.sample(range(10)), source.spec, columns=10).save(f"{folder}/digits.png")
+ji.grid(model.sample(labels=range(10)), source.spec, columns=10).save(f"{folder}/digits.png")
+print(f"the digits from 0 to 9, drawn from the saved weights: {folder}/digits.png")
+
+try:  # the same folder with another loss would be another run
+    ji.train_run(recipe, source, folder)
+except ValueError as refusal:
+    print(refusal)
