@@ -34,7 +34,7 @@ def attention_by_hand(self: Attention, x: Tensor, rotation: Tensor | None) -> Te
 
 
 def network(config: JiTConfig, device: torch.device) -> JiT:
-    """Random weights, all of them: a zero head would be no different, but would look so."""
+    """Random weights, all of them: a zero head would take as long, but might not seem to."""
     net = JiT(config).to(device).eval()
     generator = torch.Generator(device).manual_seed(0)
     with torch.no_grad():

@@ -74,9 +74,9 @@ class Denoiser(nn.Module):
         if isinstance(preconditioner, str) and preconditioner not in SCALINGS:
             raise ValueError(f"no pre-conditioner is called {preconditioner!r}; there are {', '.join(SCALINGS)}")
         if preconditioner != "none" and space != "x":
-            raise ValueError(f"a pre-conditioner yields x; it does not go with a network that predicts {space}")
+            raise ValueError(f"a pre-conditioner yields x; it cannot go with a network that predicts {space}")
         if not 0 < t_eps < 1 or noise_scale <= 0:
-            raise ValueError(f"t_eps is {t_eps} (between 0 and 1) and noise_scale {noise_scale} (above 0)")
+            raise ValueError(f"t_eps ({t_eps}) must be between 0 and 1, and noise_scale ({noise_scale}) above 0")
         self.net = net
         self.config: Any = net.config
         self.space: Space = space
@@ -95,16 +95,16 @@ class Denoiser(nn.Module):
     def _check(self, spec: DataSpec) -> None:
         """Raises ValueError where the data are not what the network is for."""
         if len(spec.channels) != self.config.channels:
-            raise ValueError(f"the network has {self.config.channels} channels and the data {len(spec.channels)}")
+            raise ValueError(f"the network has {self.config.channels} channels, but the data have {len(spec.channels)}")
         if tuple(spec.size) != tuple(self.config.size):
-            raise ValueError(f"the network is for the size {self.config.size} and the data have {spec.size}")
+            raise ValueError(f"the network is for the size {self.config.size}, but the data have {spec.size}")
         if self.condition is None:  # a network without one may learn from data that have labels
             return
         if self.num_classes != len(spec.classes):
-            raise ValueError(f"the network has {self.num_classes} classes and the data {len(spec.classes)}")
+            raise ValueError(f"the network has {self.num_classes} classes, but the data have {len(spec.classes)}")
         if self.needs != spec.needs:
             raise ValueError(
-                f"the network is conditioned on {_list_needs(self.needs)}, and the data give {_list_needs(spec.needs)}"
+                f"the network is conditioned on {_list_needs(self.needs)}, but the data give {_list_needs(spec.needs)}"
             )
 
     @property
@@ -119,7 +119,7 @@ class Denoiser(nn.Module):
 
     @property
     def num_classes(self) -> int:
-        """How many labels there are; 0 without."""
+        """How many labels there are; 0 if none."""
         return next((features for _, kind, features, _ in self.needs if kind == "labels"), 0)
 
     @property
@@ -158,7 +158,7 @@ class Denoiser(nn.Module):
         named = [labels] if isinstance(labels, int | str) else list(labels)
         if self.num_classes == 0:
             what = f"its condition is {_list_needs(self.needs)}" if self.needs else "it is unconditional"
-            raise ValueError(f"this model has no labels ({what}), and {named[:3]} were asked for")
+            raise ValueError(f"this model has no labels ({what}), but {named[:3]} were asked for")
         indices = []
         for label in named:
             if label == self.null_label and not isinstance(label, str):
@@ -208,7 +208,7 @@ class Denoiser(nn.Module):
         return y if self.spec is None else self.spec.encode_given(y)
 
     def _count_asked(self, labels: Labels | None, condition: ConditionValues | None, size: Sequence[int]) -> int:
-        """How many samples a user means who gives no seeds: the most entries that any part of the condition has."""
+        """How many samples are meant where no seeds are given: the most entries in any part of the condition."""
         parts = _parts(self.needs, size)
         given = {name: value for name, value in (condition or {}).items() if name in parts and name != "labels"}
         counts = [len(_entries(name, value, *parts[name])) for name, value in given.items()]
@@ -233,7 +233,7 @@ class Denoiser(nn.Module):
         labels: a class (index or name) for each seed, or one for all. condition: the other parts of the condition by
         name, raw values with the batch first, one entry for each seed or one for all. With neither, samples are drawn
         without condition, and so without guidance. seeds: 0, 1, 2, ... by default; sample k depends on its seed and
-        condition alone. size: other than the model's, if the network can. sampling: settings in place of the
+        condition alone. size: one other than the model's, if the network can. sampling: settings in place of the
         recommended ones; steps, sampler, guidance, interval, final: single fields of them. step, grid: a step and a
         time grid of your own (justimage.samplers).
 
@@ -252,7 +252,7 @@ class Denoiser(nn.Module):
         if y is None:
             if (sampling is not None or "guidance" in settings) and chosen.guidance != 1:
                 raise ValueError(
-                    f"guidance is {chosen.guidance}, and there are no labels to guide with, nor a condition"
+                    f"guidance is {chosen.guidance}, but there are no labels to guide with, nor another condition"
                 )
             chosen = replace(chosen, guidance=1.0)
         else:
@@ -264,7 +264,7 @@ class Denoiser(nn.Module):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write model.safetensors, config.json and a card into a folder.
 
-        Raises ValueError where the parameters are not float32 any more: `load` may have cast them to sample faster.
+        Raises ValueError where the parameters are no longer float32: `load` may have cast them to sample faster.
         """
         from justimage.weights.description import save
 
@@ -320,28 +320,30 @@ def _entries(name: str, value: Any, kind: str, shape: tuple[int, ...]) -> Tensor
     if kind == "tokens" and tensor.ndim == len(shape) + 1:
         fits = 0 < tensor.shape[1] <= shape[0] and tensor.shape[2:] == shape[1:]
     if not fits:
-        raise ValueError(f"the condition {name} is {found}; ({', '.join(map(str, ('B', *shape)))}) is needed")
+        raise ValueError(
+            f"the condition {name} has the shape {found}; ({', '.join(map(str, ('B', *shape)))}) is needed"
+        )
     return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def _pad_tokens(name: str, tokens: Tensor, mask: Tensor | None, length: int) -> dict[str, Tensor]:
-    """Tokens (B, L, F) and their mask (B, L), with tokens that are not there up to the full length.
+    """Tokens (B, L, F) and their mask (B, L), filled up with absent tokens to the full length.
 
     Raises ValueError where the mask has another length than the sequence.
     """
     mask = torch.ones(1, tokens.shape[1], dtype=torch.bool) if mask is None else mask.bool()
     if mask.shape[1] != tokens.shape[1]:
-        raise ValueError(f"{name}_mask is for {mask.shape[1]} tokens, and {name} has {tokens.shape[1]}")
+        raise ValueError(f"{name}_mask is for {mask.shape[1]} tokens, but {name} has {tokens.shape[1]}")
     room = length - tokens.shape[1]
     pad = nn.functional.pad
     return {name: pad(tokens, (0, 0, 0, room)), f"{name}_mask": pad(mask, (0, room))}
 
 
 def _name_of(scalings: Scalings) -> str:
-    """The name that weights record of a user's own pre-conditioner. ValueError where it says too little."""
+    """The name that weights record of a user's own pre-conditioner. ValueError where that is not unique."""
     name = getattr(scalings, "__name__", "<unnamed>")
     if not name.isidentifier() or name in SCALINGS:
-        taken = f"{name!r} means another one" if name in SCALINGS else f"{name!r} tells it from no other"
+        taken = f"{name!r} is another one" if name in SCALINGS else f"{name!r} does not identify it"
         raise ValueError(f"weights record a pre-conditioner by its name, and {taken}; write it as a `def` of its own")
     return name
 

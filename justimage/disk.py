@@ -56,7 +56,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def write_array_header(file: BinaryIO, count: int, shape: tuple[int, ...], dtype: Any) -> None:
-    """The header of a .npy with `count` rows of this shape; numpy pads it so that it is as long for any count."""
+    """The header of a .npy with `count` rows of this shape; numpy pads it to the same length for any count."""
     descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
     np.lib.format.write_array_header_2_0(file, {"descr": descr, "fortran_order": False, "shape": (count, *shape)})
 
@@ -95,7 +95,7 @@ def cache_folder() -> Path:
 
 
 def state_of(paths: Iterable[Path]) -> str:
-    """A text that changes when one of these files does: its place, size and time of change."""
+    """A text that changes when one of these files does: its path, size and modification time."""
     facts = []
     for path in paths:
         stat = path.stat()

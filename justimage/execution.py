@@ -94,5 +94,5 @@ def compile_blocks(net: nn.Module) -> None:
 def checkpoint_blocks(net: nn.Module) -> None:
     """Recompute activations in the backward pass instead of keeping them: less memory, a third more work."""
     for block in blocks_of(net):
-        if not isinstance(block.forward, partial):  # else it is already
+        if not isinstance(block.forward, partial):  # it is already otherwise
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)

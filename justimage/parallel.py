@@ -24,7 +24,7 @@ class Processes:
     world: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     control: Any = None
-    """A group for words between the processes, which pass through memory and so never wait for a GPU."""
+    """A group for messages between the processes, which pass through memory and so never wait for a GPU."""
 
     @property
     def first(self) -> bool:
@@ -111,7 +111,7 @@ def fail_together(error: Exception | None, processes: Processes) -> None:
 def first_then_others(processes: Processes, make: Callable[[], Made]) -> Made:
     """make() in the first process, then in the others, which find what it has left in caches.
 
-    Where the first refuses (ValueError), all do.
+    Where the first raises ValueError, all do.
     """
     if processes.world == 1:
         return make()
@@ -122,7 +122,7 @@ def first_then_others(processes: Processes, make: Callable[[], Made]) -> Made:
         except ValueError as error:
             refusal = error
     if any_of(refusal is not None, processes):
-        raise refusal or ValueError("the first process has refused the data")
+        raise refusal or ValueError("the first process could not use the data")
     return made if made is not None else make()
 
 

@@ -25,7 +25,7 @@ def expand(t: Tensor, like: Tensor) -> Tensor:
     """t (B,) -> (B, 1, ..., 1), ready to multiply `like` (B, ...).
 
     Raises ValueError for any other shape: a t that broadcasts along the wrong axis (batch equal to width,
-    say) would give wrong numbers without a word.
+    say) would silently give wrong numbers.
     """
     if t.shape != like.shape[:1]:
         raise ValueError(f"t must have shape ({like.shape[0]},), one time for each sample, not {tuple(t.shape)}")
@@ -102,9 +102,9 @@ def denoising_loss(prediction: Prediction, x: Tensor, eps: Tensor, space: Space 
     """The mean squared error per sample, (B,), measured in `space` (Table 1, arXiv 2511.13720).
 
     In v it is Eq. 3, the loss of flow matching; with a network that predicts x, Eq. 6, the paper's choice.
-    The truth takes the same way as the prediction, floors included: it is written down in the space that the
+    The truth goes the same way as the prediction, floors included: it is written down in the space that the
     network predicts and converted from there. So a perfect network has zero loss at every t, and the nine
-    combinations are nothing but nine weightings of the raw error over t.
+    combinations are merely nine weightings of the raw error over t.
     """
     truth = {"x": x, "eps": eps, "v": velocity(x, eps)}[prediction.space]
     target = Prediction(truth, prediction.z, prediction.t, prediction.space, prediction.t_eps)

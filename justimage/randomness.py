@@ -1,8 +1,8 @@
 """Randomness as a function of a seed and a position, never of what was drawn before.
 
-Whatever a training run draws for the sample at position p is a function of (seed, purpose, p): so the run is
-the same for any number of processes, and resuming it restores nothing but a number. Draws
-for different purposes are independent.
+Whatever a training run draws for the sample at position p is a function of (seed, purpose, p): so the run is the
+same for any number of processes, and resuming it restores nothing but a number. Draws for different purposes are
+independent.
 """
 
 from collections.abc import Iterable, Sequence

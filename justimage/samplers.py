@@ -1,8 +1,8 @@
 """Samplers: from noise at t = 0 to data at t = 1 along dz/dt = v, equation 4 of arXiv 2511.13720.
 
 A step takes (predict, z, t, t_next) to the state at t_next, where predict(z, t) -> Prediction and t is a
-0-dimensional tensor on the CPU. `integrate` walks a time grid; guidance is a closure around the model. There
-is nothing else: whoever wants to watch the predictions wraps `predict`.
+0-dimensional tensor on the CPU. `integrate` walks a time grid; guidance is a closure around the model. To
+watch the predictions, wrap `predict`.
 """
 
 from collections.abc import Callable
@@ -107,11 +107,11 @@ def guided(
     lo, hi = interval
     if scale != 1 and (y is None or null is None):
         what = "condition" if y is None else "null value of the condition"
-        raise ValueError(f"guidance with scale {scale} needs a {what}, and there is none; a scale of 1 is no guidance")
+        raise ValueError(f"guidance with scale {scale} needs a {what}, but there is none; a scale of 1 is no guidance")
 
     def predict(z: Tensor, t: Tensor) -> Prediction:
-        times = torch.full((len(z),), float(t), device=z.device, dtype=z.dtype)  # filled there: nothing to wait for
-        # The tolerance keeps a grid point that is meant to lie on the edge outside, whatever its rounding.
+        times = torch.full((len(z),), float(t), device=z.device, dtype=z.dtype)  # filled on the device: nothing waits
+        # The tolerance keeps a grid point meant to lie on the edge outside, however it is rounded.
         inside = (lo == 0 or float(t) > lo + 1e-6) and float(t) < hi - 1e-6
         if scale == 1 or not inside:
             return model(z, times, y)

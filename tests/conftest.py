@@ -28,7 +28,7 @@ def real_data() -> Path:
 
 @pytest.fixture(autouse=True, scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """What tests remember about data, they forget."""
+    """Tests leave the user's caches alone."""
     os.environ["JUSTIMAGE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     os.environ["HF_HOME"] = str(tmp_path_factory.mktemp("huggingface"))
 

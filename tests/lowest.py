@@ -73,7 +73,7 @@ def fields(times: xr.DataArray) -> xr.Dataset:
 
 
 def hours(count: int) -> xr.DataArray:
-    """So many times, six hours from each other."""
+    """So many times, six hours apart."""
     times = np.datetime64("2020-01-31T18", "ns") + np.arange(count) * np.timedelta64(6, "h")
     return xr.DataArray(times, dims="time")
 

@@ -81,8 +81,8 @@ def test_importing_the_package_imports_nothing_heavy():
         (["data", "inspekt", "m"], ["did you mean `jit data inspect`?"]),
         (["sample", "m", "--seeds", "5-2"], ["--seeds 5-2"]),
         (["sample", "m", "--seeds", "x"], ["a whole number from 0 on, or a range"]),
-        (["sample", "m", "--unconditional", "--classes", "cat"], ["--unconditional draws without --classes"]),
-        (["sample", "m", "--unconditional", "--guidance", "2.5"], ["drawn without condition"]),
+        (["sample", "m", "--unconditional", "--classes", "cat"], ["--unconditional cannot go with --classes"]),
+        (["sample", "m", "--unconditional", "--guidance", "2.5"], ["drawn without a condition"]),
         (["sample", "m", "--size", "9"], ["does not divide a size of 9x9"]),
     ],
 )

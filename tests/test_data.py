@@ -103,7 +103,7 @@ def test_undecodable_images_stop_by_name_or_are_skipped_by_request(tmp_path, mem
 
 
 def test_images_damaged_inside_are_found_when_their_turn_comes(tmp_path):
-    """Too many for memory: only their headers and ends are looked at before."""
+    """Too many for memory: only their headers and ends are checked beforehand."""
     for i in range(3):
         Image.fromarray(np.random.default_rng(i).integers(0, 255, (64, 64, 3), np.uint8)).save(tmp_path / f"{i}.png")
     whole = bytearray((tmp_path / "1.png").read_bytes())
@@ -540,7 +540,7 @@ def test_looking_neither_raises_nor_takes_another_sample(tmp_path):
 
 
 class Waves(Source):
-    """A source of somebody else's: what it does not say, the protocol says for it."""
+    """A source from outside: what it leaves out, it inherits from the protocol."""
 
     def __init__(self):
         self.spec = DataSpec((8,), ("wave",), (0.0,), (2.0,))

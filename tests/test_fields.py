@@ -233,7 +233,7 @@ def test_files_that_cannot_be_used(netcdf, tmp_path):
         with pytest.raises(ValueError, match=r"half\.nc cannot be read"):
             source_of(tmp_path / "half.nc")
     (tmp_path / "text.nc").write_text("no data")
-    with pytest.raises(ValueError, match=r"text\.nc cannot be read; it is damaged, or no NetCDF"):
+    with pytest.raises(ValueError, match=r"text\.nc cannot be read; it is damaged, or not NetCDF"):
         source_of(tmp_path / "text.nc")
     both = tmp_path / "both"
     both.mkdir()

@@ -20,7 +20,7 @@ from justimage.sampling.pictures import CAPTION, ELLIPSIS, GAP, MARGIN, TITLE, W
 
 
 def photos(folder) -> None:
-    """Five images of two classes: one grey, one small, one lying, one twice, and one that is none."""
+    """Five images of two classes: one grey, one small, one on its side, one twice, and one that is not an image."""
     generator = np.random.default_rng(0)
     for name in ("cat", "dog"):
         (folder / name).mkdir(parents=True)
@@ -206,7 +206,7 @@ def test_captions_are_shortened_to_something_that_can_be_read():
 
 @pytest.mark.parametrize("titles", [(), ("raw", "ema")])
 def test_grids_are_not_wider_than_a_screen_can_show(titles):
-    """Longer rows go on below; a sample alone may be too wide, too."""
+    """Longer rows continue below; a single sample may be too wide, too."""
     spec = DataSpec.pixels((56, 56), 1)
     samples = (
         torch.arange(300, dtype=torch.float32).remainder(251).to(torch.uint8).view(300, 1, 1, 1).expand(300, 1, 56, 56)

@@ -91,7 +91,7 @@ def test_centre_crops_are_packed(tmp_path):
 
 
 def test_a_pack_of_an_older_version_is_the_same(photos, tmp_path):
-    """Its index lacks the fields of the spec that came later: a run on it resumes, and what is unfinished goes on."""
+    """Its index lacks the fields of the spec that came later: a run on it resumes, an unfinished one is finished."""
     source = source_of(photos)
     small = pack(source, tmp_path / "pack")
     index = json.loads((tmp_path / "pack" / "index.json").read_text())
@@ -149,7 +149,7 @@ def test_images_that_cannot_be_decoded_are_left_out_and_listed(photos, tmp_path)
     assert [name for name, _ in index["skipped"]] == ["odd/07.png"]
 
 
-def test_a_killed_pack_is_refused_and_goes_on(tmp_path, monkeypatch, capsys):
+def test_a_killed_pack_is_refused_and_resumed(tmp_path, monkeypatch, capsys):
     """kill -9 in the middle: not readable; the same command ends with the same bytes as an unbroken one."""
     generator = np.random.default_rng(0)
     for i in range(300):
@@ -258,7 +258,7 @@ def test_no_shard_follows_one_that_could_not_be_settled(photos, tmp_path, monkey
 
 
 def test_a_shard_of_which_nothing_can_be_decoded(photos, tmp_path):
-    """All of the second shard is left out; the pack goes on after it, also when it is interrupted there."""
+    """All of the second shard is left out; packing continues after it, even if interrupted there."""
     for path in sorted(photos.rglob("*.png"))[20:40]:
         whole = bytearray(path.read_bytes())
         whole[len(whole) // 2] ^= 0xFF

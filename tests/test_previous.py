@@ -49,7 +49,7 @@ def log_of(path: Path) -> list[dict]:
 
 
 def test_a_run_of_the_previous_version_resumes(run):
-    """The same command goes on from its state, and ends where the previous version ended without the kill.
+    """The same command resumes from its state, and ends where the previous version ended without the kill.
 
     Nothing can be equal to the bit here: matrix products differ in their last bits between kinds of CPU.
     """
@@ -138,7 +138,7 @@ def test_a_pack_opens_as_it_did(tmp_path, name):
     assert_as_packed(tmp_path / name, name)
 
 
-def test_an_unfinished_pack_goes_on(tmp_path, monkeypatch, capsys):
+def test_an_unfinished_pack_is_resumed(tmp_path, monkeypatch, capsys):
     """Its first shard stays as it is, and the same command adds the rest."""
     shutil.copytree(PREVIOUS / "images", tmp_path / "images")
     with zipfile.ZipFile(PREVIOUS / "unfinished-pack.zip") as archive:

@@ -118,7 +118,7 @@ def test_an_interrupted_run_saves_and_says_so(tmp_path):
         (["train", "mnist-demo", "--run", "full/x.npz"], "not a run"),
         (["train", "mnist-demo", "--report.tick-nimg", "0"], "must be at least 1"),
         (["train", "mnist-demo", "--training.clip-norm", "-1"], "clip_norm (-1.0)"),
-        (["train", "mnist-demo", "--data", "full/names.npz"], "class names and no labels"),
+        (["train", "mnist-demo", "--data", "full/names.npz"], "class names but no labels"),
         (["train", "mnist-demo", "--data", "full/half.npz"], "cannot be read"),
         (["train", "mnist-demo", "--data", "full/[a]"], "the data path full/[a] does not exist"),
     ],

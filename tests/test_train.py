@@ -254,7 +254,7 @@ def test_terms_of_a_loss_are_logged():
 
 
 def test_sampling_and_then_training_in_one_process():
-    """Nothing that sampling leaves behind (inference mode, other sizes) comes into the way of training."""
+    """Nothing that sampling leaves behind (inference mode, other sizes) gets in the way of training."""
     source = waves()
     state = begin(source)
     with torch.inference_mode():

@@ -94,7 +94,7 @@ def test_conversion_command_is_the_identity(tmp_path, monkeypatch):
         assert tensors.keys() == official.keys()
         assert all(torch.equal(tensors[name], official[name]) for name in official)
     assert checkpoint["args"].cfg == 2.9
-    assert jit(["convert", source, str(folder), "--context-start", "2"]) == 2  # never written over
+    assert jit(["convert", source, str(folder), "--context-start", "2"]) == 2  # never overwritten
     assert jit(["convert", str(folder), str(back)]) == 2
     again = load_official(pth, context_start=2)
     assert describe(again)["architecture"] == describe(read(folder))["architecture"]

@@ -33,5 +33,5 @@ try:  # another density is another run: it does not resume this one
 except ValueError as refused:
     print(refused)
 
-model = ji.load(folder)  # how times were drawn is no part of a model
+model = ji.load(folder)  # how times were drawn is not part of a model
 ji.grid(model.sample(range(10)), source.spec, columns=10).save(f"{folder}/digits.png")

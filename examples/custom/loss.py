@@ -24,7 +24,7 @@ recipe = ji.Recipe(
 )
 ji.train_run(recipe, source, folder, loss=partial(ji.flow_matching, compare=pseudo_huber))
 
-model = ji.load(folder)  # a loss is no part of a model
+model = ji.load(folder)  # a loss is not part of a model
 ji.grid(model.sample(labels=range(10)), source.spec, columns=10).save(f"{folder}/digits.png")
 print(f"the digits from 0 to 9, drawn from the saved weights: {folder}/digits.png")
 

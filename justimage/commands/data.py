@@ -40,7 +40,7 @@ class Inspect:
     mirror: Literal["auto", "on", "off"] = "auto"
     """Mirror half of the samples, as training does. auto: only where mirroring keeps the meaning, as in photographs."""
     at_most: Annotated[int, tyro.conf.arg(metavar="N")] = 20_000
-    """Of more samples than this, look at that many, evenly spread."""
+    """Look at no more samples than this, evenly spread."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("inspect")
     """Folder for contact-sheet.png and inspection.json. Files of the same name are replaced."""
     data_options: DataOptions = field(default_factory=DataOptions)

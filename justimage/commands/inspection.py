@@ -53,7 +53,7 @@ class Inspection:
 
 
 def inspect(source: Source | StreamSource, *, at_most: int = 20_000) -> Inspection:
-    """Look at a source: of more than at_most samples at that many, evenly spread; of a stream at its beginning."""
+    """Look at a source: at no more than at_most samples, evenly spread; of a stream, at its beginning."""
     if source.indexed is True:
         chosen = np.unique(np.linspace(0, len(source) - 1, min(at_most, len(source))).astype(int)).tolist()
         report = Inspection(source.describe(), source.spec, len(source), gaps=source.gaps)
@@ -89,7 +89,7 @@ def _look_at_samples(items: Iterator[tuple[str, Item]], total: int, report: Insp
     channels = len(report.spec.channels)
     low, high = np.full(channels, np.inf), np.full(channels, -np.inf)
     sums, squares, values = np.zeros(channels), np.zeros(channels), 0
-    offset = np.array(report.spec.mean)[:, None]  # sums of squares of what is far from zero lose their digits
+    offset = np.array(report.spec.mean)[:, None]  # sums of squares of values far from zero lose digits
     seen: dict[bytes, str] = {}
     for name, (raw, y) in track(items, description="looking", total=total, transient=True, disable=total < 2000):
         flat = raw.reshape(channels, -1)
@@ -209,7 +209,7 @@ def as_json(report: Inspection) -> dict:
     """The report as plain values, all names included."""
     spec = report.spec
     return {
-        "justimage": __version__,  # by which the folder is known as no data
+        "justimage": __version__,  # marks the folder as output, not data
         "found": report.found,
         "samples": report.samples,
         "looked_at": report.looked_at,

@@ -20,15 +20,15 @@ from justimage.sampling.generate import Samples, generate
 from justimage.sampling.write import Sheet, file_format, write_facts, writer
 from justimage.weights.load import load
 
-MOST_CLASSES = 10  # classes drawn where none is asked for
+CLASSES_DRAWN = 10  # at most, where none is asked for
 
 
 @dataclass(frozen=True)
 class Sample:
     """Draw samples, written as they are drawn, and a grid of the first ones.
 
-    How they are drawn (steps, sampler, guidance, interval, final) the model says itself; the options here win over it,
-    and their defaults are those of a model that says nothing.
+    The model itself says how (steps, sampler, guidance, interval, final); options given here win over that, and the
+    defaults shown are those of a model that says nothing.
     """
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
@@ -45,7 +45,7 @@ class Sample:
     """Seeds, one for each sample of a class, as numbers and ranges: --seeds 3 10-19. By default 0, 1, 2, ... Overrides
     --count."""
     size: Annotated[tuple[int, ...], tyro.conf.arg(metavar="[LENGTH ...]")] = ()
-    """Another size than the model's, as one length for all axes or one for each; the patch must divide it."""
+    """A size other than the model's, as one length for all axes or one for each; the patch must divide it."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("samples")
     """Folder for the samples and grid.png. Files of the same name are replaced."""
     format: Literal["auto", "png", "npy", "nc", "zarr"] = "auto"
@@ -57,9 +57,9 @@ class Sample:
     context_start: Annotated[int | None, tyro.conf.arg(metavar="BLOCK")] = None
     """In-context start block of an official checkpoint that does not record it."""
     batch_size: Annotated[int, tyro.conf.arg(metavar="N")] = 16
-    """Samples drawn at once; it changes the speed only."""
+    """Samples drawn at once; it only changes the speed."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 where the hardware is faster in it."""
+    """auto: bfloat16 where the hardware is faster with it."""
     device: Annotated[str | None, tyro.conf.arg(metavar="DEVICE")] = None
     """cpu, cuda, ...; the accelerator by default, if there is one."""
 
@@ -105,7 +105,7 @@ def main(arguments: Sequence[str]) -> int:
     size = asked.size * len(model.config.size) if len(asked.size) == 1 else asked.size or tuple(model.config.size)
     sampling = replace(asked.sampling, guidance=1.0) if not order.labels and not order.condition else asked.sampling
     if sampling != asked.sampling and asked.sampling.guidance != model.sampling.guidance:
-        raise ValueError(f"guidance is {asked.sampling.guidance}, and these samples are drawn without condition")
+        raise ValueError(f"guidance is {asked.sampling.guidance}, but these samples are drawn without a condition")
 
     batches = generate(
         model,
@@ -152,7 +152,7 @@ def order_of(model: Denoiser, asked: Sample) -> Order:
     others = [name for name, kind, *_ in model.needs if kind != "labels"]
     if asked.unconditional:
         if asked.classes or asked.condition:
-            raise ValueError("--unconditional draws without --classes and --condition")
+            raise ValueError("--unconditional cannot go with --classes or --condition")
         return Order(per_row, None, {}, [])
     if others and asked.condition is None:
         raise ValueError(
@@ -162,13 +162,13 @@ def order_of(model: Denoiser, asked: Sample) -> Order:
     given = {} if asked.condition is None else _arrays(asked.condition)
     rows = max((len(values) for values in given.values()), default=0)
     labels = given.pop("labels").tolist() if "labels" in given else []
-    asked_for: Any = asked.classes or labels or ([] if rows else range(min(model.num_classes, MOST_CLASSES)))
+    asked_for: Any = asked.classes or labels or ([] if rows else range(min(model.num_classes, CLASSES_DRAWN)))
     classes = model.labels(list(asked_for)) if asked_for else []
     if rows and len(classes) == 1:
         classes = classes * rows
     if rows and classes and len(classes) != rows:
         raise ValueError(
-            f"{len(classes)} classes and {rows} rows of {asked.condition}; each row needs one class, or all"
+            f"{len(classes)} classes and {rows} rows of {asked.condition}; give one class for each row, or one for all"
         )
     repeated = {name: np.repeat(values, len(per_row), axis=0) for name, values in given.items()}
     names = [class_name(model, label) for label in classes] or [f"row {i}" for i in range(rows)]
@@ -176,14 +176,14 @@ def order_of(model: Denoiser, asked: Sample) -> Order:
 
 
 def class_name(model: Denoiser, label: int) -> str:
-    """The name of a class; its number, where the model does not know names."""
+    """The name of a class; its number where the model knows no names."""
     if model.spec is None:
         return str(label)
     return model.spec.classes[label] if label < len(model.spec.classes) else "none"
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz. Raises ValueError where it is none."""
+    """The arrays of an .npz. Raises ValueError where it is not one."""
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}

@@ -31,7 +31,7 @@ class Arrays(Source):
 
     8-bit arrays are pixels. Others are measured in one pass: model values have mean 0 and standard deviation 0.5 in
     each channel, about that of photographs in [-1, 1], so that noise levels mean the same. channels: their names.
-    given: what else comes with each sample, by name (see `GivenArrays`). origin: what fields are written back with.
+    given: what else comes with each sample, by name (see `GivenArrays`). origin: what is needed to write fields back.
     missing: what happens to NaN: "stop", or fill with the channel's "mean" or a number. where: a sample's index -> what
     it is called. identity: a text that changes with the data, if the measurement is to be cached. remark: a text that
     follows the description.
@@ -58,7 +58,7 @@ class Arrays(Source):
         self.place, self.remark = name, remark
         self._check_shape(x)
         if classes and y is None:
-            raise ValueError(f"{name} has {len(classes)} class names and no labels y (N,)")
+            raise ValueError(f"{name} has {len(classes)} class names but no labels y (N,)")
         self.x, self.missing, self.where = x, missing, where
         self.y = None if y is None else self._check_labels(y, classes)
         if self.y is not None and not classes:
@@ -123,7 +123,7 @@ class Arrays(Source):
         return y.astype(np.int64)
 
     def _measure(self) -> dict[str, Any]:
-        """One pass: mean and standard deviation of the values that are there, per channel, and those that are not."""
+        """One pass: mean and standard deviation of the finite values, per channel, and how many others there are."""
         channels = self.x.shape[1]
         moments = Moments(channels)
         nan = infinite = samples = 0

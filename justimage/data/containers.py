@@ -59,7 +59,7 @@ def _says_justimage(path: Path) -> bool:
 
 
 def holds(folder: Path, suffixes: frozenset[str], besides: str = "") -> bool:
-    """Whether a file with one of these suffixes lies in a folder, or in a folder in it that justimage did not write.
+    """Whether a file with one of these suffixes lies in a folder, or below it in folders that justimage did not write.
 
     The first one found decides, so that large folders are not walked through. besides: a file name that does not count.
     """
@@ -97,7 +97,7 @@ class Folder:
             for entry in entries:
                 if entry.is_dir():
                     walk(entry.path, f"{prefix}{entry.name}/")
-                else:  # a link to nowhere too: it is unreadable, and the user is told when it is opened
+                else:  # also a broken link: it is unreadable, which is reported when it is opened
                     size = entry.stat().st_size if os.path.exists(entry.path) else 0
                     self.sizes[prefix + entry.name] = size
 
@@ -139,10 +139,10 @@ class Zip:
 
 
 class Tars:
-    """The members of tar archives, in the archives' order; of several, under the archive's name.
+    """The members of tar archives, in the archives' order; with several archives, under the archive's name.
 
     Plain archives are indexed once and read in any order. Compressed ones cannot be; they are unpacked into memory,
-    and refused above memory_gb.
+    up to memory_gb. Raises ValueError for larger ones, and for damaged ones.
     """
 
     def __init__(self, paths: Sequence[Path], memory_gb: float):
@@ -174,13 +174,13 @@ class Tars:
     def _index(self, tar: tarfile.TarFile, prefix: str, *, in_memory: bool) -> None:
         for member in tar:
             name = prefix + clean(member.name)
-            if member.islnk() or member.issym():  # a second name for a member that came before
+            if member.islnk() or member.issym():  # a second name for an earlier member
                 folder = os.path.dirname(member.name) if member.issym() else ""
                 target = prefix + clean(os.path.normpath(os.path.join(folder, member.linkname)))
                 if target in self._where:
                     self.sizes[name], self._where[name] = self.sizes[target], self._where[target]
                 elif PurePosixPath(name).suffix.lower() in IMAGES:
-                    raise ValueError(f"{tar.name}: {name} is a link to {member.linkname}, which the archive lacks")
+                    raise ValueError(f"{tar.name}: {name} is a link to {member.linkname}, which is not in the archive")
                 continue
             if not member.isfile():
                 continue
@@ -188,8 +188,8 @@ class Tars:
                 self._room -= member.size
                 if self._room < 0:
                     raise ValueError(
-                        f"{tar.name} is compressed and holds more than --data-options.memory-gb; give more, unpack "
-                        "it, or decompress it to a plain .tar, which is read in any order"
+                        f"{tar.name} is compressed and holds more than --data-options.memory-gb; raise that, "
+                        "unpack it, or decompress it to a plain .tar, which is read in any order"
                     )
                 inside = tar.extractfile(member)
                 assert inside is not None
@@ -254,5 +254,7 @@ def allow_open_files(count: int) -> None:
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return
     if hard != resource.RLIM_INFINITY and hard < wanted:
-        raise ValueError(f"{count:,} files must be open at once, and the system allows {hard:,}: raise it (ulimit -n)")
+        raise ValueError(
+            f"{count:,} files must be open at once, but the system allows {hard:,}; raise that (ulimit -n)"
+        )
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

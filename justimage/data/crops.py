@@ -105,7 +105,7 @@ def _crop_spec(spec: DataSpec, size: tuple[int, ...], cut: tuple[slice, ...], *,
 
 
 def _cut_coordinate(coordinate: Coordinate, full: dict[str, int], slices: dict[str, slice]) -> Coordinate:
-    if not set(coordinate.dims) <= set(full):  # of the levels
+    if not set(coordinate.dims) <= set(full):  # a coordinate of the levels
         return coordinate
     values = np.array(coordinate.values).reshape([full[dim] for dim in coordinate.dims])
     cut = values[tuple(slices[dim] for dim in coordinate.dims)]

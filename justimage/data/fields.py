@@ -78,7 +78,7 @@ def open_dataset(path: Path) -> Any:
     xarray = xarray_library()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of attributes that do not conform, and stores that are not consolidated
+            warnings.simplefilter("ignore")  # about nonconforming attributes and unconsolidated stores
             return (
                 xarray.open_zarr(path, chunks=None, decode_timedelta=False)
                 if path.is_dir()
@@ -87,7 +87,9 @@ def open_dataset(path: Path) -> Any:
     except ImportError as error:
         raise ValueError(f"{path} needs another package: {error}; pip install 'justimage[science]'") from error
     except Exception as error:  # every backend has its own errors
-        raise ValueError(f"{path} cannot be read; it is damaged, or no NetCDF or Zarr: {_first_line(error)}") from error
+        raise ValueError(
+            f"{path} cannot be read; it is damaged, or not NetCDF or Zarr: {_first_line(error)}"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:
@@ -136,7 +138,7 @@ class _Lazy:
             start, stop, _ = index.indices(self.shape[0])
             found, begin = [], 0
             for part, end in zip(self.parts, self.ends.tolist(), strict=True):
-                if start < end and begin < stop:  # of each file one piece: chunks are decompressed once
+                if start < end and begin < stop:  # one piece of each file: chunks are decompressed once
                     found.append(self.plan.read(part, slice(max(start - begin, 0), min(stop, end) - begin)))
                 begin = end
             return np.concatenate(found)
@@ -266,7 +268,7 @@ def _plan(dataset: Any, options: FieldOptions, place: str) -> _Plan:
     level_dim = None if level_dim == sample_dim else level_dim
     for asked in (options.sample_dim, options.level_dim):
         if asked not in ("", "none") and not any(asked in held[name] for name in chosen):
-            raise ValueError(f"no variable that was chosen ({', '.join(chosen)}) has the dimension {asked!r}: {shown}")
+            raise ValueError(f"none of the variables ({', '.join(chosen)}) has the dimension {asked!r}: {shown}")
     space = {name: tuple(d for d in held[name] if d not in (sample_dim, level_dim)) for name in chosen}
     with_samples = {name: sample_dim in held[name] for name in chosen}
     if len({frozenset(dims) for dims in space.values()}) > 1 or len(set(with_samples.values())) > 1:
@@ -278,7 +280,7 @@ def _plan(dataset: Any, options: FieldOptions, place: str) -> _Plan:
     if not 1 <= len(dims) <= 3:
         raise ValueError(
             f"{place} leaves {len(dims)} spatial axes ({', '.join(dims) or 'none'}) beside the samples "
-            f"({sample_dim or 'none'}) and the levels ({level_dim or 'none'}), and 1 to 3 are needed; name them with "
+            f"({sample_dim or 'none'}) and the levels ({level_dim or 'none'}), but 1 to 3 are needed; name them with "
             f"--data-options.fields.sample-dim and --data-options.fields.level-dim. It has {shown}"
         )
     chosen_levels = _levels(dataset, level_dim, options.levels, place)
@@ -294,7 +296,9 @@ def _plan(dataset: Any, options: FieldOptions, place: str) -> _Plan:
 def _levels(dataset: Any, level_dim: str | None, asked: Sequence[float], place: str) -> list[int]:
     if level_dim is None:
         if asked:
-            raise ValueError(f"{place} has no dimension of levels to take {asked} from; name it with level-dim")
+            raise ValueError(
+                f"{place} has no dimension of levels to take {asked} from; name it with --data-options.fields.level-dim"
+            )
         return []
     count = dataset.sizes[level_dim]
     values = [float(value) for value in _values(dataset, level_dim)]
@@ -308,7 +312,7 @@ def _levels(dataset: Any, level_dim: str | None, asked: Sequence[float], place: 
 
 
 def _values(dataset: Any, dim: str) -> np.ndarray:
-    """The coordinate of a dimension, or its indices where it has none, or none of numbers."""
+    """The coordinate of a dimension, or its indices where it has no numeric coordinate."""
     if dim in dataset.coords and dataset[dim].dtype.kind in "uif":
         return dataset[dim].values
     return np.arange(dataset.sizes[dim])
@@ -338,7 +342,7 @@ def _labels(
         along = [str(c) for c in dataset.coords if dataset[c].dims == (plan.sample_dim,)]
         if coordinate not in along:
             raise ValueError(
-                f"{name} has no coordinate {coordinate!r} along the samples ({plan.sample_dim or 'there is one only'}) "
+                f"{name} has no coordinate {coordinate!r} along the samples ({plan.sample_dim or 'there is only one'}) "
                 f"to take labels from; it has {', '.join(along) or 'none'}"
             )
         values = dataset[coordinate]
@@ -346,7 +350,7 @@ def _labels(
             is_time = values.dtype.kind == "M" or "cftime" in type(values.values.flat[0]).__module__
             if part_of_time not in PARTS_OF_TIME or not is_time:
                 raise ValueError(
-                    f"{label} cannot be a label: after the dot stands a part of a time ({', '.join(PARTS_OF_TIME)}), "
+                    f"{label} cannot be a label: after the dot comes a part of a time ({', '.join(PARTS_OF_TIME)}), "
                     f"and {coordinate} is {values.dtype}"
                 )
             values = PARTS_OF_TIME[part_of_time](values)

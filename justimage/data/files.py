@@ -42,7 +42,7 @@ class Files:
     state: Callable[[], str]
     """A hash of where the bytes are stored and when they were changed."""
     remark: str = ""
-    """What is said after a description: which folders were not looked into."""
+    """What follows a description: which folders were not looked into."""
 
     def without(self, indices: Iterable[int]) -> "Files":
         """All but the samples with these indices."""
@@ -282,7 +282,9 @@ def _from_file(
     missed = [name for name in samples if name not in labels]
     if missed:
         shown = ", ".join(missed[:3])
-        raise ValueError(f"{label_file} misses {len(missed)} of {len(samples)} samples of {place}, such as {shown}")
+        raise ValueError(
+            f"{label_file} has no label for {len(missed)} of {len(samples)} samples of {place}, such as {shown}"
+        )
     return [labels[name] for name in samples]
 
 

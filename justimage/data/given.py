@@ -17,8 +17,8 @@ class GivenArrays:
     """Arrays by name, with a row for each sample of x, whose shape is (N, C, *S).
 
     NAME (N,) or (N, F) is a vector. (N, L, F) with NAME_mask (N, L) of booleans is tokens; the mask says which are
-    there. (N, P, *S) is planes on the grid of x, NaN where unknown. Each feature is measured in one pass, so that model
-    values have mean 0 and standard deviation 1; a feature that never changes has the scale 1.
+    present. (N, P, *S) is planes on the grid of x, NaN where unknown. Each feature is measured in one pass, so that
+    model values have mean 0 and standard deviation 1; a feature that never changes has the scale 1.
 
     place: what the arrays belong to, for messages. identity: a text that changes with the data, if the measurement is
     to be cached. Raises ValueError for any other shape or type, and for values that are not finite, with their place.

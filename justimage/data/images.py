@@ -54,7 +54,7 @@ def decode(file: BinaryIO, channels: int, deep: Deep = "scale") -> Image.Image:
     """An image file -> 8-bit L, RGB or RGBA (1, 3, 4 channels), upright.
 
     Turned as EXIF says. Transparency is laid on white, unless alpha is one of the channels. Palettes and CMYK become
-    RGB. 16 bits are scaled to 8, 65535 to 255 (of colour PNGs PIL keeps the upper eight bits, 1/256 less at most).
+    RGB. 16 bits are scaled to 8, 65535 to 255 (of colour PNGs, PIL keeps the upper eight bits: at most 1/256 less).
     Raises ValueError for deeper ones, or with deep="stop" for those of 16, and any Exception of PIL's for damaged ones.
     """
     with open_image(file, deep) as image:
@@ -70,7 +70,7 @@ def decode(file: BinaryIO, channels: int, deep: Deep = "scale") -> Image.Image:
 
 
 def pixels(file: BinaryIO, size: Sequence[int], channels: int, deep: Deep = "scale") -> np.ndarray:
-    """An image file -> (C, h, w) uint8, decoded and cropped. Errors as of `decode`."""
+    """An image file -> (C, h, w) uint8, decoded and cropped. Errors as for `decode`."""
     cropped = centre_crop(decode(file, channels, deep), size)
     return np.ascontiguousarray(np.moveaxis(cropped.reshape(*size, -1), -1, 0))
 
@@ -143,7 +143,7 @@ class Images(Source):
         return {"labels": np.int64(self.files.labels[index])} if self.spec.classes else {}
 
     def _check_ends(self, index: int) -> Unreadable | None:
-        """Why an image cannot be opened, or is not all there, as far as its header and its end tell."""
+        """Why an image cannot be opened, or is incomplete, as far as its header and its end tell."""
         try:
             with self.files.open(index) as file:
                 with open_image(file, self.deep) as image:
@@ -181,7 +181,7 @@ class Images(Source):
         self._drop({int(i): reason for i, reason in cached(known, check).items()})
 
     def _all(self, function: Callable[[int], Result], what: str) -> Iterable[Result]:
-        """The function of every image, in order; in blocks, as a million waiting jobs would take gigabytes."""
+        """The function applied to every image, in order; in blocks, as a million waiting jobs would take gigabytes."""
         count = len(self.files.names)
         blocks = [range(first, min(first + BLOCK, count)) for first in range(0, count, BLOCK)]
         with ThreadPoolExecutor(self.workers) as pool, Progress(transient=True, disable=count < 2000) as progress:

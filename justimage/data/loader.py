@@ -69,7 +69,7 @@ def indices_at(source: Source | StreamSource, seed: int, positions: range) -> np
 
 
 class Buffers:
-    """Memory for batches, used again when nothing refers to a batch any more: fresh pages cost more than copying."""
+    """Memory for batches, reused when nothing refers to a batch any more: fresh pages cost more than copying."""
 
     def __init__(self, pinned: bool = False):
         self.pinned = pinned

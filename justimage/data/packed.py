@@ -5,7 +5,7 @@
     FOLDER/00000.labels.npy    (n,) int64, -1 without labels
 
 A shard is written under another name and renamed when it is whole, and the index says "complete" only at the end: a
-pack that was interrupted is refused by readers, and continued by the same command.
+pack that was interrupted cannot be read, and the same command finishes it.
 """
 
 import contextlib
@@ -259,7 +259,7 @@ def _begin(folder: Path, identity: dict[str, Any], spec: DataSpec) -> dict[str, 
                 f"{folder} is a pack begun from other data or settings ({index['source']['found']}); remove it, or "
                 "choose another folder with --out"
             )
-        for left in (*folder.glob(".*.part"), *folder.glob(f".{INDEX}.*")):  # of a kill in the middle of writing
+        for left in (*folder.glob(".*.part"), *folder.glob(f".{INDEX}.*")):  # left when writing was killed
             left.unlink()
         return index
     try:

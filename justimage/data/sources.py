@@ -65,7 +65,10 @@ class DataOptions:
         if isinstance(self.missing, float) and not isfinite(self.missing):
             raise ValueError(f"missing is {self.missing}; it must be stop, mean, or a finite number")
         if self.stream.buffer < 1 or self.stream.classes < 0:
-            raise ValueError(f"a stream's buffer ({self.stream.buffer}) is at least 1, its classes at least 0")
+            raise ValueError(
+                f"a stream's buffer ({self.stream.buffer}) must be at least 1, and its classes "
+                f"({self.stream.classes}) at least 0"
+            )
 
 
 def open_source(
@@ -123,7 +126,7 @@ def _open(
     if not paths:
         raise ValueError(f"the data path {path} does not exist")
     if len(paths) > 1 and kind != "fields" and not all(map(is_tar, paths)):
-        raise ValueError(f"{path} matches {len(paths)} files; only shards, tables and fields are taken from several")
+        raise ValueError(f"{path} matches {len(paths)} files; only shards, tables and fields may be several files")
     if kind == "images":
         labels, place = _label_file(paths, options)
         tars = sorted(filter(is_tar, place[0].iterdir())) if place[0].is_dir() else []

@@ -15,7 +15,6 @@ from justimage.execution import to_device
 
 COLOURS = ("red", "green", "blue")
 OLDER_FIELDS = ("size", "channels", "mean", "scale", "dtype", "classes", "origin")  # what `text` has always said
-KINDS = ("vector", "tokens", "planes")
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class Given:
     """What comes with each sample besides x and its label, and how it is scaled: (raw - mean) / scale per feature.
 
     vector (F,), tokens (L, F) with a mask (L,), or planes (P, *S) on the grid of x, NaN where unknown.
-    Raises ValueError for a name that cannot be one, or where the numbers of features, means and scales differ.
+    Raises ValueError for an invalid name, or where the numbers of features, means and scales differ.
     """
 
     name: str
@@ -31,7 +30,7 @@ class Given:
     features: int
     """Numbers of a vector or of each token; channels of planes."""
     length: int = 0
-    """Most tokens of a sequence; 0 for the other kinds."""
+    """Most tokens in a sequence; 0 for the other kinds."""
     mean: tuple[float, ...] = ()
     """Raw value that becomes 0, per feature."""
     scale: tuple[float, ...] = ()
@@ -40,8 +39,8 @@ class Given:
     def __post_init__(self) -> None:
         if not self.name.isidentifier() or self.name == "labels" or self.name.endswith("_mask"):
             raise ValueError(
-                f"a condition cannot be called {self.name!r}; use letters, digits and underscores, and neither "
-                "`labels` nor an ending `_mask`, which have meanings of their own"
+                f"a condition cannot be called {self.name!r}; use letters, digits and underscores (`labels` and names "
+                "ending in `_mask` are taken)"
             )
         if self.kind not in ("vector", "tokens", "planes"):
             raise ValueError(
@@ -50,7 +49,7 @@ class Given:
         if self.features < 1 or (self.kind == "tokens") != (self.length > 0):
             raise ValueError(
                 f"the condition {self.name} ({self.kind}) has {self.features} features and the length {self.length}; "
-                "it needs a feature, and a length if and only if it is tokens"
+                "it needs at least one feature, and a length if and only if it is tokens"
             )
         if not len(self.mean) == len(self.scale) == self.features:
             raise ValueError(
@@ -123,7 +122,7 @@ class DataSpec:
         if self.colour is None:
             object.__setattr__(self, "colour", self.channels == COLOURS)
         if self.colour and len(self.channels) != 3:
-            raise ValueError(f"colour is shown of 3 channels, and these are {len(self.channels)}")
+            raise ValueError(f"colour needs 3 channels, and there are {len(self.channels)}")
         if self.mirror is not None and not 0 <= self.mirror < len(self.size):
             raise ValueError(f"there is no axis {self.mirror} to mirror; there are {len(self.size)}, counted from 0")
         names = [each.name for each in self.given]

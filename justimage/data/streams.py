@@ -98,7 +98,7 @@ class ImageStream(StreamSource):
                 empty = False
                 yield partial(self._item, *encoded)
             if empty and not before:
-                raise UnreadableSample(f"{self.place} holds no samples any more")
+                raise UnreadableSample(f"{self.place} no longer holds any samples")
             before = 0
 
     def _one_pass(self, seed: int, number: int) -> Iterator[Encoded]:

@@ -70,7 +70,7 @@ def open_table(path: str, paths: Sequence[Path], split: str, options: TableOptio
             return datasets.load_dataset(path, options.name or None, split=split, streaming=streaming)
     except Exception as error:  # the library's errors have no common ancestor
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path} cannot be read as a table of datasets: {reason}") from error
+        raise ValueError(f"{path} cannot be read as a table: {reason}") from error
 
 
 def _split_files(path: str, paths: Sequence[Path], split: str) -> list[Path]:
@@ -90,7 +90,7 @@ def _split_files(path: str, paths: Sequence[Path], split: str) -> list[Path]:
 
 
 def columns_of(table: Any, place: str, options: TableOptions) -> tuple[str, str | None]:
-    """The image column and the label column (or None). Raises ValueError, with those there are."""
+    """The image column and the label column (or None). Raises ValueError that lists the columns."""
     datasets = datasets_library()
     features = table.features
     held = ", ".join(f"{name} ({type(kind).__name__})" for name, kind in features.items())

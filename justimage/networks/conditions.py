@@ -4,12 +4,12 @@ A value y of a condition is a dictionary of named tensors, batch first. It comes
 of the library unread, and is understood here alone: a condition says what it needs, what "none" is, how it is dropped
 in training, and how it reaches the network.
 
-| kind   | value                                            | none               | reaches the network as        |
-|--------|--------------------------------------------------|--------------------|-------------------------------|
-| labels | (B,) whole numbers                               | num_classes        | a vector added to the time's  |
-| vector | (B, F) numbers                                   | NaN                | a vector added to the time's  |
-| tokens | (B, L, F) numbers; NAME_mask (B, L), True: there | a mask without any | tokens in the sequence        |
-| planes | (B, P, *S) numbers on the grid, NaN where unknown | NaN everywhere     | channels beside the patches   |
+| kind   | value                                              | none               | reaches the network as       |
+|--------|----------------------------------------------------|--------------------|------------------------------|
+| labels | (B,) whole numbers                                 | num_classes        | a vector added to the time's |
+| vector | (B, F) numbers                                     | NaN                | a vector added to the time's |
+| tokens | (B, L, F) numbers; NAME_mask (B, L), True: present | a mask without any | tokens in the sequence       |
+| planes | (B, P, *S) numbers on the grid, NaN where unknown  | NaN everywhere     | channels beside the patches  |
 """
 
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ Value = dict[str, Tensor]  # y: named tensors, batch first
 
 @dataclass(frozen=True)
 class Part:
-    """One part of a condition: what the data must give under this name, besides labels.
+    """One part of a condition other than labels: what the data must give under this name.
 
-    Raises ValueError for a kind that does not exist, for a name that cannot be one, or without features.
+    Raises ValueError for an unknown kind, an invalid name, or fewer than one feature.
     """
 
     name: str
@@ -34,15 +34,15 @@ class Part:
     features: int
     """Numbers of a vector or of each token; channels of planes."""
     length: int = 0
-    """Most tokens of a sequence."""
+    """Most tokens in a sequence."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(f"no condition is of the kind {self.kind!r}; there are {', '.join(KINDS)}")
+            raise ValueError(f"there is no condition of kind {self.kind!r}; there are {', '.join(KINDS)}")
         if not self.name.isidentifier() or self.name == "labels" or self.name.endswith("_mask"):
             raise ValueError(
-                f"a condition cannot be called {self.name!r}; use letters, digits and underscores, and neither "
-                "`labels` nor an ending `_mask`, which have meanings of their own"
+                f"a condition cannot be called {self.name!r}; use letters, digits and underscores (`labels` and names "
+                "ending in `_mask` are taken)"
             )
         if self.features < 1 or (self.kind == "tokens" and self.length < 1):
             raise ValueError(f"the condition {self.name!r} needs at least one feature, and tokens a length: {self}")
@@ -68,7 +68,7 @@ class Reach(NamedTuple):
     tokens: Tensor | None = None
     """(B, K, D), joining the sequence."""
     mask: Tensor | None = None
-    """(B, K) bool, the tokens that are attended to; None: all."""
+    """(B, K) bool, the tokens attended to; None: all."""
     planes: Tensor | None = None
     """(B, P, *S), beside the channels of the state."""
 
@@ -111,7 +111,7 @@ def replace_rows(y: Value, null: Value, rows: Tensor) -> Value:
 
 
 def labels_as_value(y: Value | Tensor | None) -> Value:
-    """Labels (B,) alone are a value too; None is the empty one."""
+    """Labels (B,) alone are a value too; None is the empty value."""
     return {} if y is None else {"labels": y} if isinstance(y, Tensor) else y
 
 
@@ -146,7 +146,7 @@ class TokensPart(nn.Module):
         self.positions = nn.Parameter(torch.empty(part.length, width))
 
     def null(self, count: int, size: tuple[int, ...], device: torch.device) -> Value:
-        """No token is there."""
+        """No token is present."""
         shape = (count, self.part.length)
         return {
             self.part.name: torch.zeros(*shape, self.part.features, device=device),
@@ -155,7 +155,7 @@ class TokensPart(nn.Module):
 
     def forward(self, y: Value) -> Reach:
         value, mask = y[self.part.name], y[f"{self.part.name}_mask"]
-        value = torch.where(mask[..., None], value, 0)  # NaN among those that are not there would spread
+        value = torch.where(mask[..., None], value, 0)  # NaN in absent tokens would spread
         tokens = self.embedding(value.to(self.embedding.weight.dtype)) + self.positions[: value.shape[1]]
         return Reach(tokens=tokens, mask=mask)
 
@@ -180,14 +180,14 @@ KINDS: dict[str, type[nn.Module]] = {"vector": VectorPart, "tokens": TokensPart,
 
 
 def _module_name(name: str) -> str:
-    """The name itself, unless torch's modules have a method called so (`type`, `half`, `values`)."""
+    """The name itself, unless torch's modules have a method of that name (`type`, `half`, `values`)."""
     return f"part-{name}" if hasattr(nn.ModuleDict(), name) else name
 
 
 class Conditions(nn.Module):
     """Labels and any other parts together, for a network of width D (a `Condition`).
 
-    Vectors are summed. With `context` > 0 the sum also stands at so many learned positions in the sequence, the
+    Vectors are summed. With `context` > 0 the sum is also placed at that many learned positions in the sequence, the
     in-context tokens of Table 4, arXiv 2511.13720; tokens of other parts follow them. All parts are dropped together.
     """
 
@@ -207,7 +207,7 @@ class Conditions(nn.Module):
 
     @property
     def planes(self) -> int:
-        """Channels of all planes, as they reach the network."""
+        """Channels of all planes as they reach the network."""
         return sum(2 * part.features for part in self._others if part.kind == "planes")
 
     @property

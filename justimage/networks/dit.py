@@ -20,8 +20,8 @@ from justimage.networks.position import sincos_positions
 class DiTConfig:
     """The shape of a DiT.
 
-    Raises ValueError where the patch does not divide the size, the heads do not divide the width, or the data condition
-    on tokens.
+    Raises ValueError where the patch does not divide the size, the heads do not divide the width, or a condition is
+    tokens.
     """
 
     size: tuple[int, ...] = (256, 256)
@@ -48,13 +48,15 @@ class DiTConfig:
             object.__setattr__(self, name, value)
         object.__setattr__(self, "conditions", parts(self.conditions))
         if not 1 <= len(self.size) <= 3:
-            raise ValueError(f"size has {len(self.size)} axes: {self.size}; 1, 2 or 3 are possible")
+            raise ValueError(f"size has {len(self.size)} axes: {self.size}; it must have 1, 2 or 3")
         grid_of(self.size, self.patch)
         for name in ("channels", "width", "depth", "heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.width % self.heads or self.num_classes < 0:
-            raise ValueError(f"{self.heads} heads must divide a width of {self.width}, and num_classes not be negative")
+            raise ValueError(
+                f"{self.heads} heads must divide a width of {self.width}, and num_classes must not be negative"
+            )
         if any(part.kind == "tokens" for part in self.conditions):
             raise ValueError("a DiT has no in-context tokens; it takes labels, vectors and planes")
 
@@ -71,19 +73,21 @@ class DiT(nn.Module):
 
     def __init__(self, config: DiTConfig):
         super().__init__()
-        self.config = c = config
+        self.config = config
 
         def block() -> Block:
-            attention = Attention(c.width, c.heads, qk_norm=False, in_float32=False, dropout=0.0, drop_scores=0.0)
-            mlp = MLP(c.width, int(c.width * c.mlp_ratio), dropout=0.0)
-            return Block(attention, mlp, (self._norm(), self._norm()), c.width)
+            attention = Attention(
+                config.width, config.heads, qk_norm=False, in_float32=False, dropout=0.0, drop_scores=0.0
+            )
+            mlp = MLP(config.width, int(config.width * config.mlp_ratio), dropout=0.0)
+            return Block(attention, mlp, (self._norm(), self._norm()), config.width)
 
-        self.condition = Conditions(c.num_classes, c.conditions, 0, c.width)
-        self.embedding = PatchEmbedding(c.patch, c.channels + self.condition.planes, 0, c.width)
-        self.time = TimeEmbedding(c.width)
-        self.blocks = nn.ModuleList(block() for _ in range(c.depth))
-        self.head = Head(self._norm(), c.width, c.channels * prod(c.patch))
-        self.register_buffer("positions", sincos_positions(c.grid, c.width), persistent=False)
+        self.condition = Conditions(config.num_classes, config.conditions, 0, config.width)
+        self.embedding = PatchEmbedding(config.patch, config.channels + self.condition.planes, 0, config.width)
+        self.time = TimeEmbedding(config.width)
+        self.blocks = nn.ModuleList(block() for _ in range(config.depth))
+        self.head = Head(self._norm(), config.width, config.channels * prod(config.patch))
+        self.register_buffer("positions", sincos_positions(config.grid, config.width), persistent=False)
         self.positions: Tensor
         self.initialise()
 

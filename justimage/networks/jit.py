@@ -83,7 +83,7 @@ class JiTConfig:
             object.__setattr__(self, name, value)
         object.__setattr__(self, "conditions", parts(self.conditions))
         if not 1 <= len(self.size) <= 3:
-            raise ValueError(f"size has {len(self.size)} axes: {self.size}; 1, 2 or 3 are possible")
+            raise ValueError(f"size has {len(self.size)} axes: {self.size}; it must have 1, 2 or 3")
         grid = grid_of(self.size, self.patch)
         positive = ("channels", "width", "depth", "heads")
         for name in positive:
@@ -138,46 +138,48 @@ VARIANTS = {
 class JiT(nn.Module):
     """net(z, t, y) -> (B, C, *S), raw: z (B, C, *S), t (B,) in [0, 1], y a value of its condition, or labels (B,).
 
-    S may be any size that the patch divides; `config.size` is the one it is meant for. condition: another one than
-    what config says, with the methods of `networks.conditions.Conditions`.
+    S may be any size that the patch divides; `config.size` is the one it is meant for. condition: one of your own
+    instead of what config says, with the methods of `networks.conditions.Conditions`.
     """
 
     Config = JiTConfig
 
     def __init__(self, config: JiTConfig, condition: Any = None):
         super().__init__()
-        self.config = c = config
+        self.config = config
 
         def norm() -> nn.Module:
-            return RMSNorm(c.width) if c.rms_norm else nn.LayerNorm(c.width, eps=1e-6)
+            return RMSNorm(config.width) if config.rms_norm else nn.LayerNorm(config.width, eps=1e-6)
 
         def block(i: int) -> Block:
-            middle = c.depth // 4 <= i < c.depth // 4 * 3
-            dropout, drop_scores = (c.dropout, c.dropout_scores) if middle else (0.0, 0.0)
+            middle = config.depth // 4 <= i < config.depth // 4 * 3
+            dropout, drop_scores = (config.dropout, config.dropout_scores) if middle else (0.0, 0.0)
             attention = Attention(
-                c.width,
-                c.heads,
-                qk_norm=c.qk_norm,
-                in_float32=c.float32_attention,
+                config.width,
+                config.heads,
+                qk_norm=config.qk_norm,
+                in_float32=config.float32_attention,
                 dropout=dropout,
                 drop_scores=drop_scores,
             )
-            feed_forward = SwiGLU if c.swiglu else MLP
-            mlp = feed_forward(c.width, int(c.width * c.mlp_ratio), dropout=dropout)
-            return Block(attention, mlp, (norm(), norm()), c.width)
+            feed_forward = SwiGLU if config.swiglu else MLP
+            mlp = feed_forward(config.width, int(config.width * config.mlp_ratio), dropout=dropout)
+            return Block(attention, mlp, (norm(), norm()), config.width)
 
-        self.embedding = PatchEmbedding(c.patch, c.channels, c.bottleneck, c.width)
-        self.time = TimeEmbedding(c.width)
-        self.condition = condition or Conditions(c.num_classes, c.conditions, c.context_tokens, c.width)
+        self.embedding = PatchEmbedding(config.patch, config.channels, config.bottleneck, config.width)
+        self.time = TimeEmbedding(config.width)
+        self.condition = condition or Conditions(
+            config.num_classes, config.conditions, config.context_tokens, config.width
+        )
         planes = getattr(self.condition, "planes", 0)
-        self.planes = PatchEmbedding(c.patch, planes, c.bottleneck, c.width) if planes else None
-        self.blocks = nn.ModuleList(block(i) for i in range(c.depth))
-        self.head = Head(norm(), c.width, c.channels * prod(c.patch))
-        # Kept in the weights though fixed: a released checkpoint's table is used, and given back, to the bit.
-        self.register_buffer("positions", torch.empty(prod(c.grid), c.width))
+        self.planes = PatchEmbedding(config.patch, planes, config.bottleneck, config.width) if planes else None
+        self.blocks = nn.ModuleList(block(i) for i in range(config.depth))
+        self.head = Head(norm(), config.width, config.channels * prod(config.patch))
+        # Kept in the weights although fixed: a released checkpoint's table is used, and written again, bit for bit.
+        self.register_buffer("positions", torch.empty(prod(config.grid), config.width))
         self.positions: Tensor
-        # Not in the weights, and so filled at once: also of a network on the meta device that adopts weights.
-        self.register_buffer("rotations", self._tables(c.grid)[1], persistent=False)
+        # Not in the weights, so filled at once, even for a network on the meta device that adopts weights.
+        self.register_buffer("rotations", self._tables(config.grid)[1], persistent=False)
         self.rotations: Tensor | None
         self.initialise()
 
@@ -187,7 +189,7 @@ class JiT(nn.Module):
         positions, all_rotations = self._places(grid)
         rotation = None if all_rotations is None else all_rotations[-patches:]
 
-        dtype = self.embedding.up.weight.dtype  # the residual stream has it: float32 also under autocast
+        dtype = self.embedding.up.weight.dtype  # that of the residual stream: float32 even under autocast
         time = self.time(t)  # (B, D)
         reach = self.condition(y, time)
         modulating = time if reach.vector is None else time + reach.vector  # (B, D)
@@ -207,7 +209,7 @@ class JiT(nn.Module):
         return unpatchify(self.head(x[:, -patches:], modulating), grid, self.config.patch)
 
     def _places(self, grid: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
-        """Positions (T, D) and rotations (K + T, d / 2, 2) of a grid; kept in buffers for the network's own."""
+        """Positions (T, D) and rotations (K + T, d / 2, 2) of a grid; the network's own are kept in buffers."""
         if grid == self.config.grid:
             return self.positions, self.rotations
         positions, turned = self._tables(grid)
@@ -215,12 +217,12 @@ class JiT(nn.Module):
         return positions.to(device), None if turned is None else turned.to(device)
 
     def _tables(self, grid: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
-        c = self.config
-        positions = sincos_positions(grid, c.width)
-        if not c.rotary:
+        config = self.config
+        positions = sincos_positions(grid, config.width)
+        if not config.rotary:
             return positions, None
         in_front = getattr(self.condition, "longest", 0)  # tokens that may stand before the patches
-        return positions, prepend_identity(rotations(grid, c.width // c.heads), in_front)
+        return positions, prepend_identity(rotations(grid, config.width // config.heads), in_front)
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator | None = None) -> None:

@@ -44,7 +44,7 @@ class Attention(nn.Module):
 
     rotation: (T, D / heads / 2, 2), see `rotate`; mask: (B, 1, 1, T) bool, the tokens that are attended to.
     in_float32 computes scores and averages in float32 whatever the precision around it, as the official
-    code does for the scores; otherwise PyTorch chooses the fastest attention there is.
+    code does for the scores; otherwise PyTorch chooses the fastest attention available.
     """
 
     def __init__(self, width: int, heads: int, *, qk_norm: bool, in_float32: bool, dropout: float, drop_scores: float):

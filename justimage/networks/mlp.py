@@ -16,7 +16,7 @@ from justimage.networks.conditions import Conditions, Part, Value, parts
 
 @dataclass(frozen=True)
 class MLPConfig:
-    """The shape of the toy network. Raises ValueError for sizes that make no sense, and for tokens and planes."""
+    """The shape of the toy network. Raises ValueError for impossible sizes, and for tokens and planes."""
 
     size: tuple[int, ...] = (512,)
     """Length of each spatial axis; a vector of D numbers has the size (D,)."""
@@ -27,14 +27,14 @@ class MLPConfig:
     width: int = 256
     """Features of a hidden layer."""
     depth: int = 5
-    """Linear maps, with a ReLU between each two."""
+    """Linear maps, with a ReLU between them."""
     conditions: tuple[Part, ...] = ()
     """What the network is conditioned on besides labels; in a recipe: what the data have."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "conditions", parts(self.conditions))
         if not 1 <= len(self.size) <= 3 or min(self.size) < 1:
-            raise ValueError(f"size is {self.size}; 1, 2 or 3 positive numbers are possible")
+            raise ValueError(f"size is {self.size}; it must be 1, 2 or 3 positive numbers")
         if self.depth < 2 or self.width < 1 or self.channels < 1 or self.num_classes < 0:
             raise ValueError(f"depth must be at least 2, width and channels at least 1, num_classes at least 0: {self}")
         if any(part.kind != "vector" for part in self.conditions):
@@ -50,10 +50,10 @@ class ToyMLP(nn.Module):
 
     def __init__(self, config: MLPConfig):
         super().__init__()
-        self.config = c = config
-        numbers = c.channels * prod(c.size)
-        self.condition = Conditions(c.num_classes, c.conditions, 0, c.width)
-        widths = [numbers + 1, *[c.width] * (c.depth - 1), numbers]
+        self.config = config
+        numbers = config.channels * prod(config.size)
+        self.condition = Conditions(config.num_classes, config.conditions, 0, config.width)
+        widths = [numbers + 1, *[config.width] * (config.depth - 1), numbers]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.initialise()
 

@@ -49,7 +49,7 @@ def rotations(grid: Sequence[int], head_dim: int, base: float = 10000.0) -> Tens
 
 
 def prepend_identity(turned: Tensor, count: int) -> Tensor:
-    """Rotations (T, d / 2, 2) -> (count + T, d / 2, 2): tokens in front, which have no place on the grid, stay."""
+    """Rotations (T, d / 2, 2) -> (count + T, d / 2, 2): tokens in front, having no place on the grid, stay."""
     unturned = torch.tensor([1.0, 0.0], device=turned.device).expand(count, turned.shape[1], 2)
     return torch.cat((unturned, turned))
 

@@ -1,7 +1,7 @@
 """What a network is, and those that configurations on disk refer to by name.
 
 Any nn.Module is a network that maps z (B, C, *S), t (B,) and y to (B, C, *S), and has a frozen `config` with `size`
-and `channels`. Its class says in `Config` what `config` is. Three more things are used where it has them:
+and `channels`. Its class names the type of `config` as `Config`. Three more things are used where a network has them:
 
     condition               what y is (see networks.conditions); without it the network is unconditional
     initialise(generator)   fills every parameter and buffer, so that the weights are a function of the seed
@@ -53,11 +53,11 @@ NETWORKS: dict[str, tuple[type, NetworkClass]] = {
     "mlp": (MLPConfig, ToyMLP),
     "dit": (DiTConfig, DiT),
 }
-OLDEST = "jit"  # what configurations written before there were others mean
+OLDEST = "jit"  # the network of older configurations, which name none
 
 
 def name_of(net_or_config: Any) -> str:
-    """The name of a network, or of a configuration, in NETWORKS; of one that is not there, the name of its class."""
+    """The name of a network, or of a configuration, in NETWORKS; for one that is not there, the name of its class."""
     for name, (config, network) in NETWORKS.items():
         if type(net_or_config) in (config, network):
             return name

@@ -37,7 +37,7 @@ CAME_LATER: dict[str, Any] = {
     "data_options.conditions": lambda old, spec: (),
 }
 PAPER = "flow_matching"  # the loss where none is named
-REPLACED = ("training.flip", "training.flip_fields")  # fields that it may have, which others have taken the place of
+REPLACED = ("training.flip", "training.flip_fields")  # fields that it may have, since replaced by others
 
 
 def _mirrored(old: dict[str, Any], spec: DataSpec) -> bool:
@@ -115,7 +115,7 @@ def check_same(folder: Path, old: dict[str, Any] | None, facts: dict[str, Any]) 
     if old is None:
         return
     theirs, ours = flat(old["recipe"]), flat(facts["recipe"])
-    open_ended = ("training.times.",)  # a density has the fields it likes
+    open_ended = ("training.times.",)  # a density may have any fields
     unknown = [name for name in theirs if name not in (*ours, *REPLACED) and not name.startswith(open_ended)]
     if unknown and old.get("network", OLDEST) == facts["network"]:
         raise ValueError(

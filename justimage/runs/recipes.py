@@ -84,7 +84,7 @@ class Recipe:
         if "patch" in has:
             fitting["patch"] = _patch_on(spec, network)
         elif len(spec.size) != len(network.size):
-            raise ValueError(f"the data have {len(spec.size)} spatial axes and this network {len(network.size)}")
+            raise ValueError(f"the data have {len(spec.size)} spatial axes, but this network has {len(network.size)}")
         if "num_classes" in has:
             classes = len(spec.classes)
             if network.num_classes not in (0, classes):

@@ -33,7 +33,7 @@ MakeLoss = Callable[[Denoiser, Training], Loss]
 
 
 class Interrupted(Exception):
-    """Somebody, or the time limit, stopped the run; its state is saved."""
+    """A signal or the time limit stopped the run; its state is saved."""
 
     def __init__(self, message: str, in_time: bool):
         super().__init__(message)
@@ -74,7 +74,7 @@ def train_run(
     facts = facts_of(recipe, source, model, data, "" if loss is flow_matching else called(loss))
     check_same(folder, old, facts)
     state = build(model, recipe.training, processes)
-    wait(processes)  # nobody writes before everybody has looked
+    wait(processes)  # no process writes before all have looked
     states = saved_states(folder / "state")
     if states:
         state.restore(states[-1])
@@ -131,7 +131,7 @@ def _train_and_keep(
         except (NonFiniteLoss, UnreadableSample, FailedElsewhere) as error:
             if first:
                 save_all(state, folder, source.describe(), report.keep_states)
-            wait(state.processes)  # who leaves early takes the connections of the others along
+            wait(state.processes)  # a process that leaves early closes the others' connections
             raise Failed(f"{error}\nThe state at nimg = {state.nimg:,} is saved in {folder}") from error
 
 

@@ -29,16 +29,16 @@ def draw(
     model(z, t, y) -> Prediction; a guidance scale other than 1 also asks it for null(count, size, device), the value of
     the condition that means none. y: a value of the condition for each sample, or None. noise has the model's
     noise_scale. watch: called with (z, t, prediction) at every evaluation. step, grid: functions in place of those that
-    `sampling` names. A network in training mode is in evaluation mode meanwhile.
+    `sampling` names. A network in training mode is put in evaluation mode meanwhile.
     """
     needs_null = sampling.guidance != 1 and y is not None
     null = model.null(len(noise), noise.shape[2:], noise.device) if needs_null else None
     predict = guided(model, y, null, sampling.guidance, sampling.interval)
     with _evaluating(model):
-        return sampling.run(predict if watch is None else _watched(predict, watch), noise, step=step, grid=grid)
+        return sampling.run(predict if watch is None else _wrap(predict, watch), noise, step=step, grid=grid)
 
 
-def _watched(predict: Predict, watch: Watch) -> Predict:
+def _wrap(predict: Predict, watch: Watch) -> Predict:
     def seen(z: Tensor, t: Tensor) -> Prediction:
         prediction = predict(z, t)
         watch(z, t, prediction)
@@ -49,7 +49,7 @@ def _watched(predict: Predict, watch: Watch) -> Predict:
 
 @contextlib.contextmanager
 def _evaluating(model: Any) -> Iterator[None]:
-    """Without dropout; afterwards as before."""
+    """Without dropout; the mode is restored afterwards."""
     was_training = isinstance(model, nn.Module) and model.training
     if was_training:
         model.eval()

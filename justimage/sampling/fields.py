@@ -29,7 +29,7 @@ def to_xarray(
     xarray = xarray_library()
     values = np.asarray(samples.cpu() if isinstance(samples, torch.Tensor) else samples)
     if values.ndim != 2 + len(spec.size) or values.shape[1] != len(spec.channels):
-        raise ValueError(f"samples are {values.shape}, and the spec is for (N, {', '.join(map(str, spec.shape))})")
+        raise ValueError(f"samples are {values.shape}, but the spec is for (N, {', '.join(map(str, spec.shape))})")
     origin = spec.origin or Origin(
         tuple(f"axis{i}" for i in range(len(spec.size))), tuple(Variable(name) for name in spec.channels)
     )

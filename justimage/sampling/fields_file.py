@@ -11,7 +11,7 @@ from justimage.sampling.generate import Samples
 
 
 class FieldsFile:
-    """samples.nc or samples.zarr, grown by a batch at a time beside its place; it takes its name when it is closed."""
+    """samples.nc or samples.zarr, grown batch by batch under another name; it takes its own when it is closed."""
 
     def __init__(self, path: Path, spec: DataSpec):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,7 +35,7 @@ class FieldsFile:
         self.count += len(batch.raw)
 
     def close(self) -> None:
-        """What was written takes its name, in place of what had it."""
+        """What was written takes its name, replacing what had it."""
         if not self.count:
             return
         if self.path.is_dir():

@@ -66,7 +66,7 @@ def grid(
     """Samples (B, C, *S), raw or model values, row by row.
 
     With titles beside the rows and above the columns, and a caption below each sample; long ones are shortened. Rows
-    wider than WIDEST pixels are broken into several, and a sample that is wider alone is made smaller.
+    wider than WIDEST pixels are broken into several, and a single sample that is wider is reduced.
     """
     values = (spec.encode(samples) if raw else samples).cpu().numpy()
     views = [view(x, colour=bool(spec.colour)) for x in values]

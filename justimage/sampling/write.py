@@ -34,7 +34,7 @@ class Writer(Protocol):
         ...
 
     def close(self) -> None:
-        """Nothing more comes; what was written takes its name."""
+        """Finish: what was written takes its name."""
         ...
 
     def describe(self) -> str:
@@ -104,21 +104,21 @@ def writer(form: str, folder: Path, model: Denoiser) -> Iterator[Writer]:
 
 
 def file_format(asked: str, spec: DataSpec | None) -> str:
-    """png, npy, nc or zarr. Raises ValueError where the samples cannot be written so."""
+    """png, npy, nc or zarr. Raises ValueError where the samples cannot be written in it."""
     pixels = spec is not None and spec.image and len(spec.channels) in (1, 3, 4)
     if asked == "png" and not pixels:
-        raise ValueError("these samples are no 8-bit images; write them with --format npy, nc or zarr")
+        raise ValueError("these samples are not 8-bit images; write them with --format npy, nc or zarr")
     if asked in ("nc", "zarr") and spec is None:
         raise ValueError("these weights do not say what their values mean; write them with --format npy")
     if asked == "auto":
         asked = "png" if pixels else "npy" if spec is None or spec.origin is None else "nc"
     if asked in ("nc", "zarr"):
-        xarray_library()  # refuses now, not after the sampling
+        xarray_library()  # raises now, not after the sampling
     return asked
 
 
 def file_stem(model: Denoiser, label: int) -> str:
-    """The class in a file's name: its name where that can be one and is the only one like it, else with its number."""
+    """The class in a file's name: its name if that is valid and unique there, else with its number."""
     if label < 0:
         return ""
     classes = model.spec.classes if model.spec is not None else ()
@@ -167,7 +167,7 @@ def _grid(samples: list[Tensor], spec: DataSpec, columns: int, titles: Sequence[
 
 
 def write_facts(folder: Path, facts: dict[str, Any], seeds: Sequence[int], labels: Sequence[int] | None) -> None:
-    """samples.json: how the samples in a folder were drawn. It also marks the folder as no data to train on."""
+    """samples.json: how the samples in a folder were drawn. It also marks the folder as output, not data."""
     drawn = {
         "count": len(seeds),
         "seeds": list(seeds),

@@ -28,7 +28,7 @@ def build(
     from the seed, whatever it had. The network may be on the meta device: then it has memory from here on. processes:
     this process alone, on the best device, by default.
 
-    Raises ValueError where a trained model is given without saying which is meant, where a batch does not split over
+    Raises ValueError where a trained model is given without `adopt`, where a batch does not split over
     the processes, and where `initialise` has left something unfilled.
     """
     processes = processes or Processes(device=best_device())

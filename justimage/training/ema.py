@@ -32,7 +32,7 @@ class EMA:
     def __init__(self, net: nn.Module, decays: Iterable[float], *, start_nimg: int, batch_size: int):
         self.decays = tuple(decays)
         if any(not 0 < decay < 1 for decay in self.decays):
-            raise ValueError(f"EMA decays lie between 0 and 1, unlike {self.decays}")
+            raise ValueError(f"EMA decays are {self.decays}; each must lie between 0 and 1")
         self.net, self.start_nimg, self.batch_size = net, start_nimg, batch_size
         self.names = [name for name, p in net.named_parameters() if p.requires_grad]
         self.averages = {decay: [p.clone() for p in self._parameters()] for decay in self.decays}

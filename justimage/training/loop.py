@@ -76,7 +76,7 @@ def train(
     """
     model, processes = state.model, state.processes
     if model.spec is None or model.spec.text() != source.spec.text():
-        raise ValueError(f"the model is for other data: {model.spec}, and these are {source.spec}")
+        raise ValueError(f"the model is for other data: {model.spec}, but these are {source.spec}")
     reader = batches(
         source,
         seed=config.seed,
@@ -94,7 +94,7 @@ def train(
         began = state.nimg
         with meter.waiting():
             batch = _next_batch(reader, state)
-        if masks:  # a function of the position; of the process too, which the other draws are not
+        if masks:  # a function of the position, but, unlike the other draws, also of the process
             torch.manual_seed(key(config.seed, Purpose.DROPOUT, batch.positions.start))
         norm = _gradients(state, batch, loss, config, meter)
         bad = ~torch.isfinite(norm)
@@ -165,7 +165,7 @@ def _update(state: TrainingState, config: Training, bad: Tensor) -> float:
     )
     for group in state.optimizer.param_groups:
         group["lr"] = lr
-    # The fused step leaves everything as it is where found_inf is 1, without a look from the host.
+    # The fused step leaves everything as it is where found_inf is 1, and the host need not look.
     state.optimizer.found_inf = bad.float()  # pyright: ignore[reportAttributeAccessIssue]
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)

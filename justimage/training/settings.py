@@ -20,9 +20,9 @@ class Training:
     duration_nimg: int = 256_000_000
     """Samples to train on."""
     batch_size: int = 1024
-    """Samples of one step, of all processes together."""
+    """Samples of one step, over all processes."""
     microbatch: int = 0
-    """Samples that one process takes at once, gradients being accumulated; 0: its whole part of the batch."""
+    """Samples that a process takes at once, accumulating gradients; 0: its whole share of the batch."""
     lr: float = 2e-4
     """Peak learning rate."""
     warmup_nimg: int = 0
@@ -34,7 +34,7 @@ class Training:
     weight_decay: float = 0.0
     """AdamW's decay of matrices."""
     clip_norm: float = 0.0
-    """Largest gradient norm, longer gradients are shortened; 0: off. The norm is logged in any case."""
+    """Largest gradient norm; longer gradients are scaled down to it; 0: off. The norm is logged in any case."""
     label_dropout: float = 0.1
     """Share of samples whose labels, and whatever else they are conditioned on, are dropped, for guidance."""
     ema_decays: tuple[float, ...] = (0.9999, 0.9998, 0.9996)
@@ -48,11 +48,11 @@ class Training:
     times: Density = field(default_factory=LogitNormal)
     """The density of training times."""
     mirror: Literal["auto", "on", "off"] = "auto"
-    """Mirror half of the samples. auto: where the data say that mirrored samples are as likely, as photographs do."""
+    """Mirror half of the samples. auto: where the data say that mirrored samples are as likely, as for photographs."""
     seed: int = 0
     """Seed of every draw: weights, order, mirroring, times, noise, dropped labels."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of matrix products; auto: bfloat16 where the hardware is faster in it (AMX CPUs, recent GPUs)."""
+    """Precision of matrix products; auto: bfloat16 where the hardware is faster with it (AMX CPUs, recent GPUs)."""
     compile: bool | None = None
     """torch.compile the blocks; by default where it pays (large networks on GPUs and in bfloat16)."""
     checkpoint: bool = False
@@ -67,14 +67,14 @@ class Training:
         if self.lr <= 0 or self.clip_norm < 0 or self.warmup_nimg < 0 or self.weight_decay < 0:
             raise ValueError(
                 f"lr ({self.lr}) must be above 0, and clip_norm ({self.clip_norm}), warmup_nimg ({self.warmup_nimg}) "
-                f"and weight_decay ({self.weight_decay}) not below"
+                f"and weight_decay ({self.weight_decay}) not below 0"
             )
         if any(not 0 < decay < 1 for decay in self.ema_decays):
-            raise ValueError(f"ema_decays are {self.ema_decays}; each lies between 0 and 1")
+            raise ValueError(f"ema_decays are {self.ema_decays}; each must lie between 0 and 1")
         if not 0 <= self.label_dropout < 1:
-            raise ValueError(f"label_dropout is {self.label_dropout}; it is a share between 0 and 1")
+            raise ValueError(f"label_dropout is {self.label_dropout}; it must be at least 0 and below 1")
         if not hasattr(type(self.times), "__dataclass_fields__"):
-            raise ValueError(f"times is {self.times!r}; a density is a frozen dataclass, so that a run can record it")
+            raise ValueError(f"times is {self.times!r}; it must be a frozen dataclass, so that a run can record it")
 
     def mirrors(self, spec: DataSpec) -> bool:
         """Whether samples of such data are mirrored."""

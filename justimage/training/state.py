@@ -18,7 +18,7 @@ TENSORS, FACTS = "state.safetensors", "state.json"
 class TrainingState:
     """A model, its optimizer and its averages at one position of a run; the runner is how the processes run the model.
 
-    All that a run has besides is a function of its recipe and of nimg, so this is all that resuming restores.
+    Everything else about a run is a function of its recipe and of nimg, so this is all that resuming restores.
     """
 
     def __init__(

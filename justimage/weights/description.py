@@ -41,8 +41,8 @@ def restore_model(
 ) -> Denoiser:
     """The inverse of `describe`. Tensors become the network's own, without a second copy.
 
-    network, preconditioner: the class and the function, where they are the user's own and no name says them all.
-    Raises ValueError where the description has unknown fields or names what is not known, or the tensors are not the
+    network, preconditioner: the class and the function, where they are the user's own, which no name here restores.
+    Raises ValueError where the description has unknown fields or names, or the tensors are not the
     network's.
     """
     try:
@@ -68,10 +68,10 @@ def restore_model(
 
 
 def build_network(network: NetworkClass, config: Any, *, empty: bool, seed: int = 0) -> nn.Module:
-    """A network; empty: without memory for its weights, which are about to come, where it can be built so.
+    """A network; empty: without memory for its weights, which are about to be loaded or drawn, if it allows that.
 
-    A network says that it can by having `initialise`. The weights of one that has not are a function of the seed, as
-    torch draws them when it is made.
+    It does if it has `initialise`. The weights of a network without one are a function of the seed, as torch draws
+    them when it is made.
     """
     if empty and hasattr(network, "initialise"):
         with torch.device("meta"):
@@ -117,7 +117,7 @@ def assign_tensors(net: nn.Module, tensors: dict[str, Tensor]) -> None:
 
 
 def save(model: Denoiser, folder: Path) -> None:
-    """Write a weights folder. Raises ValueError where the parameters are not float32 any more."""
+    """Write a weights folder. Raises ValueError where the parameters are no longer float32."""
     kept = {str(p.dtype).removeprefix("torch.") for p in model.net.parameters()}
     if kept - {"float32"}:
         raise ValueError(

@@ -14,7 +14,9 @@ def from_hub(repository: str, revision: str | None = None) -> Path:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=[TENSORS, CONFIG]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{repository}: no such folder here, and the hub did not give it ({reason})") from error
+        raise ValueError(
+            f"{repository}: there is no such folder, and the hub does not provide it ({reason})"
+        ) from error
 
 
 def to_hub(folder: Path, repository: str, *, private: bool = False) -> str:

@@ -16,7 +16,7 @@ from justimage.weights.official import load_official, weight_sets_of
 
 
 def weight_sets(source: str | Path) -> list[str]:
-    """The names of the weights in a run ("ema-0.9999", "raw") or an official .pth; of one set alone none.
+    """The names of the weights in a run ("ema-0.9999", "raw") or an official .pth; none for a single set.
 
     Raises ValueError where the source does not exist, or is a run without weights yet.
     """

@@ -76,7 +76,7 @@ def _rename_all(tensors: dict[str, Tensor], table: dict[str, str], layout: str) 
 
 
 def official_config(tensors: dict[str, Tensor], context_start: int | None = None) -> JiTConfig:
-    """Read the shape of the network from official tensors; only the start block must be told.
+    """Read the shape of the network from official tensors; only the start block must be given.
 
     Raises ValueError where tensors it is read from are missing, or the start block is not given.
     """
@@ -96,7 +96,7 @@ def official_config(tensors: dict[str, Tensor], context_start: int | None = None
     if context_tokens and context_start is None:
         raise ValueError(
             "the in-context start block is in no tensor, and args.model does not name a variant that these tensors "
-            "have; give it: load(..., context_start=4) or --context-start 4 (4, 8, 10, 10 in B, L, H, G)"
+            "match; give it: load(..., context_start=4) or --context-start 4 (4, 8, 10, 10 in B, L, H, G)"
         )
     hidden = shapes["net.blocks.0.mlp.w3.weight"][1]
     ratio = next(r for r in (4.0, 1.5 * hidden / width, (1.5 * hidden + 1) / width) if _hidden(width, r) == hidden)
@@ -149,12 +149,14 @@ def from_official(tensors: dict[str, Tensor], config: JiTConfig) -> dict[str, Te
 def to_official(tensors: dict[str, Tensor], config: JiTConfig) -> dict[str, Tensor]:
     """Our tensors -> official. Raises ValueError where the official code has no such network."""
     if len(config.size) != 2 or config.size[0] != config.size[1] or config.patch[0] != config.patch[1]:
-        raise ValueError(f"official JiT is for squares; this network has size {config.size} and patch {config.patch}")
+        raise ValueError(
+            f"official JiT is for square images; this network has size {config.size} and patch {config.patch}"
+        )
     plain = config.rotary and config.qk_norm and config.rms_norm and config.swiglu and config.bottleneck
     if not plain or config.num_classes == 0 or config.conditions:
         raise ValueError(
             "official JiT has rotary positions, qk-norm, RMSNorm, SwiGLU, a bottleneck and class labels, "
-            "and no other condition; this network is another one"
+            "and no other condition; this network differs"
         )
     ours = dict(tensors)
     p, q = config.patch
@@ -176,13 +178,13 @@ def _checkpoint(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{path} holds more than tensors and settings, and is not read ({reason})") from error
+        raise ValueError(f"{path} holds more than tensors and settings, so it is not read ({reason})") from error
     except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         raise ValueError(f"{path} cannot be read; it is truncated, or not a checkpoint ({error})") from error
 
 
 def weight_sets_of(path: Path) -> list[str]:
-    """The sets of weights that an official checkpoint holds, by our names; of a .safetensors none, as it has one."""
+    """The sets of weights that an official checkpoint holds, by our names; none for a .safetensors."""
     checkpoint = {} if path.suffix == ".safetensors" else _checkpoint(path)
     return [name for name, key in WEIGHT_SETS.items() if isinstance(checkpoint, dict) and key in checkpoint]
 
@@ -261,19 +263,19 @@ def save_official(model: Denoiser, path: Path) -> None:
         raise ValueError(f"official JiT predicts x; this network predicts {model.space} ({model.preconditioner})")
     if not isinstance(model.config, JiTConfig):
         raise ValueError(f"the official layout is for JiT; this network is a {type(model.net).__name__}")
-    c = model.config
-    tensors = to_official(model.net.state_dict(), c)
+    config = model.config
+    tensors = to_official(model.net.state_dict(), config)
     if path.suffix == ".safetensors":
         write_tensors(path, tensors)
         return
-    named = [name for name, letter in OFFICIAL_VARIANTS.items() if same_variant(c, letter)]
+    named = [name for name, letter in OFFICIAL_VARIANTS.items() if same_variant(config, letter)]
     args = argparse.Namespace(
-        model=f"{named[0] if named else 'JiT'}/{c.patch[0]}",
-        context_start=c.context_start,
-        img_size=c.size[0],
-        class_num=c.num_classes,
-        attn_dropout=c.dropout_scores,
-        proj_dropout=c.dropout,
+        model=f"{named[0] if named else 'JiT'}/{config.patch[0]}",
+        context_start=config.context_start,
+        img_size=config.size[0],
+        class_num=config.num_classes,
+        attn_dropout=config.dropout_scores,
+        proj_dropout=config.dropout,
         noise_scale=model.noise_scale,
         t_eps=model.t_eps,
         cfg=model.sampling.guidance,

