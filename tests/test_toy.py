@@ -1,5 +1,6 @@
 """The paper's toy experiment (section 3.3 and Fig. 2, arXiv 2511.13720), and the plain DiT beside JiT."""
 
+import functools
 import json
 from math import prod
 
@@ -19,6 +20,9 @@ def spiral(count: int) -> np.ndarray:
     """Points on an Archimedean spiral of two turns and radius 2, (N, 2)."""
     angle = 4 * np.pi * np.sqrt(np.random.default_rng(0).uniform(0.02, 1, count))
     return (2 * angle / (4 * np.pi))[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)
+
+
+DIMENSIONS = (2, 512)
 
 
 class Buried(ji.Source):
@@ -44,30 +48,77 @@ class Buried(ji.Source):
         return "spiral"
 
 
-def distance_to_the_spiral(dimension: int, space: Space, nimg: int = 128_000) -> float:
-    """Median distance, in D dimensions, between what is drawn and the nearest point of the data; the loss must fall."""
-    source = Buried(dimension)
-    training = ji.Training(duration_nimg=nimg, batch_size=128, lr=2e-3, schedule="cosine", ema_decays=())
+class OneTurn(Buried):
+    """One turn of the spiral, which so small a network learns in seconds; mean 0 and scale 1, so not scaled."""
+
+    def __init__(self, dimension: int):
+        super().__init__(dimension)
+        angle = 2 * np.pi * np.sqrt(np.random.default_rng(0).uniform(0.05, 1, len(self)))
+        self.points = (angle / np.pi)[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)
+        self.x = (self.points @ self.projection.T).astype(np.float32)[:, None]
+
+
+# With the default LogitNormal(-0.8, 0.8), of which 3 in 1,000 times lie above 0.8, x-prediction collapses to one point
+# in 512 dimensions; with a learning rate of 4e-3 and no clipping it does so for some seeds.
+TRAINING = ji.Training(
+    duration_nimg=128_000,
+    batch_size=128,
+    lr=2e-3,
+    warmup_nimg=12_800,
+    clip_norm=1.0,
+    schedule="cosine",
+    ema_decays=(),
+    times=ji.LogitNormal(0.0, 1.2),
+    precision="float32",
+)
+
+
+@functools.cache
+def measures(dimension: int, space: Space) -> dict[str, float]:
+    """Of 256 samples: distance to the data, of the data to them, from the plane, and size beside that of the data."""
+    source = OneTurn(dimension)
     model = ji.Denoiser(ji.ToyMLP(ji.MLPConfig((dimension,))), space=space, spec=source.spec)
-    state = ji.build(model, training, ALONE)
-    ticks = ji.train(state, source, ji.flow_matching(model, training), training, tick_nimg=nimg // 100)
-    losses = [tick.loss for tick in ticks]
-    assert np.mean(losses[-5:]) < 0.9 * losses[0]
-    eps = ji.noise(range(256), (1, dimension))
-    drawn = ji.draw(model, None, eps, ji.Sampling(50, "heun", final="x"))[:, 0]
-    return float(torch.cdist(drawn, torch.from_numpy(source.x[:, 0])).amin(1).median())
+    state = ji.build(model, TRAINING, ALONE)
+    for _ in ji.train(state, source, ji.flow_matching(model, TRAINING), TRAINING, tick_nimg=TRAINING.duration_nimg):
+        pass
+    x = ji.draw(model, None, ji.noise(range(256), (1, dimension)), ji.Sampling(25, "heun", final="x"))[:, 0]
+    data, plane = torch.from_numpy(source.x[:, 0]), torch.from_numpy(source.projection).float()
+    tensors = {
+        "distance": torch.cdist(x, data).amin(1).median(),
+        "coverage": torch.cdist(x, data).amin(0).mean(),
+        "outside": (x - x @ plane @ plane.T).norm(dim=1).mean(),
+        "size": (x @ plane).norm(dim=1).mean() / data.norm(dim=1).mean(),
+    }
+    found = {name: float(value) for name, value in tensors.items()}
+    print(dimension, space, {name: round(value, 3) for name, value in found.items()})
+    return found
 
 
-@pytest.mark.parametrize("dimension", [2, 512])
-def test_the_toy_trains_and_draws_under_each_prediction(dimension):
-    """In the plane all three come near the spiral; in 512 dimensions, wider than the network, x-prediction alone."""
-    distance = {space: distance_to_the_spiral(dimension, space) for space in SPACES}
-    print(dimension, distance)
-    assert distance["x"] < 1
-    if dimension == 2:
-        assert max(distance.values()) < 1
-    else:
-        assert min(distance["eps"], distance["v"]) > 5 * distance["x"]
+@pytest.mark.parametrize("dimension", DIMENSIONS)
+def test_x_prediction_finds_the_spiral(dimension):
+    """Samples lie on it, everywhere on it, and in its plane: nearer by far than points strewn over the disc."""
+    g = np.random.default_rng(0)
+    angle, radius = g.uniform(0, 2 * np.pi, 2000), 2 * np.sqrt(g.uniform(size=2000))
+    strewn = torch.from_numpy(radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1))
+    nothing = float(torch.cdist(strewn, torch.from_numpy(OneTurn(2).points)).amin(1).median())
+    print("strewn over the disc", round(nothing, 3))
+    found = measures(dimension, "x")
+    assert found["distance"] < 0.25 * nothing
+    assert found["coverage"] < 0.15
+    assert found["outside"] < 0.1
+    assert 0.85 < found["size"] < 1.15
+
+
+def test_in_the_plane_every_prediction_does():
+    assert max(measures(2, space)["distance"] for space in SPACES) < 0.2
+
+
+def test_buried_in_512_dimensions_the_others_fail():
+    """The network is 256 wide: what it cannot carry of the noise stays in the samples."""
+    near = measures(512, "x")["distance"]
+    for space in ("eps", "v"):
+        assert measures(512, space)["distance"] > 50 * near
+        assert measures(512, space)["outside"] > 5
 
 
 @pytest.mark.parametrize("size", [(16,), (8, 8), (4, 4, 8)], ids=lambda size: f"{len(size)}d")

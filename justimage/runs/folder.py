@@ -69,6 +69,11 @@ def called(value: Any) -> str:
         return f"{called(value.func)}({', '.join(filled)})"
     if callable(value) and (isinstance(value, type) or not is_dataclass(value)):  # a dataclass says its fields
         named = value if hasattr(value, "__qualname__") else type(value)
+        if "<" in named.__qualname__:  # <lambda>, or inside of a function: another one may have the same name
+            raise ValueError(
+                f"recipe.json cannot tell {named.__qualname__} from others like it; write it as a `def` or class of "
+                "its own, and give it settings with functools.partial"
+            )
         return f"{named.__module__}.{named.__qualname__}"
     return repr(value)
 
@@ -91,7 +96,10 @@ def read_facts(folder: Path) -> dict[str, Any] | None:
 
 
 def with_older_defaults(recipe: Recipe, old: dict[str, Any] | None, spec: DataSpec) -> tuple[Recipe, dict[str, Any]]:
-    """The recipe with fields that the run's own lacks set to "as before" -> it, and these fields with their values."""
+    """The recipe with fields that came after the run began set to "as before" -> it, and these fields' values.
+
+    They are those that the run's recipe lacks, and those that an earlier resume has filled in and listed.
+    """
     theirs = {} if old is None else flat(old["recipe"])
     ours = flat(asdict(recipe))
     later = {
@@ -99,6 +107,7 @@ def with_older_defaults(recipe: Recipe, old: dict[str, Any] | None, spec: DataSp
         for name, value in CAME_LATER.items()
         if theirs and name in ours and name not in theirs
     }
+    later |= {name: theirs[name] for name in (old or {}).get("as_before", []) if name in theirs and name in ours}
     for name, value in later.items():
         recipe = _with(recipe, name.split("."), value)
     return recipe, {name: value for name, value in later.items() if value != ()}

@@ -1,28 +1,35 @@
 """The weights that a run has, as models, and the picture of what they draw from fixed seeds."""
 
+import copy
+from typing import Any
+
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from justimage.data.spec import DataSpec
 from justimage.denoiser import Denoiser
 from justimage.execution import autocast
 from justimage.sampling.pictures import grid
 from justimage.training.state import TrainingState
-from justimage.weights.description import describe, restore_model
 
 
 def weights_of(state: TrainingState) -> dict[str, Denoiser]:
-    """The weights of a run, as models: "raw" and "ema-DECAY". They share the state's memory."""
-    model = state.model
-    description = describe(model)
-    sets = {"raw": model.net.state_dict()}
+    """The weights of a run, as models: "raw" and "ema-DECAY". They share the state's memory, on its device."""
+    sets = {"raw": state.model.net.state_dict()}
     sets |= {f"ema-{decay}": state.ema.tensors(decay) for decay in state.ema.decays}
-    own = model.scalings if model.preconditioner == getattr(model.scalings, "__name__", "") else None
-    return {
-        name: restore_model(description, tensors, network=type(model.net), preconditioner=own)
-        for name, tensors in sets.items()
-    }
+    return {name: _with_weights(state.model, tensors) for name, tensors in sets.items()}
+
+
+def _with_weights(model: Denoiser, tensors: dict[str, Tensor]) -> Denoiser:
+    """A copy of a model with these tensors as its parameters; buffers and facts are shared.
+
+    It is copied rather than built anew, so that it works for any network, however it was made, on any device.
+    """
+    shared: dict[int, Any] = {id(buffer): buffer for buffer in model.buffers()}
+    shared |= {id(fact): fact for fact in (model.spec, model.sampling, model.config)}
+    shared |= {id(p): nn.Parameter(tensors[name], requires_grad=False) for name, p in model.net.named_parameters()}
+    return copy.deepcopy(model, shared)
 
 
 def preview(state: TrainingState, spec: DataSpec, steps: int, dtype: torch.dtype, count: int = 10) -> Image.Image:

@@ -17,7 +17,7 @@ from justimage.networks.dit import DiTConfig
 from justimage.networks.jit import JiTConfig
 from justimage.networks.mlp import MLPConfig
 from justimage.networks.protocol import NetworkClass, NetworkConfig, name_of, network_of
-from justimage.process import Space
+from justimage.process import LogitNormal, Space
 from justimage.randomness import Purpose, key
 from justimage.runs.promises import PROMISES, Promise
 from justimage.samplers import Sampling
@@ -235,9 +235,12 @@ RECIPES: dict[str, Recipe] = {
         training=Training(
             duration_nimg=2_560_000,
             batch_size=1024,
-            lr=1e-3,
+            lr=2e-3,
+            warmup_nimg=12_800,
+            clip_norm=1.0,
             ema_decays=(),
             ema_start_nimg=1_024_000,
+            times=LogitNormal(0.0, 1.2),  # with the paper's for images, x-prediction collapses (docs/LOG.md)
         ),
         sampling=Sampling(steps=50, sampler="heun", guidance=1.0, final="x"),
         report=Report(tick_nimg=25_600, sample_nimg=512_000, save_nimg=512_000),

@@ -1,5 +1,6 @@
 """A training run in a folder, from where it stands to its end. The same call again resumes."""
 
+import contextlib
 import json
 import os
 import signal
@@ -72,6 +73,8 @@ def train_run(
     recipe, as_before = with_older_defaults(recipe.fitted_to(source.spec), old, source.spec)
     model = recipe.model(source.spec, network=network, preconditioner=preconditioner)
     facts = facts_of(recipe, source, model, data, "" if loss is flow_matching else called(loss))
+    if as_before:
+        facts["as_before"] = sorted(as_before)
     check_same(folder, old, facts)
     state = build(model, recipe.training, processes)
     wait(processes)  # no process writes before all have looked
@@ -131,7 +134,8 @@ def _train_and_keep(
         except (NonFiniteLoss, UnreadableSample, FailedElsewhere) as error:
             if first:
                 save_all(state, folder, source.describe(), report.keep_states)
-            wait(state.processes)  # a process that leaves early closes the others' connections
+            with contextlib.suppress(RuntimeError):  # one that has crashed does not come
+                wait(state.processes)  # a process that leaves early closes the others' connections
             raise Failed(f"{error}\nThe state at nimg = {state.nimg:,} is saved in {folder}") from error
 
 

@@ -80,8 +80,10 @@ class _Arrays:
             self.beside.unlink()
             return
         self.beside.rename(self.folder / "samples.npy")
+        labels = self.folder / "labels.npy"
+        labels.unlink(missing_ok=True)  # of other samples
         if min(self.labels) >= 0:
-            np.save(self.folder / "labels.npy", np.array(self.labels))
+            np.save(labels, np.array(self.labels))
 
     def describe(self) -> str:
         return f"samples.npy {(self.count, *self.shape)}"

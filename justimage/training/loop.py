@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from justimage.data.loader import Batch, batches, indices_at, model_values
-from justimage.data.spec import Source, StreamSource
+from justimage.data.spec import Source, StreamSource, UnreadableSample
 from justimage.execution import autocast
 from justimage.parallel import any_of, fail_together, mean_over, without_exchange
 from justimage.randomness import Purpose, key
@@ -120,6 +120,8 @@ def _next_batch(reader: Generator[Batch, None, None], state: TrainingState) -> B
     batch, problem = None, None
     try:
         batch = next(reader)
+    except OSError as error:
+        problem = UnreadableSample(f"the data can no longer be read: {error}")
     except Exception as error:  # whatever it is, the other processes must not wait for this one's gradients
         problem = error
     fail_together(problem, state.processes)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from justimage.data.spec import DataSpec
 from justimage.denoiser import SCALINGS, Denoiser, Scalings
-from justimage.networks.protocol import OLDEST, NetworkClass, architecture, name_of, network_of
+from justimage.networks.protocol import NETWORKS, OLDEST, NetworkClass, architecture, name_of, network_of
 from justimage.samplers import Sampling
 from justimage.weights.folder import write_folder
 
@@ -68,12 +68,12 @@ def restore_model(
 
 
 def build_network(network: NetworkClass, config: Any, *, empty: bool, seed: int = 0) -> nn.Module:
-    """A network; empty: without memory for its weights, which are about to be loaded or drawn, if it allows that.
+    """A network; empty: without memory for its weights, which are about to be loaded or drawn, if it is one of ours.
 
-    It does if it has `initialise`. The weights of a network without one are a function of the seed, as torch draws
-    them when it is made.
+    A network of the user's own may fill buffers when it is made, so it is made for real; its weights are then a
+    function of the seed, as torch draws them.
     """
-    if empty and hasattr(network, "initialise"):
+    if empty and any(network is ours for _, ours in NETWORKS.values()):
         with torch.device("meta"):
             return network(config)
     with torch.random.fork_rng(devices=[]):

@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 
 from justimage.data.tables import is_hub_id
-from justimage.denoiser import SCALINGS, Denoiser, Scalings
+from justimage.denoiser import Denoiser, Scalings
 from justimage.execution import cast_parameters, compile_blocks, compiling_pays, fast_dtype, find_device
-from justimage.networks.protocol import NetworkClass
-from justimage.weights.description import assign_tensors, restore_model
+from justimage.networks.protocol import NETWORKS, OLDEST, NetworkClass, name_of
+from justimage.weights.description import assign_tensors, describe, restore_model
 from justimage.weights.folder import CONFIG, read_folder
 from justimage.weights.hub import from_hub
 from justimage.weights.official import load_official, weight_sets_of
@@ -131,7 +131,8 @@ def prepare(
 ) -> Denoiser:
     """Make a model ready to sample, in place; the arguments are those of `load`."""
     where = device if isinstance(device, torch.device) else find_device(device)
-    dtype = fast_dtype(where) if dtype is None else dtype
+    if dtype is None:  # a network of the user's own need not know of any precision but float32
+        dtype = fast_dtype(where) if name_of(model.net) in NETWORKS else torch.float32
     model.to(where).eval()
     cast_parameters(model.net, dtype)
     if compiling_pays(model.net, where, dtype) if compile is None else compile:
@@ -142,12 +143,22 @@ def prepare(
 def swap_weights(model: Denoiser, source: str | Path, weights: str | None = None) -> Denoiser:
     """Give a loaded model another set of weights of its run or checkpoint, in place; device and precision stay.
 
-    Raises ValueError as `load` does, and where the tensors are not this network's.
+    Raises ValueError as `load` does, and where the weights are another network's or mean something else.
     """
-    own = None if model.preconditioner in SCALINGS else model.scalings
-    other = read(source, weights=weights, network=type(model.net), preconditioner=own)
+    path = Path(source)
+    if path.is_file():
+        other = load_official(path, weights, getattr(model.config, "context_start", None))
+        tensors, description = other.net.state_dict(), describe(other)
+    else:
+        if (path / "recipe.json").is_file():
+            path = find_weights(path, weights)
+        tensors, description = read_folder(path)
+    ours = json.loads(json.dumps(describe(model)))
+    theirs = {"network": OLDEST, **json.loads(json.dumps(description))}
+    for part in ("network", "prediction"):
+        if theirs[part] != ours[part]:
+            raise ValueError(f"the weights of {source} are for another model: {part} {theirs[part]}, not {ours[part]}")
     kept = {name: (each.device, each.dtype) for name, each in model.net.state_dict().items()}
-    tensors = {name: each.to(*kept[name]) if name in kept else each for name, each in other.net.state_dict().items()}
-    assign_tensors(model.net, tensors)
-    model.training_summary = other.training_summary
+    assign_tensors(model.net, {name: t.to(*kept[name]) if name in kept else t for name, t in tensors.items()})
+    model.training_summary = description.get("training") or {}
     return model
