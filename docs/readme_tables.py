@@ -28,7 +28,7 @@ def recipes() -> str:
 def first_sentence(path: Path) -> str:
     """The first sentence of a module's docstring."""
     text = ast.get_docstring(ast.parse(path.read_text())) or ""
-    return re.split(r"(?<=[.!?])\s", " ".join(text.split("\n\n")[0].split()))[0]
+    return re.split(r"(?<=[.!?])(?<!Fig\.)(?<!Eq\.)(?<!Alg\.)\s", " ".join(text.split("\n\n")[0].split()))[0]
 
 
 def tree() -> str:

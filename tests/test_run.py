@@ -38,7 +38,11 @@ def final_tensors(run: Path) -> dict[str, torch.Tensor]:
 def test_a_killed_run_resumes_bit_for_bit(tmp_path, monkeypatch, capsys):
     """kill -9 in the middle, the same command again: the state of a run that was never killed."""
     command = ["train", "mnist-demo", *TINY, "--training.duration-nimg", "6400"]
-    assert jit(*command, "--run", "whole", cwd=tmp_path).returncode == 0
+
+    def here(*arguments: str) -> int:
+        return jit_here(*arguments, cwd=tmp_path, monkeypatch=monkeypatch)
+
+    assert here(*command, "--run", "whole") == 0
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     process = subprocess.Popen(
         [sys.executable, "-m", "justimage", *command, "--run", "killed"],
@@ -52,9 +56,8 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path, monkeypatch, capsys):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert saved_states(tmp_path / "killed" / "state")[-1].name < "000006400"
-    resumed = jit(*command, "--run", "killed", cwd=tmp_path)
-    assert resumed.returncode == 0, resumed.stderr
-    assert "resumed at nimg" in resumed.stdout
+    assert here(*command, "--run", "killed") == 0
+    assert "resumed at nimg" in capsys.readouterr().out
     whole, killed = final_tensors(tmp_path / "whole"), final_tensors(tmp_path / "killed")
     assert whole.keys() == killed.keys()
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
@@ -70,9 +73,6 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path, monkeypatch, capsys):
         "weights",
     }
     assert len(saved_states(tmp_path / "whole" / "state")) == 2
-
-    def here(*arguments: str) -> int:
-        return jit_here(*arguments, cwd=tmp_path, monkeypatch=monkeypatch)
 
     assert here(*command, "--run", "whole") == 0
     assert "finished" in capsys.readouterr().out

