@@ -208,7 +208,7 @@ def test_official_weights_and_the_hub(tmp_path):
     assert np.load(tmp_path / "samples" / "samples.npy").shape == (1, 3, 16, 16)
     assert (tmp_path / "back.pth").is_file()
     (refused,) = jit(tmp_path, "sample nobody/nothing", code=2)  # as far as the hub can be tried without a network
-    assert "the hub did not give it" in refused
+    assert "the hub does not provide it" in refused
 
 
 def test_what_the_examples_judge_and_draw_with(tmp_path):
