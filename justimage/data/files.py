@@ -138,7 +138,7 @@ def _remark(container: Container, aside: Collection[str]) -> str:
     """What was not taken, or not looked into."""
     remark = f"; left aside: {_counted(aside)}" if aside else ""
     if container.repeated:
-        remark += f"; {container.repeated} names occur again in it, and the later file counts"
+        remark += f"; names that occur again in it, of which the later file counts: {container.repeated}"
     if container.left_out:
         more = f" and {len(container.left_out) - 3} more" if len(container.left_out) > 3 else ""
         remark += f"; not looked into, as justimage wrote them: {', '.join(sorted(container.left_out)[:3])}{more}"
@@ -147,7 +147,8 @@ def _remark(container: Container, aside: Collection[str]) -> str:
 
 def _counted(names: Iterable[str]) -> str:
     """How many of each suffix: 3 .txt, 1 .npy."""
-    counts = Counter(suffix_of(name) or "without a suffix" for name in names).most_common()
+    found = Counter(suffix_of(name) or "without a suffix" for name in names)
+    counts = sorted(found.items(), key=lambda pair: (-pair[1], pair[0]))
     rest = sum(count for _, count in counts[6:])
     return ", ".join(f"{count:,} {suffix}" for suffix, count in counts[:6]) + (f", {rest:,} others" if rest else "")
 
@@ -182,7 +183,7 @@ def index_labels(
         if odd or no_names:
             i = next(i for i, label in enumerate(labels) if type(label) in odd or texts[i] in no_names)
             raise ValueError(
-                f"{place}: the label of {names[i]} is {labels[i]!r} ({type(labels[i]).__name__}); labels are whole "
+                f"{place}: the label of {names[i]} is {labels[i]!r:.80} ({type(labels[i]).__name__}); labels are whole "
                 f"numbers from 0 on, or names. Without labels: {without}"
             )
     whole = all(map(_is_whole, distinct))
@@ -197,7 +198,7 @@ def index_labels(
         return numbers, tuple(map(str, range(max(numbers) + 1)))
     if len(distinct) > MOST_CLASSES:
         raise ValueError(
-            f"{place} has {len(distinct):,} different labels, such as {texts[0]!r}; at most {MOST_CLASSES:,} classes "
+            f"{place} has {len(distinct):,} different labels, such as {texts[0]!r:.80}; at most {MOST_CLASSES:,} classes "
             f"are possible. Without labels: {without}"
         )
     classes = sorted(distinct, key=int if whole else str)

@@ -253,7 +253,7 @@ def _number(label: Any, name: str) -> int:
         return NO_LABEL
     if isinstance(label, bool) or re.fullmatch(r"-?\d{1,18}", str(label)) is None:
         raise UnreadableSample(
-            f"{name} has the label {label!r} ({type(label).__name__}), which is not a whole number; the names of "
+            f"{name} has the label {label!r:.80} ({type(label).__name__}), which is not a whole number; the names of "
             "classes are found in data that are downloaded"
         )
     return int(label)
