@@ -198,8 +198,8 @@ def index_labels(
         return numbers, tuple(map(str, range(max(numbers) + 1)))
     if len(distinct) > MOST_CLASSES:
         raise ValueError(
-            f"{place} has {len(distinct):,} different labels, such as {texts[0]!r:.80}; at most {MOST_CLASSES:,} classes "
-            f"are possible. Without labels: {without}"
+            f"{place} has {len(distinct):,} different labels, such as {texts[0]!r:.80}; at most {MOST_CLASSES:,} "
+            f"classes are possible. Without labels: {without}"
         )
     classes = sorted(distinct, key=int if whole else str)
     index = {name: i for i, name in enumerate(classes)}
