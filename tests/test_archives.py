@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from justimage.data.containers import IMAGES
+from justimage.data.containers import IMAGES, _members_said
 from justimage.data.files import find_files
 from justimage.data.images import Images
 from justimage.data.sources import DataOptions, open_source
@@ -181,6 +181,24 @@ def test_names_of_zips_are_what_they_were(tmp_path):
         assert set(find_files([tmp_path / "x.zip"]).names) == expected
 
 
+def test_a_damaged_directory_of_a_zip_never_loses_samples_silently(tmp_path):
+    """A flipped length makes zipfile skip members; those that are lost are missed."""
+    path = tmp_path / "x.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for i in range(MEMBERS):
+            archive.writestr(f"{i:03d}.png", png(i))
+    raw = path.read_bytes()
+    entry = raw.index(b"PK\1\2")
+    for offset, value in ((32, 53), (30, 53), (28, 40), (6, 250)):  # lengths of comment, extra, name; a version
+        path.write_bytes(raw[: entry + offset] + bytes([value]) + raw[entry + offset + 1 :])
+        with pytest.raises(ValueError, match=r"x\.zip cannot be read as a zip archive"):
+            source_of(path)
+    path.write_bytes(raw[:-2] + struct.pack("<H", 3) + b"PK\5")
+    assert len(source_of(path)) == MEMBERS
+    larger = b"PK\6\6" + bytes(28) + struct.pack("<Q", 10**6) + bytes(16) + b"PK\6\7" + bytes(16)
+    assert _members_said(io.BytesIO(larger + b"PK\5\6" + bytes(4) + b"\xff" * 14)) == 10**6
+
+
 def test_of_names_that_occur_twice_the_later_counts(tmp_path):
     raw, _ = tarred([("a.png", png(1)), ("b.png", png(2)), ("a.png", png(3))])
     (tmp_path / "x.tar").write_bytes(raw)
@@ -224,7 +242,7 @@ def test_which_of_several_images_of_a_key_is_asked(companion, tmp_path):
             assert (len(chosen), int(chosen[0][0][0, 0, 0])) == (4, value)
         with pytest.raises(ValueError, match=r"image is depth\.png, and 4 of 4 keys .* are called png, seg\.png"):
             source_of(place, image="depth.png")
-    with pytest.raises(UnreadableSample, match=r"0 of .* holds several images .*--data-options.image"):
+    with pytest.raises(UnreadableSample, match=r"set\.tar holds several images .* such as 0: .*--data-options.image"):
         source_of(path, kind="stream")
     chosen = source_of(path, kind="stream", image="seg.png")
     assert int(next(chosen.samples(0, 0))()[0][0, 0, 0]) == 1

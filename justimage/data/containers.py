@@ -30,6 +30,7 @@ FACT_FILES = frozenset({"recipe.json", "inspection.json", "samples.json", "index
 FACTS_READ = 64 * 2**10  # bytes; of larger files only the two ends are read
 FACTS_END = 4 * 2**10
 MOST_VISITS = 64  # of one folder, by different links
+ZIP_END_READ = 2**16 + 22 + 76  # bytes: the longest comment, and the records at a zip's end
 UNICODE_NAME, UNICODE_PATH = 0x800, 0x7075  # in a zip: the flag of a name in UTF-8, and the field that holds one
 
 
@@ -163,10 +164,7 @@ class Zip:
 
     def __init__(self, path: Path):
         self.path = path
-        try:
-            self.archive = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, OSError) as error:
-            raise ValueError(f"{path} cannot be read as a zip archive: {error}") from error
+        self.archive = open_zip(path)
         members = [each for each in self.archive.infolist() if not each.is_dir()]
         self._members = {clean(zip_name(each).replace("\\", "/")): each for each in members}
         self.left_out: list[str] = []
@@ -183,6 +181,37 @@ class Zip:
     def state(self) -> str:
         """A hash of the archive's place, size and time of change."""
         return state_of([self.path])
+
+
+def open_zip(path: Path) -> zipfile.ZipFile:
+    """A zip archive with as many members as its last record says. Raises ValueError where it is damaged."""
+    try:
+        archive = zipfile.ZipFile(path)
+        with path.open("rb") as file:
+            said = _members_said(file)
+    except (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError, OSError) as error:
+        raise ValueError(f"{path} cannot be read as a zip archive: {error}") from error
+    there = len(archive.infolist())
+    if said != there:
+        archive.close()
+        raise ValueError(
+            f"{path} cannot be read as a zip archive: its directory is damaged, and lists {there:,} of {said:,} "
+            "members; copy it again"
+        )
+    return archive
+
+
+def _members_said(file: BinaryIO) -> int:
+    """The number of members in the record at the end of a zip, or for many in the larger record before it."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - ZIP_END_READ))
+    end = file.read()
+    at = end.rindex(b"PK\x05\x06")
+    (count,) = struct.unpack_from("<H", end, at + 10)
+    before = end[max(0, at - 76) : at]  # 56 bytes of the larger record, and 20 that say where it is
+    if count == 0xFFFF and before.startswith(b"PK\x06\x06"):
+        (count,) = struct.unpack_from("<Q", before, 32)
+    return count
 
 
 def zip_name(member: zipfile.ZipInfo) -> str:

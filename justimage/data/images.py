@@ -27,7 +27,10 @@ Result = TypeVar("Result")
 def check_crop(size: Sequence[int], channels: int) -> None:
     """Raises ValueError unless images can be cropped to size (h, w) with so many channels in this machine's memory."""
     if len(size) != 2:
-        raise ValueError(f"images have 2 spatial axes, and the network has {len(size)}")
+        raise ValueError(
+            f"images have 2 spatial axes, and the network has {len(size)}; give their height and width, such as "
+            f"--network.size {size[0] if size else 256} {size[-1] if size else 256}"
+        )
     if channels not in MODES:
         raise ValueError(f"images have 1, 3 or 4 channels, and the network has {channels}")
     h, w = size

@@ -3,7 +3,6 @@
 import glob
 import os
 import re
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from math import isfinite
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from justimage.data.arrays import ARRAY_FILES, Missing, digits, read_arrays, stack_arrays
-from justimage.data.containers import IMAGES, TARS, holds, is_tar
+from justimage.data.containers import IMAGES, TARS, holds, is_tar, open_zip, suffix_of
 from justimage.data.crops import At, Crops
 from justimage.data.fields import NETCDF, FieldOptions, is_zarr, read_fields
 from justimage.data.files import TABLES_OF_LABELS, Files, find_files
@@ -230,14 +229,6 @@ def _is_field(path: Path) -> bool:
     return path.suffix.lower() in NETCDF or is_zarr(path)
 
 
-def _zip_names(path: Path) -> list[str]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.namelist()
-    except (zipfile.BadZipFile, OSError) as error:
-        raise ValueError(f"{path} cannot be read as a zip archive: {error}") from error
-
-
 def _kind(path: str, paths: list[Path]) -> Kind:
     """What a path is, by its name and by what lies in it. Raises ValueError where it is nothing known."""
     if path.startswith(REMOTE):
@@ -259,7 +250,8 @@ def _kind(path: str, paths: list[Path]) -> Kind:
         if suffix in TABLES_OF_LABELS:
             return "images" if holds(place.parent, IMAGES) else "arrays"
         if suffix == ".zip":
-            inside = {Path(name).suffix.lower() for name in _zip_names(place)}
+            with open_zip(place) as archive:
+                inside = {suffix_of(name) for name in archive.namelist()}
             return "arrays" if inside & ARRAY_FILES and not inside & IMAGES else "images"
         if is_tar(place):
             return "images"

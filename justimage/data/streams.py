@@ -179,7 +179,7 @@ def open_shards(
                 name = f"{called} of {shards[i]}"
                 first.update({} if first else parts)
                 label = _number(_label_of(parts, name), name) if options.classes else NO_LABEL
-                yield called, _image_of(parts, name, image), label
+                yield called, _image_of(parts, called, shards[i], image), label
 
     def remark() -> str:
         try:
@@ -225,15 +225,15 @@ def _shard(opened: Callable[[str], Any], url: str) -> Iterator[tuple[str, dict[s
     stream.close()  # of a command, this tells whether it failed
 
 
-def _image_of(parts: dict[str, bytes], name: str, image: str) -> bytes:
-    """The one image of a key, or the one that is called `image`."""
+def _image_of(parts: dict[str, bytes], called: str, shard: str, image: str) -> bytes:
+    """The one image of the key `called`, or of several the one that is called `image` after it."""
     wanted = image.lower().removeprefix(".")
-    images = [each for each in parts if suffix_of(f"{name}.{each}") in IMAGES and wanted in ("", each)]
+    images = [each for each in parts if suffix_of(f"{called}.{each}") in IMAGES and wanted in ("", each)]
     if len(images) > 1:
-        raise UnreadableSample(which_image(name, name, images))
+        raise UnreadableSample(which_image(shard, called, images))
     if not images:
-        called = f" called {wanted}" if wanted else ""
-        raise UnreadableSample(f"{name} holds no image{called}; it holds {', '.join(parts)}")
+        what = f"image called {wanted}" if wanted else "image"
+        raise UnreadableSample(f"{called} of {shard} holds no {what}; it holds {', '.join(parts)}")
     return parts[images[0]]
 
 
