@@ -11,6 +11,7 @@ import tarfile
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -211,7 +212,7 @@ def test_of_names_that_occur_twice_the_later_counts(tmp_path):
         assert source.describe().endswith("; names that occur again in it, of which the later file counts: 1")
 
 
-def source_of(path: Path, size=(8, 8), **options):
+def source_of(path: Path, size=(8, 8), **options) -> Any:
     return open_source(str(path), size, 3, DataOptions(**options))
 
 

@@ -3,6 +3,7 @@
 import json
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_archives import png, tarred
@@ -15,7 +16,7 @@ from justimage.data.tables import TableOptions
 NAMES = ["0.png", "1.png", "2.png"]
 
 
-def opened(path: Path, **options):
+def opened(path: Path, **options) -> Any:
     return open_source(str(path), (8, 8), 3, DataOptions(**options))
 
 

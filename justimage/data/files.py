@@ -45,7 +45,7 @@ class Files:
     state: Callable[[], str]
     """A hash of where the bytes are stored and when they were changed."""
     remark: str = ""
-    """What follows a description: which folders were not looked into."""
+    """What follows a description: which files were left aside, and which folders were not looked into."""
 
     def without(self, indices: Iterable[int]) -> "Files":
         """All but the samples with these indices."""
