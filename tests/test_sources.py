@@ -356,8 +356,8 @@ def write_labels(folder: Path, text: str, name: str = "labels.csv") -> Path:
         ("file,label\n0.png,a\n1.png,b\n", r"labels.csv has no label for 1 of 3 samples of .*, such as 2\.png"),
         ("file,label\n0.png,a\n1.png,b\n2.png,a\n7.png,b\n", r"names 1 samples that .* does not hold, such as 7\.png"),
         ("file,label\n0.png,a\n0.png,b\n1.png,b\n2.png,a\n", r"gives 0\.png two labels, a and b"),
-        ("file,label\n0.png,a\n1.png,\n2.png,b\n", "1 of 3 samples have no label, sample 1 first"),
-        ("file,label\n0.png,-1\n1.png,0\n2.png,1\n", "label -1 of sample 0 is out of range"),
+        ("file,label\n0.png,a\n1.png,\n2.png,b\n", "1 of 3 samples have no label, 1.png first"),
+        ("file,label\n0.png,-1\n1.png,0\n2.png,1\n", "label -1 of 0.png is out of range"),
         ("name,label\n,a\n", "row 1 names no file"),
     ],
 )

@@ -3,20 +3,35 @@
 import io
 import os
 import re
-import tarfile
+import struct
 import zipfile
-from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from justimage.data.tars import Tar
 from justimage.disk import state_of
 
-IMAGES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+# What Pillow opens by itself; not EPS, which needs Ghostscript, and not BUFR, GRIB, HDF5, MPEG and WMF, of which it
+# knows the beginning only.
+# fmt: off
+IMAGES = frozenset({
+    ".apng", ".avif", ".avifs", ".blp", ".bmp", ".bw", ".cur", ".dcx", ".dds", ".dib", ".fit", ".fits", ".flc", ".fli",
+    ".ftc", ".ftu", ".gbr", ".gif", ".icb", ".icns", ".ico", ".iim", ".im", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc",
+    ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx", ".msp", ".pbm", ".pcd", ".pcx", ".pfm", ".pgm", ".png", ".pnm", ".ppm",
+    ".psd", ".pxr", ".qoi", ".ras", ".rgb", ".rgba", ".sgi", ".tga", ".tif", ".tiff", ".vda", ".vst", ".webp", ".xbm",
+    ".xpm",
+})
+# fmt: on
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2")
 # What justimage leaves in the folders it writes: a run, an inspection, samples, a pack.
 FACT_FILES = frozenset({"recipe.json", "inspection.json", "samples.json", "index.json"})
 FACTS_READ = 64 * 2**10  # bytes; of larger files only the two ends are read
 FACTS_END = 4 * 2**10
+MOST_VISITS = 64  # of one folder, by different links
+ZIP_END_READ = 2**16 + 22 + 76  # bytes: the longest comment, and the records at a zip's end
+UNICODE_NAME, UNICODE_PATH = 0x800, 0x7075  # in a zip: the flag of a name in UTF-8, and the field that holds one
 
 
 class Container(Protocol):
@@ -25,6 +40,8 @@ class Container(Protocol):
     sizes: dict[str, int]
     left_out: list[str]
     """Folders in it that justimage wrote."""
+    repeated: int
+    """Files whose name occurs again later: as in extraction, the later one counts."""
 
     def open(self, name: str) -> BinaryIO: ...
 
@@ -36,6 +53,11 @@ class Container(Protocol):
 def clean(name: str) -> str:
     """A name without empty parts and dots: /a//./b.png, which `tar -P` may write, is a/b.png."""
     return "/".join(part for part in name.split("/") if part not in ("", "."))
+
+
+def suffix_of(name: str) -> str:
+    """The last suffix of a name in lower case, with its dot; empty where there is none."""
+    return os.path.splitext(name)[1].lower()
 
 
 def written_by_justimage(folder: Path) -> bool:
@@ -63,45 +85,55 @@ def holds(folder: Path, suffixes: frozenset[str], besides: str = "") -> bool:
 
     The first one found decides, so that large folders are not walked through. besides: a file name that does not count.
     """
-    for here, inner, files in os.walk(folder):
-        inner[:] = [name for name in inner if not name.startswith(".") and not written_by_justimage(Path(here, name))]
-        found = (name for name in files if Path(name).suffix.lower() in suffixes)
-        if any(name != besides and not name.startswith(".") for name in found):
-            return True
-    return False
+    return any(entry.name != besides and suffix_of(entry.name) in suffixes for _, entry in _walk(folder, []))
+
+
+def _walk(root: Path, left_out: list[str]) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """The files below a folder, with the path in it that they lie under. Links are followed, but not back.
+
+    Hidden files are left out, and so are folders that justimage wrote, which are added to left_out. Raises OSError for
+    folders that cannot be read, and ValueError where links lead into one folder again and again.
+    """
+    visits: dict[tuple[int, int], int] = {}
+
+    def enter(folder: str, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str, os.DirEntry[str]]]:
+        stat = os.stat(folder)
+        here = (stat.st_dev, stat.st_ino)
+        if here in above:
+            return  # a link back to where it came from
+        visits[here] = visits.get(here, 0) + 1
+        if visits[here] > MOST_VISITS:
+            raise ValueError(
+                f"{root} holds links that lead to one folder in more than {MOST_VISITS} ways, the last {prefix}; "
+                "remove some of them"
+            )
+        with os.scandir(folder) as found:
+            entries = [entry for entry in found if not entry.name.startswith(".")]
+        facts = any(entry.name in FACT_FILES for entry in entries)
+        if prefix and facts and written_by_justimage(Path(folder)):
+            left_out.append(prefix)
+            return
+        for entry in entries:
+            if _is_folder(entry):
+                yield from enter(entry.path, f"{prefix}{entry.name}/", above | {here})
+            else:
+                yield prefix, entry
+
+    return enter(str(root), "", frozenset())
 
 
 class Folder:
-    """The files below a folder, by their path in it; links are followed.
+    """The files below a folder, by their path in it; links are followed, but not back to a folder they lie in.
 
-    Hidden files, and folders in it that justimage wrote, are left out. Raises OSError for folders that cannot be read.
+    Hidden files, and folders in it that justimage wrote, are left out. Raises OSError for folders that cannot be read,
+    and ValueError for webs of links.
     """
 
     def __init__(self, root: Path):
         self.root = root
-        self.sizes: dict[str, int] = {}
         self.left_out: list[str] = []
-        seen: set[tuple[int, int]] = set()
-
-        def walk(folder: str, prefix: str) -> None:
-            stat = os.stat(folder)
-            if (stat.st_dev, stat.st_ino) in seen:
-                return  # a link back to where it came from
-            seen.add((stat.st_dev, stat.st_ino))
-            with os.scandir(folder) as found:
-                entries = [entry for entry in found if not entry.name.startswith(".")]
-            facts = any(entry.name in FACT_FILES for entry in entries)
-            if prefix and facts and written_by_justimage(Path(folder)):
-                self.left_out.append(prefix)
-                return
-            for entry in entries:
-                if entry.is_dir():
-                    walk(entry.path, f"{prefix}{entry.name}/")
-                else:  # also a broken link: it is unreadable, which is reported when it is opened
-                    size = entry.stat().st_size if os.path.exists(entry.path) else 0
-                    self.sizes[prefix + entry.name] = size
-
-        walk(str(root), "")
+        self.repeated = 0
+        self.sizes = {prefix + entry.name: _size(entry) for prefix, entry in _walk(root, self.left_out)}
 
     def open(self, name: str) -> BinaryIO:
         """The file of this name."""
@@ -112,18 +144,31 @@ class Folder:
         return state_of(path for path in (self.root / name for name in self.sizes) if path.exists())
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself
+        return False
+
+
+def _size(entry: os.DirEntry[str]) -> int:
+    """Bytes of a file; 0 for a broken link, which is unreadable: that is reported when it is opened."""
+    try:
+        return entry.stat().st_size
+    except OSError:
+        return 0
+
+
 class Zip:
     """The members of a zip archive. Threads may share it: zipfile locks the file while it reads."""
 
     def __init__(self, path: Path):
         self.path = path
-        try:
-            self.archive = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, OSError) as error:
-            raise ValueError(f"{path} cannot be read as a zip archive: {error}") from error
+        self.archive = open_zip(path)
         members = [each for each in self.archive.infolist() if not each.is_dir()]
-        self._members = {clean(each.filename.replace("\\", "/")): each for each in members}
+        self._members = {clean(zip_name(each).replace("\\", "/")): each for each in members}
         self.left_out: list[str] = []
+        self.repeated = len(members) - len(self._members)
         self.sizes = {name: each.file_size for name, each in self._members.items()}
 
     def open(self, name: str) -> BinaryIO:
@@ -138,6 +183,57 @@ class Zip:
         return state_of([self.path])
 
 
+def open_zip(path: Path) -> zipfile.ZipFile:
+    """A zip archive with as many members as its last record says. Raises ValueError where it is damaged."""
+    try:
+        archive = zipfile.ZipFile(path)
+        with path.open("rb") as file:
+            said = _members_said(file)
+    except (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError, OSError) as error:
+        raise ValueError(f"{path} cannot be read as a zip archive: {error}") from error
+    there = len(archive.infolist())
+    if said != there:
+        archive.close()
+        raise ValueError(
+            f"{path} cannot be read as a zip archive: its directory is damaged, and lists {there:,} of {said:,} "
+            "members; copy it again"
+        )
+    return archive
+
+
+def _members_said(file: BinaryIO) -> int:
+    """The number of members in the record at the end of a zip, or for many in the larger record before it."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - ZIP_END_READ))
+    end = file.read()
+    at = end.rindex(b"PK\x05\x06")
+    (count,) = struct.unpack_from("<H", end, at + 10)
+    before = end[max(0, at - 76) : at]  # 56 bytes of the larger record, and 20 that say where it is
+    if count == 0xFFFF and before.startswith(b"PK\x06\x06"):
+        (count,) = struct.unpack_from("<Q", before, 32)
+    return count
+
+
+def zip_name(member: zipfile.ZipInfo) -> str:
+    """The name of a member. Where no flag says that it is UTF-8, it is nevertheless, if it can be.
+
+    Info-ZIP, the `zip` of most systems, keeps the name in a field of its own, with a CRC-32 of the other one.
+    """
+    if member.flag_bits & UNICODE_NAME:
+        return member.filename
+    raw = member.orig_filename.encode("cp437")  # as zipfile decoded it
+    extra = member.extra
+    while len(extra) >= 4:
+        kind, length = struct.unpack_from("<HH", extra)
+        field, extra = extra[4 : 4 + length], extra[4 + length :]
+        if kind == UNICODE_PATH and len(field) > 5 and struct.unpack_from("<BL", field) == (1, zlib.crc32(raw)):
+            raw = field[5:]
+    try:
+        return raw.decode().partition("\0")[0]
+    except UnicodeDecodeError:
+        return member.filename
+
+
 class Tars:
     """The members of tar archives, in the archives' order; with several archives, under the archive's name.
 
@@ -149,6 +245,7 @@ class Tars:
         self.paths = paths
         self.sizes: dict[str, int] = {}
         self.left_out: list[str] = []
+        self.repeated = 0
         self._where: dict[str, tuple[int, int] | bytes] = {}
         self._files: list[BinaryIO] = []
         self._room = memory_gb * 2**30
@@ -158,42 +255,35 @@ class Tars:
             prefix = "" if len(paths) == 1 else f"{os.path.relpath(path, common)}/"
             try:
                 self._files.append(path.open("rb"))
-                try:
-                    with tarfile.open(path, "r:") as tar:
-                        self._index(tar, prefix, in_memory=False)
-                        if self._files[-1].seek(0, os.SEEK_END) < tar.offset:
-                            raise tarfile.ReadError("its last member is truncated")
-                except tarfile.ReadError:
-                    if self._files[-1].seek(0) == 0 and self._files[-1].read(263)[257:262] == b"ustar":
-                        raise
-                    with tarfile.open(path) as tar:  # compressed
-                        self._index(tar, prefix, in_memory=True)
-            except (tarfile.TarError, EOFError, OSError) as error:
+                self._index(Tar(self._files[-1]), prefix)
+            except (ValueError, OSError) as error:
                 raise ValueError(f"{path} cannot be read as a tar archive: {error}") from error
 
-    def _index(self, tar: tarfile.TarFile, prefix: str, *, in_memory: bool) -> None:
+    def _index(self, tar: Tar, prefix: str) -> None:
         for member in tar:
             name = prefix + clean(member.name)
+            if name in self.sizes:
+                self.repeated += 1
             if member.islnk() or member.issym():  # a second name for an earlier member
                 folder = os.path.dirname(member.name) if member.issym() else ""
                 target = prefix + clean(os.path.normpath(os.path.join(folder, member.linkname)))
                 if target in self._where:
                     self.sizes[name], self._where[name] = self.sizes[target], self._where[target]
-                elif PurePosixPath(name).suffix.lower() in IMAGES:
-                    raise ValueError(f"{tar.name}: {name} is a link to {member.linkname}, which is not in the archive")
+                elif suffix_of(name) in IMAGES:
+                    raise ValueError(f"{name} is a link to {member.linkname}, which is not before it in the archive")
                 continue
             if not member.isfile():
                 continue
-            if in_memory:
+            if member.issparse():
+                raise ValueError(f"{name} is stored with holes; make the archive without tar's --sparse")
+            if tar.compressed:
                 self._room -= member.size
                 if self._room < 0:
                     raise ValueError(
-                        f"{tar.name} is compressed and holds more than --data-options.memory-gb; raise that, "
-                        "unpack it, or decompress it to a plain .tar, which is read in any order"
+                        "it is compressed and holds more than --data-options.memory-gb; raise that, unpack it, or "
+                        "decompress it to a plain .tar, which is read in any order"
                     )
-                inside = tar.extractfile(member)
-                assert inside is not None
-                self._where[name] = inside.read()
+                self._where[name] = tar.read(member)
             else:
                 self._where[name] = (len(self._files) - 1, member.offset_data)
             self.sizes[name] = member.size

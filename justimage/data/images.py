@@ -15,12 +15,33 @@ from justimage.data.spec import DataSpec, FileFacts, Item, Source, Unreadable, U
 from justimage.disk import cached
 
 BLOCK = 32  # images that a thread takes at once
+PER_PIXEL = 4  # bytes of a channel: training takes it as float32
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 UNREADABLE = Exception  # each of PIL's formats has errors of its own for damaged files
 ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
 Policy = Literal["stop", "skip"]
 Deep = Literal["scale", "stop"]
 Result = TypeVar("Result")
+
+
+def check_crop(size: Sequence[int], channels: int) -> None:
+    """Raises ValueError unless images can be cropped to size (h, w) with so many channels in this machine's memory."""
+    if len(size) != 2:
+        raise ValueError(
+            f"images have 2 spatial axes, and the network has {len(size)}; give their height and width, such as "
+            f"--network.size {size[0] if size else 256} {size[-1] if size else 256}"
+        )
+    if channels not in MODES:
+        raise ValueError(f"images have 1, 3 or 4 channels, and the network has {channels}")
+    h, w = size
+    if h < 1 or w < 1:
+        raise ValueError(f"images cannot be cropped to {h}x{w}; both lengths must be at least 1")
+    room = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    if h * w * channels * PER_PIXEL > room:
+        raise ValueError(
+            f"images cannot be cropped to {h}x{w}: one would take {h * w * channels * PER_PIXEL / 2**30:,.0f} GiB, "
+            f"more than half of this machine's memory ({room / 2**30:,.0f} GiB); give a smaller size"
+        )
 
 
 def centre_crop(image: Image.Image, size: Sequence[int]) -> np.ndarray:
@@ -98,10 +119,7 @@ class Images(Source):
         deep: Deep = "scale",
         workers: int | None = None,
     ):
-        if len(size) != 2:
-            raise ValueError(f"images have 2 spatial axes, and the network has {len(size)}")
-        if channels not in MODES:
-            raise ValueError(f"images have 1, 3 or 4 channels, and the network has {channels}")
+        check_crop(size, channels)
         self.files, self.size, self.channels = files, size, channels
         self.on_error: Policy = on_error
         self.deep: Deep = deep

@@ -3,7 +3,6 @@
 import glob
 import os
 import re
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from math import isfinite
@@ -11,10 +10,10 @@ from pathlib import Path
 from typing import Literal
 
 from justimage.data.arrays import ARRAY_FILES, Missing, digits, read_arrays, stack_arrays
-from justimage.data.containers import IMAGES, holds, is_tar
+from justimage.data.containers import IMAGES, TARS, holds, is_tar, open_zip, suffix_of
 from justimage.data.crops import At, Crops
 from justimage.data.fields import NETCDF, FieldOptions, is_zarr, read_fields
-from justimage.data.files import Files, find_files
+from justimage.data.files import TABLES_OF_LABELS, Files, find_files
 from justimage.data.images import Deep, Images, Policy
 from justimage.data.packed import Packed, is_pack
 from justimage.data.spec import Source, StreamSource
@@ -44,8 +43,11 @@ class DataOptions:
     split: str = "train"
     """Which split is taken, where there are several."""
     labels: str = ""
-    """A label file (columns file_name and label), in the folder or archive, or anywhere; by default labels.csv,
-    metadata.csv or metadata.jsonl where there is one, and else the folders."""
+    """A label file (columns file_name and label), in the folder or archive, or anywhere; by default labels or metadata
+    with .csv, .tsv or .jsonl where there is one, and else the folders; `none`: without labels."""
+    image: str = ""
+    """Where a WebDataset key has several images, which one is the sample: what follows the key, such as jpg or
+    seg.png."""
     conditions: tuple[str, ...] = ()
     """Arrays of an .npz that the model is conditioned on, besides labels: vectors (N, F), tokens (N, L, F) with a mask
     NAME_mask (N, L), or planes (N, P, *S) on the grid of x."""
@@ -119,7 +121,7 @@ def _open(
 
     if kind == "stream" or (kind == "table" and options.stream.on):
         if path.startswith(REMOTE) or is_tar(Path(path)):
-            return open_shards(path, size, channels, options.stream, options.on_error)
+            return open_shards(path, size, channels, options.stream, options.on_error, options.image)
         return stream_rows(path, paths, size, channels, options.split, options.table, options.stream, options.on_error)
     if kind == "table":
         return images(find_rows(path, paths, options.split, options.table))
@@ -131,7 +133,20 @@ def _open(
         labels, place = _label_file(paths, options)
         tars = sorted(filter(is_tar, place[0].iterdir())) if place[0].is_dir() else []
         shards = tars if tars and not holds(place[0], IMAGES) else place
-        found = find_files(shards, labels=labels, split=options.split, memory_gb=options.memory_gb)
+        found = find_files(
+            shards,
+            labels=labels,
+            image=options.image,
+            split=options.split,
+            memory_gb=options.memory_gb,
+            others=_others(options, arrays=ARRAY_FILES, table=frozenset(TABLES)),
+        )
+        if options.kind == "auto" and shards is place and len(tars) > len(found.names):
+            ending = next(each for each in TARS if tars[0].name.lower().endswith(each))
+            raise ValueError(
+                f"{path} holds {len(tars)} archives ({ending}) besides {len(found.names)} images; say which are meant: "
+                f"{path}/*{ending}, or --data-options.kind images"
+            )
         return images(found)
 
     if kind == "fields":
@@ -150,7 +165,10 @@ def _open(
         raise ValueError(f"conditions are arrays of an .npz, beside x; {path} is a folder or archive of arrays")
     else:
         labels, place = _label_file(paths, options)
-        source = stack_arrays(find_files(place, ARRAY_FILES, labels=labels, split=options.split), options.missing)
+        files = find_files(
+            place, ARRAY_FILES, labels=labels, split=options.split, others=_others(options, images=IMAGES)
+        )
+        source = stack_arrays(files, options.missing)
     return Crops(source, options.crop, options.crop_at) if options.crop else source
 
 
@@ -158,6 +176,7 @@ def _check_options(path: str, kind: Kind, options: DataOptions) -> None:
     """Raises ValueError for options that are meant for another kind of data, and would be ignored."""
     parts = (
         ("labels", bool(options.labels), ("images", "arrays")),
+        ("image", bool(options.image), ("images", "stream")),
         ("deep", options.deep != "scale", ("images", "table")),
         ("table", options.table != TableOptions(), ("table", "stream")),
         ("fields", options.fields != FieldOptions(), ("fields",)),
@@ -175,9 +194,14 @@ def _check_options(path: str, kind: Kind, options: DataOptions) -> None:
             )
 
 
+def _others(options: DataOptions, **kinds: frozenset[str]) -> dict[str, frozenset[str]]:
+    """Other kinds that may be meant, by the suffixes of their files; none where the kind was said."""
+    return kinds if options.kind == "auto" else {}
+
+
 def _label_file(paths: list[Path], options: DataOptions) -> tuple[str, list[Path]]:
     """The label file to use, and where the samples are; a label file given as the path stands for its folder."""
-    if paths[0].suffix.lower() in (".csv", ".jsonl"):
+    if paths[0].suffix.lower() in TABLES_OF_LABELS:
         return paths[0].name, [paths[0].parent]
     return options.labels, paths
 
@@ -205,14 +229,6 @@ def _is_field(path: Path) -> bool:
     return path.suffix.lower() in NETCDF or is_zarr(path)
 
 
-def _zip_names(path: Path) -> list[str]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.namelist()
-    except (zipfile.BadZipFile, OSError) as error:
-        raise ValueError(f"{path} cannot be read as a zip archive: {error}") from error
-
-
 def _kind(path: str, paths: list[Path]) -> Kind:
     """What a path is, by its name and by what lies in it. Raises ValueError where it is nothing known."""
     if path.startswith(REMOTE):
@@ -231,16 +247,17 @@ def _kind(path: str, paths: list[Path]) -> Kind:
             return "table"
         if suffix in (".npy", ".npz"):
             return "arrays"
-        if suffix in (".csv", ".jsonl"):
+        if suffix in TABLES_OF_LABELS:
             return "images" if holds(place.parent, IMAGES) else "arrays"
         if suffix == ".zip":
-            inside = {Path(name).suffix.lower() for name in _zip_names(place)}
+            with open_zip(place) as archive:
+                inside = {suffix_of(name) for name in archive.namelist()}
             return "arrays" if inside & ARRAY_FILES and not inside & IMAGES else "images"
         if is_tar(place):
             return "images"
         raise ValueError(
             f"{path} is neither a folder nor a file of a known kind: images in .zip or .tar, a table .parquet or "
-            f".arrow, arrays .npy or .npz, fields .nc or .zarr, labels .csv or .jsonl; {', '.join(NAMED)} are "
+            f".arrow, arrays .npy or .npz, fields .nc or .zarr, labels .csv, .tsv or .jsonl; {', '.join(NAMED)} are "
             "known by name"
         )
     if is_pack(place):

@@ -8,6 +8,7 @@ import hashlib
 import io
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,11 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from justimage.data.containers import IMAGES
-from justimage.data.files import label_in
-from justimage.data.images import MODES, UNREADABLE, Policy, pixels
+from justimage.data.containers import IMAGES, clean, suffix_of
+from justimage.data.files import COMPANIONS, key_of, label_in, which_image
+from justimage.data.images import UNREADABLE, Policy, check_crop, pixels
 from justimage.data.spec import DataSpec, Item, StreamSource, UnreadableSample
-from justimage.data.tables import TableOptions, columns_of, image_bytes, open_table, without_decoding
+from justimage.data.tables import TableOptions, columns_of, folders_of, image_bytes, open_table, without_decoding
+from justimage.data.tars import Tar
 from justimage.randomness import Purpose, key
 
 REMOTE = ("http://", "https://", "pipe:", "gs://", "hf://")
@@ -38,6 +40,7 @@ class StreamOptions:
     """Samples among which the next one is drawn."""
 
 
+NO_LABEL = -1
 Encoded = tuple[str, bytes, int]  # name, image file, label
 Pass = Callable[[int], Iterator[Encoded]]  # a seed -> the samples of one pass, shards in an order of that seed
 
@@ -45,6 +48,7 @@ Pass = Callable[[int], Iterator[Encoded]]  # a seed -> the samples of one pass, 
 class ImageStream(StreamSource):
     """Images of a stream, centre-cropped to size (h, w); for the rest see `StreamSource` and `Images`.
 
+    remark: asked after the first sample: a text that follows the description.
     Raises ValueError where the stream is empty, cannot be read, or its first sample cannot be used.
     """
 
@@ -58,9 +62,9 @@ class ImageStream(StreamSource):
         classes: tuple[str, ...],
         buffer: int,
         on_error: Policy,
+        remark: Callable[[], str] = str,
     ):
-        if len(size) != 2 or channels not in MODES:
-            raise ValueError(f"images have 2 spatial axes and 1, 3 or 4 channels; not {size} and {channels}")
+        check_crop(size, channels)
         self.place, self.read_pass, self.buffer, self.on_error = place, read_pass, buffer, on_error
         self.size, self.channels = size, channels
         self.spec = DataSpec.pixels(size, channels, classes)
@@ -69,11 +73,13 @@ class ImageStream(StreamSource):
         if first is None:
             raise ValueError(f"{place} holds no samples")
         self._item(*first)
+        self.remark = remark()
 
     def _item(self, name: str, data: bytes, label: int) -> Item:
         if self.spec.classes and not 0 <= label < len(self.spec.classes):
+            found = "no label" if label == NO_LABEL else f"the label {label}"
             raise UnreadableSample(
-                f"{name} of {self.place} has the label {label}; there are {len(self.spec.classes)} classes"
+                f"{name} of {self.place} has {found}; there are {len(self.spec.classes)} classes, counted from 0"
             )
         try:
             raw = pixels(io.BytesIO(data), self.size, self.channels)
@@ -131,7 +137,9 @@ class ImageStream(StreamSource):
     def describe(self) -> str:
         """See `StreamSource`."""
         labels = f"{len(self.spec.classes)} classes" if self.spec.classes else "no labels"
-        return f"a stream of images from {self.place}, cropped to {'x'.join(map(str, self.size))}, {labels}"
+        return (
+            f"a stream of images from {self.place}, cropped to {'x'.join(map(str, self.size))}, {labels}{self.remark}"
+        )
 
     def promise(self) -> str:
         """See `StreamSource`."""
@@ -151,60 +159,113 @@ class ImageStream(StreamSource):
 
 
 def open_shards(
-    address: str, size: tuple[int, ...], channels: int, options: StreamOptions, on_error: Policy
+    address: str, size: tuple[int, ...], channels: int, options: StreamOptions, on_error: Policy, image: str = ""
 ) -> ImageStream:
-    """WebDataset shards at an address with braces (https://host/train-{000..146}.tar) or pipes (pipe:command)."""
+    """WebDataset shards at an address with braces (https://host/train-{000..146}.tar) or pipes (pipe:command).
+
+    image: of several images of one key, the one that is called so after the key.
+    """
     try:
-        import webdataset
+        from webdataset.gopen import gopen
+        from webdataset.shardlists import expand_urls
     except ImportError as error:
         raise ValueError("addresses are read with webdataset: pip install 'justimage[data]'") from error
-    shards = webdataset.shardlists.expand_urls(address)
+    shards = expand_urls(address)
+    first: dict[str, bytes] = {}
 
     def read_pass(seed: int) -> Iterator[Encoded]:
-        shuffled = [shards[i] for i in np.random.default_rng(seed).permutation(len(shards))]
-        reader = webdataset.compat.WebDataset(
-            shuffled, shardshuffle=False, nodesplitter=None, workersplitter=None, empty_check=False
-        )
-        for sample in _read(iter(reader), address):
-            yield _of_sample(sample, address, options.classes)
+        for i in np.random.default_rng(seed).permutation(len(shards)):
+            for called, parts in _read(_shard(gopen, shards[i]), shards[i]):
+                name = f"{called} of {shards[i]}"
+                first.update({} if first else parts)
+                label = _number(_label_of(parts, name), name) if options.classes else NO_LABEL
+                yield called, _image_of(parts, called, shards[i], image), label
+
+    def remark() -> str:
+        try:
+            labelled = _label_of(first, address) is not None
+        except UnreadableSample:
+            labelled = False
+        if options.classes or not labelled:
+            return ""
+        return f"; labels not used: {' or '.join(COMPANIONS)} (--data-options.stream.classes says how many there are)"
 
     classes = tuple(map(str, range(options.classes)))
     return ImageStream(
-        address, read_pass, size, channels=channels, classes=classes, buffer=options.buffer, on_error=on_error
+        address,
+        read_pass,
+        size,
+        channels=channels,
+        classes=classes,
+        buffer=options.buffer,
+        on_error=on_error,
+        remark=remark,
     )
 
 
-def _of_sample(sample: dict[str, Any], address: str, classes: int) -> Encoded:
-    name = sample["__key__"]
-    image = next((sample[each] for each in sample if f".{each.rpartition('.')[2].lower()}" in IMAGES), None)
-    if image is None:
-        kinds = ", ".join(each for each in sample if not each.startswith("__"))
-        raise UnreadableSample(f"{name} of {address} holds no image; it holds {kinds}")
-    label: Any = -1
-    if classes and "cls" in sample:
-        label = sample["cls"].decode("utf-8", "replace").strip()
-    elif classes and "json" in sample:
-        try:
-            label = label_in(json.loads(sample["json"]))
-        except ValueError as error:
-            raise UnreadableSample(f"the label of {name} of {address} is not JSON: {error}") from error
-    return name, image, _number(label, name, address)
+def _shard(opened: Callable[[str], Any], url: str) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """The samples of a shard: members that follow each other and have the same key, by what follows the key."""
+    stream = opened(url)
+    tar = Tar(stream, seekable=False)
+    key, parts = "", {}
+    for member in tar:
+        name = clean(member.name)
+        here, rest = key_of(name)
+        if not member.isreg() or not rest or here.rpartition("/")[2] == "" or re.match(r"__[^/]*__($|/)", name):
+            continue
+        if here != key:
+            if parts:
+                yield key, parts
+            key, parts = here, {}
+        if rest in parts:
+            raise ValueError(f"{name} occurs twice in it")
+        parts[rest] = tar.read(member)
+    if parts:
+        yield key, parts
+    stream.close()  # of a command, this tells whether it failed
 
 
-def _number(label: Any, name: str, place: str) -> int:
+def _image_of(parts: dict[str, bytes], called: str, shard: str, image: str) -> bytes:
+    """The one image of the key `called`, or of several the one that is called `image` after it."""
+    wanted = image.lower().removeprefix(".")
+    images = [each for each in parts if suffix_of(f"{called}.{each}") in IMAGES and wanted in ("", each)]
+    if len(images) > 1:
+        raise UnreadableSample(which_image(shard, called, images))
+    if not images:
+        what = f"image called {wanted}" if wanted else "image"
+        raise UnreadableSample(f"{called} of {shard} holds no {what}; it holds {', '.join(parts)}")
+    return parts[images[0]]
+
+
+def _label_of(parts: dict[str, bytes], name: str) -> Any:
+    """What the companions of an image say, if anything."""
+    if "cls" in parts:
+        return parts["cls"].decode("utf-8", "replace").strip() or None
     try:
-        return int(label)
-    except (TypeError, ValueError) as error:
-        raise UnreadableSample(f"{name} of {place} has the label {label!r}, which is not a number") from error
+        return label_in(json.loads(parts["json"])) if "json" in parts else None
+    except (ValueError, RecursionError) as error:
+        raise UnreadableSample(f"the label of {name} is not JSON: {error}") from error
+
+
+def _number(label: Any, name: str) -> int:
+    """A label of a stream, whose classes are not known beforehand: a whole number, or nothing."""
+    if label is None:
+        return NO_LABEL
+    if isinstance(label, bool) or re.fullmatch(r"-?\d{1,18}", str(label)) is None:
+        raise UnreadableSample(
+            f"{name} has the label {label!r:.80} ({type(label).__name__}), which is not a whole number; the names of "
+            "classes are found in data that are downloaded"
+        )
+    return int(label)
 
 
 def _read(rows: Iterator[Any], place: str) -> Iterator[Any]:
     """The rows; whatever goes wrong in the network, in an archive or in a subprocess is an UnreadableSample."""
-    while True:
+    for number in itertools.count():
         try:
             row = next(rows, None)
         except Exception as error:
-            raise UnreadableSample(f"{place} cannot be read: {error}") from error
+            raise UnreadableSample(f"{place} cannot be read after {number:,} samples: {error}") from error
         if row is None:
             return
         yield row
@@ -226,22 +287,32 @@ def stream_rows(
         raise ValueError(f"{path} does not say which columns it has; it cannot be read as a stream")
     image, label = columns_of(table, path, table_options)
     names = tuple(getattr(table.features[label], "names", None) or ()) if label else ()
+    remark = ""
     if label and not names:
         names = tuple(map(str, range(options.classes)))
-    rows = without_decoding(table, image)
+        cure = "--data-options.stream.classes says how many there are, if they are whole numbers"
+        remark = "" if names else f"; labels not used: the column {label} ({cure})"
+    rows, folders = without_decoding(table, image), folders_of(paths)
 
     def read_pass(seed: int) -> Iterator[Encoded]:
         for shard in np.random.default_rng(seed).permutation(rows.num_shards):
             found = iter(rows.shard(rows.num_shards, int(shard)))
             for number, row in enumerate(_read(found, path)):
                 name = f"row {number} of shard {shard}"
-                index = _number(row[label], name, path) if label and names else -1
+                index = _number(row[label], f"{name} of {path}") if label and names else NO_LABEL
                 try:
-                    data = image_bytes(row[image]).read()
+                    data = image_bytes(row[image], folders).read()
                 except (ValueError, OSError) as error:
                     raise UnreadableSample(f"{name} of {path} cannot be read: {error}") from error
                 yield name, data, index
 
     return ImageStream(
-        path, read_pass, size, channels=channels, classes=names, buffer=options.buffer, on_error=on_error
+        path,
+        read_pass,
+        size,
+        channels=channels,
+        classes=names,
+        buffer=options.buffer,
+        on_error=on_error,
+        remark=lambda: remark,
     )

@@ -11,9 +11,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from justimage.data.files import LABEL_COLUMNS, SPLITS, Files, index_labels
+from justimage.data.files import LABEL_COLUMNS, NONE, SPLITS, Files, index_labels
 
-NONE = "none"
 TABLES = (".parquet", ".arrow")
 SAVED = ("dataset_info.json", "dataset_dict.json")  # what save_to_disk writes
 
@@ -124,14 +123,43 @@ def columns_of(table: Any, place: str, options: TableOptions) -> tuple[str, str 
     return images[0], classes[0] if classes else None
 
 
-def image_bytes(cell: Any) -> BinaryIO:
-    """A cell of an image column that is not decoded -> its bytes."""
+def image_bytes(cell: Any, folders: Sequence[Path]) -> BinaryIO:
+    """A cell of an image column that is not decoded -> its bytes, or the file in one of these folders that it names.
+
+    Raises ValueError for an empty cell, for other values, and for files elsewhere: a table from somebody else could
+    name any file of this machine. OSError where the file cannot be read.
+    """
     if isinstance(cell, dict):
         path = cell.get("path")
-        cell = cell.get("bytes") or (Path(path).read_bytes() if path else None)
+        cell = cell.get("bytes")
+        if cell is None and path:
+            return io.BytesIO(_inside(path, folders).read_bytes())
     if not cell:
         raise ValueError("the cell is empty")
+    if not isinstance(cell, bytes):
+        raise ValueError(f"the cell holds {cell!r:.40}, not the bytes of an image")
     return io.BytesIO(cell)
+
+
+def _inside(path: Any, folders: Sequence[Path]) -> Path:
+    """The file that a cell names, from one of the folders on, once it is clear that it lies there, links included."""
+    for folder in folders:
+        place = (folder / str(path)).resolve()
+        if place.is_relative_to(folder.resolve()):
+            return place
+    raise ValueError(
+        f"the cell has no bytes, and names the file {path} outside of {', '.join(map(str, folders))}; move the files "
+        "there, or store their bytes in the table"
+    )
+
+
+def folders_of(paths: Sequence[Path]) -> list[Path]:
+    """Where the cells of a table may name files: beside it; for a dataset of the hub, in what it downloaded."""
+    if paths:
+        return list(dict.fromkeys(path if path.is_dir() else path.parent for path in paths))
+    from huggingface_hub.constants import HF_HUB_CACHE  # slow to import
+
+    return [Path(datasets_library().config.HF_DATASETS_CACHE), Path(HF_HUB_CACHE)]
 
 
 def without_decoding(table: Any, column: str) -> Any:
@@ -147,9 +175,11 @@ def labels_of(table: Any, column: str | None, place: str) -> tuple[Sequence[int]
     if column is None:
         return [-1] * len(table), ()
     values = list(table[column])
+    rows = [f"row {i}" for i in range(len(values))]
     names = getattr(table.features[column], "names", None)
     if names is None:
-        return index_labels(values, f"column {column} of {place}")
+        without = f"--data-options.table.label {NONE}"
+        return index_labels(values, f"column {column} of {place}", rows, without=without)
     wrong = next((i for i, value in enumerate(values) if value is None or not 0 <= value < len(names)), None)
     if wrong is not None:
         raise ValueError(f"row {wrong} of {place} has the label {values[wrong]}; there are {len(names)} classes")
@@ -164,14 +194,18 @@ def find_rows(path: str, paths: Sequence[Path], split: str, options: TableOption
         raise ValueError(f"{path} holds no rows")
     labels, classes = labels_of(table, label, path)
     rows = without_decoding(table, image).select_columns([image])
+    folders = folders_of(paths)
+
+    def open_row(index: int) -> BinaryIO:
+        return image_bytes(rows[index][image], folders)
 
     def stamp() -> str:
         digest = hashlib.sha256(f"{len(table)} {classes}".encode())
         digest.update(np.asarray(labels, dtype=np.int64).tobytes())
         for index in np.linspace(0, len(table) - 1, min(len(table), 64)).astype(int):
             with contextlib.suppress(ValueError, OSError):  # an empty cell is reported where it is decoded
-                digest.update(image_bytes(rows[int(index)][image]).read())
+                digest.update(open_row(int(index)).read())
         return digest.hexdigest()[:16]
 
     names = [f"row {i}" for i in range(len(table))]
-    return Files(path, names, labels, classes, lambda i: image_bytes(rows[i][image]), stamp, stamp)
+    return Files(path, names, labels, classes, open_row, stamp, stamp)
