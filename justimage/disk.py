@@ -215,9 +215,9 @@ def _remove_empty(folders: Iterable[Path]) -> None:
             folder.rmdir()
 
 
-def check_room(path: Path, size: int) -> None:
-    """Raises Unwritten where the disk on which `path` will lie has no room for `size` bytes and a margin."""
-    usage = shutil.disk_usage(path.parent)
+def check_room(folder: Path, size: int, path: Path) -> None:
+    """Raises Unwritten, of `path`, where the disk of a folder has no room for `size` bytes and a margin."""
+    usage = shutil.disk_usage(folder)
     if usage.total and usage.free < size + MARGIN:  # some file systems do not say
         raise Unwritten(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 

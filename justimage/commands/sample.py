@@ -18,7 +18,7 @@ from justimage.denoiser import Denoiser
 from justimage.disk import held
 from justimage.samplers import Sampling
 from justimage.sampling.generate import Samples, generate
-from justimage.sampling.write import Sheet, file_format, write_facts, writer
+from justimage.sampling.write import FACTS, Sheet, file_format, write_facts, writer
 from justimage.weights.load import load
 
 CLASSES_DRAWN = 10  # at most, where none is asked for
@@ -125,7 +125,8 @@ def _draw(asked: Sample, arguments: Sequence[str]) -> int:
     )
     facts = {"model": asked.model, "weights": asked.weights, "sampling": asdict(sampling), "size": list(size)}
     rounds = -(-len(order.seeds) // asked.batch_size)
-    if not written_by_justimage(asked.out):  # so that the folder counts as samples from its first file on
+    new = not written_by_justimage(asked.out)
+    if new:  # so that the folder counts as samples from its first file on
         write_facts(asked.out, facts, [], None)
     sheet, code, problem = Sheet(order.each, order.rows), DONE, None
     with writer(form, asked.out, model) as writing:
@@ -139,6 +140,8 @@ def _draw(asked: Sample, arguments: Sequence[str]) -> int:
         except OSError as error:  # the disk is full
             problem = error
     if not writing.count:
+        if new:
+            (asked.out / FACTS).unlink()
         if problem is not None:
             raise problem
         return code

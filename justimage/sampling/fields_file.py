@@ -8,7 +8,8 @@ from justimage.disk import check_room, put, remove, temporary
 from justimage.sampling.fields import store_fields, to_xarray
 from justimage.sampling.generate import Samples
 
-CHUNK = 2 * 2**20  # bytes, at most, that the libraries take for a variable beyond its values
+CHUNK = 2**20  # bytes, at most, that HDF5 takes for a variable of the data beyond its values
+COORDINATE = 2**16  # and for each of the others
 
 
 class FieldsFile:
@@ -29,7 +30,8 @@ class FieldsFile:
         dataset = to_xarray(batch.raw, self.spec, seeds=batch.seeds, labels=labels)
         row = str(next(iter(dataset.data_vars.values())).dims[0])
         # Before the disk is full, not when it is: HDF5 then ends the process.
-        check_room(self.path, dataset.nbytes + CHUNK * len(dataset.variables))
+        beyond = CHUNK * len(dataset.data_vars) + COORDINATE * len(dataset.coords)
+        check_room(self.path.parent, dataset.nbytes + beyond, self.path)
         try:
             if not self.count:
                 store_fields(dataset, self.beside, self.path.suffix, growing=row)

@@ -53,7 +53,7 @@ class _Images:
         self.names = FileNames(classes)
 
     def add(self, batch: Samples) -> None:
-        check_room(self.folder / "grid.png", batch.raw.nbytes + 2 * BLOCK * len(batch.raw))
+        check_room(self.folder, batch.raw.nbytes + 2 * BLOCK * len(batch.raw), self.folder)
         for raw, seed, label in zip(batch.raw, batch.seeds, batch.labels, strict=True):
             save(plain_image(raw), self.folder / self.names.next(label, seed))
             self.count += 1
@@ -77,7 +77,7 @@ class _Arrays:
         self.arrays = [GrowingArray(temporary(path)) for path in self.paths]
 
     def add(self, batch: Samples) -> None:
-        check_room(self.paths[0], batch.raw.nbytes + 2 * BLOCK)
+        check_room(self.paths[0].parent, batch.raw.nbytes + 2 * BLOCK, self.paths[0])
         rows, labels = self.arrays
         labels.append(np.array(batch.labels))
         rows.append(batch.raw.numpy())
@@ -217,6 +217,9 @@ def _grid(samples: list[Tensor], spec: DataSpec, columns: int, titles: Sequence[
     return grid(torch.stack(samples), spec, columns, row_titles=titles)
 
 
+FACTS = "samples.json"
+
+
 def write_facts(folder: Path, facts: dict[str, Any], seeds: Sequence[int], labels: Sequence[int] | None) -> None:
     """samples.json: how the samples in a folder were drawn. It also marks the folder as output, not data."""
     drawn = {
@@ -224,4 +227,4 @@ def write_facts(folder: Path, facts: dict[str, Any], seeds: Sequence[int], label
         "seeds": list(seeds),
         "labels": None if labels is None else list(labels[: len(seeds)]),
     }
-    write_text(folder / "samples.json", json.dumps({"justimage": __version__, **facts, **drawn}) + "\n")
+    write_text(folder / FACTS, json.dumps({"justimage": __version__, **facts, **drawn}) + "\n")
