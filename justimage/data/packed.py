@@ -46,6 +46,7 @@ from justimage.disk import (
 
 FORMAT = "justimage-pack/1"
 INDEX = "index.json"
+LARGEST = 10**9  # bytes of a sample, of which some tens are in memory at once
 TASK = 16  # samples that one thread decodes before it takes the next
 REPAIR = "copy it again, or pack again"
 
@@ -180,6 +181,12 @@ def pack(source: Source, folder: Path, *, workers: int = 1, shard_mb: int = 512)
             f"packs hold no conditions besides labels, and these samples come with {names}: train on them directly"
         )
     per_sample = int(np.prod(source.spec.shape)) * np.dtype(source.spec.dtype).itemsize
+    if not 0 < per_sample <= LARGEST:
+        size = "x".join(map(str, source.spec.shape))
+        raise ValueError(
+            f"a sample of {size} takes {per_sample / 1e9:,.1f} GB; packs are for samples of up to "
+            f"{LARGEST / 1e9:.0f} GB: choose another --size"
+        )
     rows = max(1, shard_mb * 10**6 // per_sample)
     check_place(folder)
     with held(folder):
