@@ -38,7 +38,7 @@ for line in sys.stdin:
     os.write(1, f"{os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}\\n".encode())
 """
 TRAIN = (
-    "train mnist-demo --network.width 64 --network.depth 2 --network.heads 2 --network.context-start 1 --device cpu "
+    "train mnist-demo --network.width 256 --network.depth 2 --network.heads 2 --network.context-start 1 --device cpu "
     "--training.batch-size 8 --training.ema-decays 0.9 --report.tick-nimg 8 --report.save-nimg 8 "
     "--report.sample-nimg 1000000 --report.preview-steps 1 --data-options.workers 1"
 )
@@ -118,7 +118,8 @@ def killed_again_and_again(commands: Commands, command: str, out: Path, kills: i
             raise SystemExit(f"{command}: ended with {code} after {done} kills; make it longer")
         done, inside = done + 1, inside + hit
     assert commands.start(command)
-    assert (code := commands.end()) == 0, code
+    code = commands.end()
+    assert code == 0, code
     assert not unfinished(out), unfinished(out)
     assert not list(out.rglob(".*")), list(out.rglob(".*"))
     return inside
@@ -126,9 +127,9 @@ def killed_again_and_again(commands: Commands, command: str, out: Path, kills: i
 
 def train(commands: Commands, kills: int) -> int:
     """Returns how many kills were inside of a save."""
-    until = 8 * (60 + 25 * kills)
+    until = 8 * (20 + 5 * kills)
     command = f"{TRAIN} --training.duration-nimg {until} --report.keep-states 1 --run"
-    inside = killed_again_and_again(commands, f"{command} killed", commands.folder / "killed", kills, 0.4)
+    inside = killed_again_and_again(commands, f"{command} killed", commands.folder / "killed", kills, 1.5)
     commands.start(f"{command} whole")
     assert commands.end() == 0
     ends = [commands.folder / run / "state" / f"{until:09d}" / "state.safetensors" for run in ("whole", "killed")]

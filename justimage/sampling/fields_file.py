@@ -41,16 +41,16 @@ class FieldsFile:
             else:
                 _append(self.beside, dataset, row, self.count)
         except BaseException:
-            self._cut(row)
+            self._cut(dataset, row)
             raise
         self.count += len(batch.raw)
 
-    def _cut(self, row: str) -> None:
+    def _cut(self, dataset: Any, row: str) -> None:
         """Forget what was written of a batch that could not be finished."""
         if not self.count:
             remove(self.beside)
         elif self.path.suffix == ".zarr":
-            _cut_zarr(self.beside, row, self.count)
+            _cut_zarr(self.beside, [name for name, each in dataset.variables.items() if row in each.dims], self.count)
         else:
             _cut_netcdf(self.beside, row, self.count)
 
@@ -83,9 +83,9 @@ def _cut_netcdf(path: Path, row: str, count: int) -> None:
         file.resize_dimension(row, count)
 
 
-def _cut_zarr(path: Path, row: str, count: int) -> None:
+def _cut_zarr(path: Path, names: list[str], count: int) -> None:
     import zarr
 
-    for _, array in zarr.open_group(path, mode="r+").arrays():
-        if (array.metadata.dimension_names or ())[:1] == (row,):
+    for name, array in zarr.open_group(path, mode="r+").arrays():
+        if name in names:
             array.resize((count, *array.shape[1:]))
