@@ -147,7 +147,9 @@ def test_converting_and_inspecting_onto_a_full_disk_leave_nothing(tmp_path, monk
         assert jit_here("convert", "w", str(folder / target), cwd=tmp_path, monkeypatch=monkeypatch) == 1
         assert f"{target} cannot be written: the disk is full" in capsys.readouterr().err
     save_official(ji.Denoiser(net), tmp_path / "w.safetensors")
-    assert jit_here("convert", "w.safetensors", str(folder / "w"), cwd=tmp_path, monkeypatch=monkeypatch) == 1
+    words = ["convert", "w.safetensors", str(folder / "w"), "--context-start", "1"]
+    assert jit_here(*words, cwd=tmp_path, monkeypatch=monkeypatch) == 1
+    assert "w/model.safetensors cannot be written: the disk is full" in capsys.readouterr().err
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(80, 3, 64, 64)).astype(np.float32))
     assert jit_here("data", "inspect", "x.npy", "--out", str(folder / "i"), cwd=tmp_path, monkeypatch=monkeypatch) == 1
     assert "contact-sheet.png cannot be written: the disk is full" in capsys.readouterr().err
@@ -294,3 +296,39 @@ def test_signals_of_a_scheduler_and_a_closed_terminal_save(tmp_path, name):
     assert process.returncode == 3
     assert len(saved_states(tmp_path / "r" / "state")) == 1
     assert not (tmp_path / "r" / ".jit.lock").exists()
+
+
+def test_an_image_damaged_in_mid_run_under_torchrun_is_named_and_the_state_saved(tmp_path):
+    """Through the command, with two processes: the file, one saved state, exit code 1, and no lock left."""
+    rng = np.random.default_rng(0)
+    for i in range(32):
+        path = tmp_path / "photos" / f"{i:02d}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (8, 8, 3), np.uint8)).save(path)
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 0xFF
+    path.write_bytes(damaged)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29613"]
+    words = [
+        "-m",
+        "justimage",
+        "train",
+        "images",
+        "--data",
+        "photos",
+        "--run-dir",
+        "r",
+        "--data-options.memory-gb",
+        "0",
+    ]
+    words += [*TINY, "--network.size", "8", "8", "--network.patch", "4", "4", "--training.duration-nimg", "3200"]
+    words += ["--training.batch-size", "8", "--report.tick-nimg", "8", "--network.bottleneck", "8"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    result = subprocess.run(
+        [*torchrun, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200
+    )
+    assert result.returncode == 1
+    assert "31.png" in result.stdout
+    assert "cannot be decoded" in result.stdout
+    assert len(saved_states(tmp_path / "r" / "state")) == 1
+    assert not [name for name in visible(tmp_path) if ".jit." in name]
