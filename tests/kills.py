@@ -8,6 +8,7 @@ inside of a save where a temporary name is seen in the folder at the moment of t
 """
 
 import argparse
+import contextlib
 import os
 import random
 import shutil
@@ -74,20 +75,25 @@ class Commands:
         assert self.server.stdout is not None
         return self.server.stdout.readline()
 
-    def kill_in_a_save(self, command: str, out: Path, seconds: float) -> tuple[int, bool]:
-        """Start it, wait, kill it, if possible while something is being written -> exit code, whether it was."""
+    def kill(self, command: str, out: Path, seconds: float, inside: bool) -> tuple[int, bool]:
+        """Start it, kill it so long after it has begun to write -> exit code, whether that was inside of a save.
+
+        inside: wait until something is being written, and kill then.
+        """
+        before = set(unfinished(out))
         child = self.start(command)
+
+        def wait() -> None:
+            while not set(unfinished(out)) - before and Path(f"/proc/{child}/root").exists():
+                pass
+
+        wait()
         time.sleep(seconds)
-        until = time.monotonic() + 2
-        while time.monotonic() < until and not unfinished(out) and Path(f"/proc/{child}/stat").exists():
-            pass
-        stopped = True
-        try:
+        if inside:
+            wait()
+        with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
-        except ProcessLookupError:
-            stopped = False
-        code = self.end()
-        return code, stopped and code < 0 and bool(unfinished(out))
+        return self.end(), bool(set(unfinished(out)) - before)
 
     def close(self) -> None:
         """End the server."""
@@ -113,7 +119,7 @@ def killed_again_and_again(commands: Commands, command: str, out: Path, kills: i
     """Kill a command so often, then let it end; returns how many kills were inside of a save."""
     rng, inside, done = random.Random(0), 0, 0
     while done < kills:
-        code, hit = commands.kill_in_a_save(command, out, rng.uniform(0, longest))
+        code, hit = commands.kill(command, out, rng.uniform(0, longest), inside=done % 3 > 0)
         if code >= 0:
             raise SystemExit(f"{command}: ended with {code} after {done} kills; make it longer")
         done, inside = done + 1, inside + hit
@@ -127,9 +133,9 @@ def killed_again_and_again(commands: Commands, command: str, out: Path, kills: i
 
 def train(commands: Commands, kills: int) -> int:
     """Returns how many kills were inside of a save."""
-    until = 8 * (20 + 5 * kills)
+    until = 8 * (20 + 8 * kills)
     command = f"{TRAIN} --training.duration-nimg {until} --report.keep-states 1 --run"
-    inside = killed_again_and_again(commands, f"{command} killed", commands.folder / "killed", kills, 1.5)
+    inside = killed_again_and_again(commands, f"{command} killed", commands.folder / "killed", kills, 0.5)
     commands.start(f"{command} whole")
     assert commands.end() == 0
     ends = [commands.folder / run / "state" / f"{until:09d}" / "state.safetensors" for run in ("whole", "killed")]
@@ -158,8 +164,8 @@ def sample(commands: Commands, kills: int) -> int:
     out = commands.folder / "samples"
     command = f"sample model --classes 3 --count 20000 --steps 1 --device cpu --guidance 1 --out {out} --format png"
     rng, inside = random.Random(1), 0
-    for _ in range(kills):
-        code, hit = commands.kill_in_a_save(command, out, rng.uniform(0.1, 0.6))
+    for i in range(kills):
+        code, hit = commands.kill(command, out, rng.uniform(0, 0.5), inside=i % 3 > 0)
         assert code < 0
         inside += hit
         for path in out.glob("*.png"):

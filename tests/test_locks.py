@@ -143,3 +143,11 @@ def test_a_lock_that_is_a_link_is_not_followed(tmp_path):
     with pytest.raises(ValueError, match="out cannot be written"), held(tmp_path / "out"):
         time.sleep(0)
     assert (tmp_path / "victim").read_text() == "good"
+
+
+def test_kills_lose_nothing_and_leave_nothing(tmp_path):
+    """A few of the kills of tests/kills.py, in training, packing and sampling; many more by hand."""
+    words = [sys.executable, str(Path(__file__).parent / "kills.py"), "--train", "3", "--pack", "2", "--sample", "2"]
+    result = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=280)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.count("as if unbroken") == 3
