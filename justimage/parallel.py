@@ -3,7 +3,7 @@
 import contextlib
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -111,7 +111,7 @@ def fail_together(error: Exception | None, processes: Processes) -> None:
 def first_then_others(processes: Processes, make: Callable[[], Made]) -> Made:
     """make() in the first process, then in the others, which find what it has left in caches.
 
-    Where the first raises ValueError, all do.
+    Where the first raises something, the others raise ValueError.
     """
     if processes.world == 1:
         return make()
@@ -119,11 +119,29 @@ def first_then_others(processes: Processes, make: Callable[[], Made]) -> Made:
     if processes.first:
         try:
             made = make()
-        except ValueError as error:
+        except Exception as error:  # whatever it is, the other processes must not wait for this one
             refusal = error
-    if any_of(refusal is not None, processes):
-        raise refusal or ValueError("the first process could not use the data")
+    _refuse_together(refusal, processes)
     return made if made is not None else make()
+
+
+@contextlib.contextmanager
+def in_the_first(processes: Processes, enter: Callable[[], contextlib.AbstractContextManager[None]]) -> Iterator[None]:
+    """enter() around the block in the first process. Where it raises something, the others raise ValueError."""
+    with contextlib.ExitStack() as stack:
+        refusal = None
+        if processes.first:
+            try:
+                stack.enter_context(enter())
+            except Exception as error:  # whatever it is, the other processes must not wait for this one
+                refusal = error
+        _refuse_together(refusal, processes)
+        yield
+
+
+def _refuse_together(refusal: Exception | None, processes: Processes) -> None:
+    if any_of(refusal is not None, processes):
+        raise refusal or ValueError("refused by the first process, which says why")
 
 
 def without_exchange(model: nn.Module) -> contextlib.AbstractContextManager:

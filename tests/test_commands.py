@@ -176,7 +176,7 @@ def test_interrupted_sampling_keeps_what_is_drawn(tmp_path):
     arguments = ["sample", "m", "--classes", "cat", "--count", "100000", "--steps", "20", "--format", "npy"]
     words = [sys.executable, "-m", "justimage", *arguments]
     process = subprocess.Popen(words, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
-    while not any(path.stat().st_size > 1000 for path in tmp_path.glob("samples/.samples.npy.*")):
+    while not any(path.stat().st_size > 1000 for path in tmp_path.glob("samples/.samples.npy.*.part")):
         time.sleep(0.05)
         assert process.poll() is None
     process.send_signal(signal.SIGINT)

@@ -1,5 +1,6 @@
 """`jit convert`."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -8,8 +9,9 @@ import tyro
 
 from justimage.commands.console import say
 from justimage.commands.main import DONE
+from justimage.disk import held, is_empty
 from justimage.weights.load import read
-from justimage.weights.official import load_official, save_official
+from justimage.weights.official import check_official_name, load_official, save_official
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,14 @@ class Convert:
     """In-context start block of an official checkpoint that does not record it (4, 8, 10, 10 in B, L, H, G)."""
 
     def __call__(self) -> int:
+        if os.path.lexists(self.target) and not (self.target.is_dir() and is_empty(self.target)):
+            raise ValueError(f"{self.target} exists, and is not overwritten")
         if self.source.is_file():
-            if self.target.exists() and (not self.target.is_dir() or any(self.target.iterdir())):
-                raise ValueError(f"{self.target} exists, and is not overwritten")
-            load_official(self.source, self.weights, self.context_start).save_pretrained(self.target)
+            with held(self.target):
+                load_official(self.source, self.weights, self.context_start).save_pretrained(self.target)
         else:
-            save_official(read(self.source, weights=self.weights), self.target)
+            check_official_name(self.target)
+            with held(self.target.parent, only=self.target.name):
+                save_official(read(self.source, weights=self.weights), self.target)
         say(f"wrote {self.target}")
         return DONE

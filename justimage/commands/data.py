@@ -13,9 +13,9 @@ from justimage.commands.inspection import as_json, inspect, sheet, table
 from justimage.commands.main import DONE, FAILED, INTERRUPTED
 from justimage.data.arrays import ARRAY_FILES
 from justimage.data.containers import IMAGES, holds, written_by_justimage
-from justimage.data.packed import Unfinished, pack
+from justimage.data.packed import Unfinished, check_place, pack
 from justimage.data.sources import DataOptions, open_source
-from justimage.disk import write_text
+from justimage.disk import held, write_text
 from justimage.sampling.pictures import save
 
 SHEET = "contact-sheet.png"
@@ -50,11 +50,12 @@ class Inspect:
         if self.at_most < 1:
             raise ValueError(f"at_most is {self.at_most}; it must be at least 1")
         _check_out(self.out)
+        with held(self.out):
+            return self._look()
+
+    def _look(self) -> int:
+        """Look at the data and write what was found, in a folder that is held."""
         source = open_source(self.path, _size(self.size), self.channels, self.data_options, only_look=True)
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"{self.out} cannot be made: {error}") from error
         report = inspect(source, at_most=self.at_most)
         console.print(table(report), soft_wrap=False, markup=False)
         save(sheet(source, mirror=None if self.mirror == "auto" else self.mirror == "on"), self.out / SHEET)
@@ -97,6 +98,10 @@ class Pack:
         if self.workers < 1 or self.shard_mb < 1:
             raise ValueError(f"workers ({self.workers}) and shard_mb ({self.shard_mb}) must be at least 1")
         size = _size(self.size)
+        if min(size) < 1:
+            raise ValueError(f"size is {' x '.join(map(str, size))}; every length must be at least 1")
+        if self.out is not None:
+            check_place(self.out)
         source = open_source(self.path, size, self.channels, self.data_options, decode_ahead=False)
         if source.indexed is False:
             raise ValueError(f"{self.path} is a stream without a length; download it, and pack the files")

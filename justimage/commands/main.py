@@ -138,6 +138,14 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"jit: {error}", file=sys.stderr)
         return REFUSED
+    except BrokenPipeError:  # whoever read what is printed, such as `head`, has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return FAILED
+    except OSError as error:
+        from justimage.disk import in_words
+
+        print(f"jit: {in_words(error)}", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
 

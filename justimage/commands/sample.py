@@ -15,9 +15,10 @@ from justimage.commands.line import parse
 from justimage.commands.main import DONE, INTERRUPTED
 from justimage.data.containers import IMAGES, holds, written_by_justimage
 from justimage.denoiser import Denoiser
+from justimage.disk import held
 from justimage.samplers import Sampling
 from justimage.sampling.generate import Samples, generate
-from justimage.sampling.write import Sheet, file_format, write_facts, writer
+from justimage.sampling.write import FACTS, Sheet, file_format, write_facts, writer
 from justimage.weights.load import load
 
 CLASSES_DRAWN = 10  # at most, where none is asked for
@@ -90,6 +91,12 @@ def main(arguments: Sequence[str]) -> int:
         raise ValueError(f"{asked.out} is a file; --out is a folder")
     if asked.out.is_dir() and holds(asked.out, IMAGES) and not written_by_justimage(asked.out):
         raise ValueError(f"{asked.out} holds images that are not samples; choose another folder with --out")
+    with held(asked.out):
+        return _draw(asked, arguments)
+
+
+def _draw(asked: Sample, arguments: Sequence[str]) -> int:
+    """Draw samples into a folder that is held; returns the exit code."""
     dtypes = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
     model = load(
         asked.model,
@@ -118,8 +125,10 @@ def main(arguments: Sequence[str]) -> int:
     )
     facts = {"model": asked.model, "weights": asked.weights, "sampling": asdict(sampling), "size": list(size)}
     rounds = -(-len(order.seeds) // asked.batch_size)
-    write_facts(asked.out, facts, [], None)  # so that the folder counts as samples from its first file on
-    sheet, code = Sheet(order.each, order.rows), DONE
+    new = not written_by_justimage(asked.out)
+    if new:  # so that the folder counts as samples from its first file on
+        write_facts(asked.out, facts, [], None)
+    sheet, code, problem = Sheet(order.each, order.rows), DONE, None
     with writer(form, asked.out, model) as writing:
         try:
             for batch in _shown(batches, rounds):
@@ -128,7 +137,13 @@ def main(arguments: Sequence[str]) -> int:
         except KeyboardInterrupt:
             say(f"interrupted: {writing.count:,} of {len(order.seeds):,} samples are drawn, and kept")
             code = INTERRUPTED
+        except OSError as error:  # the disk is full
+            problem = error
     if not writing.count:
+        if new:
+            (asked.out / FACTS).unlink()
+        if problem is not None:
+            raise problem
         return code
     written = writing.describe()
     if model.spec is not None:
@@ -136,6 +151,8 @@ def main(arguments: Sequence[str]) -> int:
         written += " and grid.png"
     write_facts(asked.out, facts, order.seeds[: writing.count], order.labels)
     say(f"wrote {written} to {asked.out}")
+    if problem is not None:
+        raise problem
     return code
 
 

@@ -13,7 +13,7 @@ from justimage.data.sources import open_source
 from justimage.execution import find_device
 from justimage.parallel import first_then_others, join, leave
 from justimage.runs.recipes import RECIPES, Recipe
-from justimage.runs.run import Failed, Interrupted, train_run
+from justimage.runs.run import Failed, Interrupted, hold_run, train_run
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ def main(name: str, arguments: list[str]) -> int:
         raise ValueError(f"{name} needs --data: a folder or archive of images, a table, arrays, fields or a pack")
     processes = join(find_device(asked.device))
     try:
+        with hold_run(folder, processes):  # tried before the data are opened, which may take long
+            pass
         network = recipe.network
         source = first_then_others(
             processes, lambda: open_source(data, network.size, network.channels, recipe.data_options)

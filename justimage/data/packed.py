@@ -28,10 +28,25 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from justimage.data.containers import allow_open_files
 from justimage.data.spec import DataSpec, Item, Source, Unreadable
-from justimage.disk import cached, state_of, write_array_header, write_text
+from justimage.disk import (
+    FULL,
+    Unwritten,
+    cached,
+    held,
+    is_empty,
+    put,
+    reason_of,
+    state_of,
+    temporary,
+    whole,
+    write_array_header,
+    write_text,
+    writing,
+)
 
 FORMAT = "justimage-pack/1"
 INDEX = "index.json"
+LARGEST = 10**9  # bytes of a sample, of which some tens are in memory at once
 TASK = 16  # samples that one thread decodes before it takes the next
 REPAIR = "copy it again, or pack again"
 
@@ -166,7 +181,29 @@ def pack(source: Source, folder: Path, *, workers: int = 1, shard_mb: int = 512)
             f"packs hold no conditions besides labels, and these samples come with {names}: train on them directly"
         )
     per_sample = int(np.prod(source.spec.shape)) * np.dtype(source.spec.dtype).itemsize
+    if not 0 < per_sample <= LARGEST:
+        size = "x".join(map(str, source.spec.shape))
+        raise ValueError(
+            f"a sample of {size} takes {per_sample / 1e9:,.1f} GB; packs are for samples of up to "
+            f"{LARGEST / 1e9:.0f} GB: choose another --size"
+        )
     rows = max(1, shard_mb * 10**6 // per_sample)
+    check_place(folder)
+    with held(folder):
+        return _pack(source, folder, workers, rows)
+
+
+def check_place(folder: Path) -> None:
+    """Raises ValueError where no pack can be written: it holds something else, or cannot be written or held."""
+    if folder.exists() and not (folder.is_dir() and (is_empty(folder) or is_pack(folder))):
+        raise ValueError(f"{folder} is not empty and not a pack; choose another folder with --out")
+    with held(folder):
+        pass
+
+
+def _pack(source: Source, folder: Path, workers: int, rows: int) -> Packed:
+    """`pack`, into a folder that is held, with so many rows in a shard."""
+    per_sample = int(np.prod(source.spec.shape)) * np.dtype(source.spec.dtype).itemsize
     identity = {"fingerprint": source.fingerprint(), "count": len(source), "rows": rows}
     index = _begin(folder, {**identity, "found": source.describe()}, source.spec)
 
@@ -176,13 +213,14 @@ def pack(source: Source, folder: Path, *, workers: int = 1, shard_mb: int = 512)
     def settle(entry: dict[str, Any], start: int, stop: int, finish: Callable[[], None]) -> None:
         """List a shard in the index once it is on the disk. A thread does this while the next shard is decoded."""
         if index["next"] != start:  # the shard before could not be written: none may follow it
-            (folder / f".{entry['name']}.part").unlink(missing_ok=True)
+            temporary(folder / f"{entry['name']}.npy").unlink(missing_ok=True)
             return
         finish()
-        index["skipped"] += entry.pop("skipped")
-        index["shards"] += [entry] if entry["count"] else []
-        index["next"] = stop
-        write_text(folder / INDEX, json.dumps(index, indent=1) + "\n")
+        skipped = index["skipped"] + entry.pop("skipped")
+        now = {**index, "skipped": skipped, "shards": index["shards"] + [entry] * bool(entry["count"]), "next": stop}
+        if now["shards"]:  # else there is nothing to come back to
+            write_text(folder / INDEX, json.dumps(now, indent=1) + "\n")
+        index.update(now)
 
     try:
         with (
@@ -200,12 +238,15 @@ def pack(source: Source, folder: Path, *, workers: int = 1, shard_mb: int = 512)
                     settled.popleft().result()
             for last in settled:
                 last.result()
-    except OSError as error:
+    except Unwritten as error:
         room = (len(source) - index["next"]) * per_sample / 1e6
+        full = f"make room for {room:,.0f} MB, and " if error.errno in FULL else ""
         raise Unfinished(
-            f"writing to {folder} failed: {error}. {done()}; make room for {room:,.0f} MB, and run the same command "
-            "again to finish"
+            f"{error.filename} cannot be written: {reason_of(error)}. {done()}; {full}run the same command again to "
+            "finish"
         ) from error
+    except OSError as error:
+        raise Unfinished(f"the data can no longer be read: {error}. {done()}") from error
     except ValueError as error:
         raise Unfinished(f"{error}. {done()}; --data-options.on-error skip leaves such samples out") from error
     if not index["shards"]:
@@ -237,7 +278,7 @@ def _progress(total: int, done: int) -> Iterator[Callable[[int], None]]:
 
 
 def _begin(folder: Path, identity: dict[str, Any], spec: DataSpec) -> dict[str, Any]:
-    """The index to continue: that of an interrupted pack of the same source, or a new one."""
+    """The index to continue: that of an interrupted pack of the same source, or one that its first shard writes."""
     fresh = {
         "format": FORMAT,
         "complete": False,
@@ -247,9 +288,7 @@ def _begin(folder: Path, identity: dict[str, Any], spec: DataSpec) -> dict[str, 
         "next": 0,
         "shards": [],
     }
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        if not folder.is_dir() or not is_pack(folder):
-            raise ValueError(f"{folder} is not empty and not a pack; choose another folder with --out")
+    if not is_empty(folder):
         index = _index(folder)
         if index.get("complete"):
             raise ValueError(f"{folder} is a finished pack; remove it to pack again, or choose another with --out")
@@ -259,14 +298,7 @@ def _begin(folder: Path, identity: dict[str, Any], spec: DataSpec) -> dict[str, 
                 f"{folder} is a pack begun from other data or settings ({index['source']['found']}); remove it, or "
                 "choose another folder with --out"
             )
-        for left in (*folder.glob(".*.part"), *folder.glob(f".{INDEX}.*")):  # left when writing was killed
-            left.unlink()
         return index
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / INDEX, json.dumps(fresh, indent=1) + "\n")
-    except OSError as error:
-        raise ValueError(f"{folder} cannot be written: {error}") from error
     return fresh
 
 
@@ -304,24 +336,28 @@ def _write_shard(
     folder: Path, name: str, tasks: Iterator[Task], stop: int, spec: DataSpec, advance: Callable[[int], None]
 ) -> tuple[dict[str, Any], Callable[[], None]]:
     """Write the tasks up to the sample `stop` under another name -> its entry, and what makes it a shard."""
-    path, beside = folder / f"{name}.npy", folder / f".{name}.part"
+    path = folder / f"{name}.npy"
+    beside = temporary(path)
     count, crc, labels, skipped, after = 0, 0, [], [], -1
-    file = beside.open("wb")
+    with writing(path):
+        file = beside.open("wb")
     try:
         write_array_header(file, 0, spec.shape, spec.dtype)
         for samples, some, left_out, after in tasks:
-            for sample in samples:
-                row = np.ascontiguousarray(sample, dtype=spec.dtype)
-                crc = zlib.crc32(row.data, crc)
-                file.write(row.data)
+            with writing(path):
+                for sample in samples:
+                    row = np.ascontiguousarray(sample, dtype=spec.dtype)
+                    crc = zlib.crc32(row.data, crc)
+                    file.write(row.data)
             count, labels, skipped = count + len(samples), labels + some, skipped + left_out
             advance(len(samples) + len(left_out))
             if after == stop:
                 break
         assert after == stop
-        file.seek(0)
-        write_array_header(file, count, spec.shape, spec.dtype)
-        file.flush()
+        with writing(path):
+            file.seek(0)
+            write_array_header(file, count, spec.shape, spec.dtype)
+            file.flush()
     except BaseException:
         _drop(file, beside)
         raise
@@ -332,10 +368,13 @@ def _write_shard(
             _drop(file, beside)
             return
         try:
-            os.fsync(file.fileno())
-            file.close()
-            np.save(folder / f"{name}.labels.npy", y)
-            os.replace(beside, path)
+            with writing(path):
+                os.fsync(file.fileno())
+                file.close()
+            with whole(folder / f"{name}.labels.npy") as labels_beside, labels_beside.open("wb") as labels_file:
+                np.save(labels_file, y)
+            with writing(path):
+                put(beside, path)
         except BaseException:
             _drop(file, beside)
             raise

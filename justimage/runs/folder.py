@@ -19,7 +19,7 @@ import torch
 from justimage import __version__
 from justimage.data.spec import DataSpec, Source, StreamSource
 from justimage.denoiser import Denoiser
-from justimage.disk import write_text
+from justimage.disk import is_empty, write_text
 from justimage.networks.protocol import OLDEST, name_of
 from justimage.process import LogitNormal
 from justimage.runs.recipes import Recipe
@@ -80,7 +80,7 @@ def called(value: Any) -> str:
 
 def read_facts(folder: Path) -> dict[str, Any] | None:
     """What recipe.json of a folder says; None for a new or empty folder. ValueError where it is something else."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if not folder.exists() or (folder.is_dir() and is_empty(folder)):
         return None
     path = folder / RECIPE
     if not folder.is_dir() or not path.is_file():

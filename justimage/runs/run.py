@@ -15,10 +15,10 @@ from rich.text import Text
 
 from justimage.data.spec import Source, StreamSource, UnreadableSample
 from justimage.denoiser import Denoiser, Scalings
-from justimage.disk import write_text
+from justimage.disk import held, in_words, write_text
 from justimage.execution import best_device
 from justimage.networks.protocol import NetworkClass, name_of
-from justimage.parallel import FailedElsewhere, Processes, wait
+from justimage.parallel import FailedElsewhere, Processes, fail_together, in_the_first, wait
 from justimage.runs.folder import LOG, RECIPE, called, check_same, cut_log, facts_of, read_facts, with_older_defaults
 from justimage.runs.preview import preview, weights_of
 from justimage.runs.recipes import Recipe
@@ -29,6 +29,10 @@ from justimage.training.loop import NonFiniteLoss, Tick, train
 from justimage.training.loss import Loss, flow_matching
 from justimage.training.settings import Training
 from justimage.training.state import TrainingState, keep_newest, saved_states
+
+# Signals that stop and save: keys; and the end of a job, of a session, and the warning before it (SLURM's USR1).
+PRESSED = {getattr(signal, name) for name in ("SIGINT", "SIGQUIT") if hasattr(signal, name)}
+STOPPING = {getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)}
 
 MakeLoss = Callable[[Denoiser, Training], Loss]
 
@@ -42,7 +46,19 @@ class Interrupted(Exception):
 
 
 class Failed(Exception):
-    """The run cannot continue: the loss is not finite, or data can no longer be read. Its state is saved."""
+    """The run cannot go on: the loss is not finite, or data cannot be read or results written. It says what stays."""
+
+
+@contextmanager
+def hold_run(folder: Path, processes: Processes) -> Iterator[None]:
+    """Hold a run folder for these processes alone, and remove what a kill has left in it.
+
+    Raises ValueError where the folder holds something else, cannot be written, or is held by another command.
+    """
+    read_facts(folder)  # before a lock is put into what is not a run
+    below = ("state", "samples", "weights/*")
+    with in_the_first(processes, lambda: held(folder, below=below)):
+        yield
 
 
 def train_run(
@@ -65,10 +81,31 @@ def train_run(
     makes the loss of (model, recipe.training); network, preconditioner: the class and the function, where they are the
     user's own. sinks: get each tick, as the log and the progress bar do.
 
-    Raises ValueError, before anything is written, where the folder holds something else; Interrupted where it was
-    stopped by a signal or after `minutes`; Failed. In each of the last two the state is saved first.
+    Raises ValueError, before anything is written, where the folder holds something else or another process writes it;
+    Interrupted where it was stopped by a signal or after `minutes`; Failed. In each of the last two the state is saved
+    first, unless it is saving that has failed.
     """
     folder, processes, console = Path(folder), processes or Processes(device=best_device()), console or Console()
+    with hold_run(folder, processes):
+        return _train_held(
+            recipe, source, folder, processes, console, minutes, data, loss, network, preconditioner, sinks
+        )
+
+
+def _train_held(
+    recipe: Recipe,
+    source: Source | StreamSource,
+    folder: Path,
+    processes: Processes,
+    console: Console,
+    minutes: float | None,
+    data: str,
+    loss: MakeLoss,
+    network: NetworkClass | None,
+    preconditioner: Scalings | None,
+    sinks: Sequence[Sink],
+) -> TrainingState:
+    """`train_run`, in a folder that is held."""
     old = read_facts(folder)
     recipe, as_before = with_older_defaults(recipe.fitted_to(source.spec), old, source.spec)
     model = recipe.model(source.spec, network=network, preconditioner=preconditioner)
@@ -119,24 +156,56 @@ def _train_and_keep(
         before = state.nimg
         try:
             for tick in ticks:
-                for listener in listening:
-                    listener(tick)
-                last = tick.stopping or tick.nimg >= total
-                if first and (last or _passed(before, tick, report.sample_nimg)):
-                    image = preview(state, source.spec, report.preview_steps, recipe.training.dtype(state.model.device))
-                    save(image, folder / "samples" / f"{tick.nimg:09d}.png")
-                if first and (last or _passed(before, tick, report.save_nimg)):
-                    save_all(state, folder, source.describe(), report.keep_states)
+                with _failing_together(state.processes):
+                    for listener in listening:
+                        listener(tick)
+                    last = tick.stopping or tick.nimg >= total
+                    if first and (last or _passed(before, tick, report.sample_nimg)):
+                        dtype = recipe.training.dtype(state.model.device)
+                        image = preview(state, source.spec, report.preview_steps, dtype)
+                        save(image, folder / "samples" / f"{tick.nimg:09d}.png")
+                    if first and (last or _passed(before, tick, report.save_nimg)):
+                        save_all(state, folder, source.describe(), report.keep_states)
                 if tick.stopping:
                     message = f"stopped at nimg = {tick.nimg:,} and saved; the same command resumes it"
                     raise Interrupted(message, in_time=not caught)
                 before = tick.nimg
         except (NonFiniteLoss, UnreadableSample, FailedElsewhere) as error:
+            stays = f"The state at nimg = {state.nimg:,} is saved in {folder}"
             if first:
-                save_all(state, folder, source.describe(), report.keep_states)
-            with contextlib.suppress(RuntimeError):  # one that has crashed does not come
-                wait(state.processes)  # a process that leaves early closes the others' connections
-            raise Failed(f"{error}\nThe state at nimg = {state.nimg:,} is saved in {folder}") from error
+                try:
+                    save_all(state, folder, source.describe(), report.keep_states)
+                except OSError as unwritten:
+                    stays = _what_stays(unwritten, folder)
+            _leave_together(state.processes)
+            raise Failed(f"{error}\n{stays}") from error
+        except OSError as error:  # of writing: one of reading is an UnreadableSample
+            _leave_together(state.processes)
+            raise Failed(_what_stays(error, folder)) from error
+
+
+def _leave_together(processes: Processes) -> None:
+    """Wait for the other processes: one that leaves early closes the others' connections."""
+    with contextlib.suppress(RuntimeError):  # one that has crashed does not come
+        wait(processes)
+
+
+def _what_stays(error: OSError, folder: Path) -> str:
+    """What could not be written, and where the same command goes on."""
+    states = saved_states(folder / "state")
+    nimg = int(states[-1].name) if states else 0
+    return f"{in_words(error)}\nThe same command goes on from nimg = {nimg:,}, the newest state in {folder}"
+
+
+@contextmanager
+def _failing_together(processes: Processes) -> Iterator[None]:
+    """Where the block cannot write in one process, all processes raise: none waits for it."""
+    problem = None
+    try:
+        yield
+    except OSError as error:
+        problem = error
+    fail_together(problem, processes)
 
 
 def save_all(state: TrainingState, folder: Path, data: str, keep_states: int) -> None:
@@ -188,18 +257,27 @@ def _passed(before: int, tick: Tick, interval: int) -> bool:
 
 @contextmanager
 def _stop_requested() -> Iterator[list[int]]:
-    """A list that is empty until Ctrl-C or a termination signal; the second signal acts as it always does."""
+    """A list that is empty until Ctrl-C or a signal of STOPPING; a second key press acts as it always does."""
     caught: list[int] = []
-    previous = {}
+    previous: dict[int, Any] = {}
+    shown = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
 
     def note(number: int, frame: Any) -> None:
         caught.append(number)
+        if number == getattr(signal, "SIGHUP", None):  # the terminal is gone: writing to it would fail
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            for descriptor in shown:
+                os.dup2(nowhere, descriptor)
+            os.close(nowhere)
         # Not through the console: the signal may have come in the middle of its printing.
-        os.write(2, b"\nstopping after this step and saving; press again to stop at once\n")
-        for each, handler in previous.items():
-            signal.signal(each, handler)
+        with contextlib.suppress(OSError):
+            os.write(2, b"\nstopping after this step and saving; press again to stop at once\n")
+        for each in PRESSED & previous.keys():  # the others are often sent twice, or one after another
+            signal.signal(each, previous[each])
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in PRESSED | STOPPING:
+        if signal.getsignal(number) is signal.SIG_IGN:  # nohup
+            continue
         try:
             previous[number] = signal.signal(number, note)
         except ValueError:  # not in the main thread: whoever called this handles signals

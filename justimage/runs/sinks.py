@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from justimage.disk import writing
 from justimage.training.loop import Tick
 
 Sink = Callable[[Tick], None]
@@ -19,7 +20,7 @@ def log_to(path: Path) -> Sink:
     """A sink that appends a line of JSON to a file."""
 
     def log(tick: Tick) -> None:
-        with path.open("a") as file:
+        with writing(path), path.open("a") as file:
             file.write(json.dumps({**asdict(tick), "time": round(time.time(), 1)}) + "\n")
 
     return log

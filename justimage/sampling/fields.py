@@ -74,15 +74,20 @@ def _attributes(attributes: Attributes) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in attributes}
 
 
-def write_fields(dataset: Any, path: Path, growing: str = "") -> None:
+def write_fields(dataset: Any, path: Path) -> None:
     """Write a dataset of `to_xarray` as NetCDF (.nc) or Zarr (.zarr), whole or not at all, in place of what is there.
 
-    growing: a dimension of the NetCDF along which more can be appended. Raises ValueError for other names.
+    Raises ValueError for other names.
     """
     if path.suffix not in (".nc", ".zarr"):
         raise ValueError(f"{path} ends neither in .nc nor in .zarr")
     with whole(path) as beside:
-        if path.suffix == ".zarr":
-            dataset.to_zarr(beside, mode="w", consolidated=False)
-        else:
-            dataset.to_netcdf(beside, engine="h5netcdf", unlimited_dims=[growing] if growing else None)
+        store_fields(dataset, beside, path.suffix)
+
+
+def store_fields(dataset: Any, path: Path, form: str, growing: str = "") -> None:
+    """Write a dataset as .nc or .zarr under any name. growing: a dimension along which NetCDF can be appended to."""
+    if form == ".zarr":
+        dataset.to_zarr(path, mode="w", consolidated=False)
+    else:
+        dataset.to_netcdf(path, engine="h5netcdf", unlimited_dims=[growing] if growing else None)

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,12 +15,14 @@ from justimage import __version__
 from justimage.data.fields import xarray_library
 from justimage.data.spec import DataSpec
 from justimage.denoiser import Denoiser
-from justimage.disk import GrowingArray, write_text
+from justimage.disk import GrowingArray, check_room, put, temporary, write_text
 from justimage.sampling.fields_file import FieldsFile
 from justimage.sampling.generate import Samples
 from justimage.sampling.pictures import grid, save
 
 SHEET_ROWS = SHEET_COLUMNS = 10
+BLOCK = 4096  # bytes: a file takes a whole number of these
+LONGEST = 100  # bytes of a class in a file's name
 
 
 class Writer(Protocol):
@@ -30,7 +32,7 @@ class Writer(Protocol):
     """Samples written so far."""
 
     def add(self, batch: Samples) -> None:
-        """Write a batch."""
+        """Write a batch. Raises OSError where that fails; what was written before stays."""
         ...
 
     def close(self) -> None:
@@ -46,11 +48,14 @@ class _Images:
     """One PNG for each sample."""
 
     def __init__(self, folder: Path, model: Denoiser):
-        self.folder, self.model, self.count = folder, model, 0
+        self.folder, self.count = folder, 0
+        classes = model.spec.classes if model.spec is not None else ()
+        self.names = FileNames(classes)
 
     def add(self, batch: Samples) -> None:
+        check_room(self.folder, batch.raw.nbytes + 2 * BLOCK * len(batch.raw), self.folder)
         for raw, seed, label in zip(batch.raw, batch.seeds, batch.labels, strict=True):
-            save(plain_image(raw), self.folder / f"{file_stem(self.model, label)}seed{seed:04d}.png")
+            save(plain_image(raw), self.folder / self.names.next(label, seed))
             self.count += 1
 
     def close(self) -> None:
@@ -65,25 +70,30 @@ class _Arrays:
 
     def __init__(self, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.count, self.labels, self.shape = folder, 0, [], ()
-        self.beside = folder / f".samples.npy.{os.getpid()}"
-        self.array = GrowingArray(self.beside)
+        self.count, self.shape, self.labelled = 0, (), False
+        self.paths = folder / "samples.npy", folder / "labels.npy"
+        for path in self.paths:
+            _check_no_folder(path)
+        self.arrays = [GrowingArray(temporary(path)) for path in self.paths]
 
     def add(self, batch: Samples) -> None:
-        self.array.append(batch.raw.numpy())
-        self.labels += batch.labels
-        self.count, self.shape = self.array.count, tuple(batch.raw.shape[1:])
+        check_room(self.paths[0].parent, batch.raw.nbytes + 2 * BLOCK, self.paths[0])
+        rows, labels = self.arrays
+        labels.append(np.array(batch.labels))
+        rows.append(batch.raw.numpy())
+        self.count, self.shape, self.labelled = rows.count, tuple(batch.raw.shape[1:]), min(batch.labels) >= 0
 
     def close(self) -> None:
-        self.array.close()
-        if not self.count:
-            self.beside.unlink()
-            return
-        self.beside.rename(self.folder / "samples.npy")
-        labels = self.folder / "labels.npy"
-        labels.unlink(missing_ok=True)  # of other samples
-        if min(self.labels) >= 0:
-            np.save(labels, np.array(self.labels))
+        for array, path in zip(self.arrays, self.paths, strict=True):
+            with contextlib.closing(array):
+                array.cut(self.count)
+            if not self.count:
+                array.path.unlink()
+            elif array is self.arrays[0] or self.labelled:
+                put(array.path, path)
+            else:
+                array.path.unlink()
+                path.unlink(missing_ok=True)  # of other samples
 
     def describe(self) -> str:
         return f"samples.npy {(self.count, *self.shape)}"
@@ -119,20 +129,59 @@ def file_format(asked: str, spec: DataSpec | None) -> str:
     return asked
 
 
-def file_stem(model: Denoiser, label: int) -> str:
-    """The class in a file's name: its name if that is valid and unique there, else with its number."""
-    if label < 0:
-        return ""
-    classes = model.spec.classes if model.spec is not None else ()
-    if label >= len(classes):
-        return "none-" if classes else f"{label}-"
-    name = _safe(classes[label])
-    alike = name != classes[label] and sum(_safe(each) == name for each in classes) > 1
-    return f"{name}-{label}-" if alike else f"{name}-"
+class FileNames:
+    """Names of PNGs: no two samples get the same, whatever the classes are called and however often a seed comes.
+
+    CLASS-seed0007.png, and CLASS-seed0007-1.png for the second sample of this class and seed.
+    """
+
+    def __init__(self, classes: Sequence[str]):
+        self.classes = _stems(classes)
+        self.seen: Counter[tuple[int, int]] = Counter()
+
+    def next(self, label: int, seed: int) -> str:
+        """The name of the next sample with this label (-1: none) and seed."""
+        times = self.seen[label, seed]
+        self.seen[label, seed] += 1
+        number = self.classes[min(label, len(self.classes) - 1)] if self.classes else str(label)
+        return ("" if label < 0 else f"{number}-") + f"seed{seed:04d}" + (f"-{times}" if times else "") + ".png"
+
+
+def _stems(classes: Sequence[str]) -> list[str]:
+    """What files call each class, and last the label that means none: its name where it is valid, else with its number.
+
+    No two are alike, also where the disk takes capitals and small letters for the same.
+    """
+    if not classes:
+        return []
+    names = [*classes, "none"]
+    safe = [_safe(name) for name in names]
+    alike = Counter(name.casefold() for name in safe)
+    first = {name.casefold(): i for i, name in reversed([*enumerate(names)]) if _safe(name) == name}
+    stems = {i: safe[i] for i in first.values()}
+    taken = {stem.casefold() for stem in stems.values()}
+    for i, stem in enumerate(safe):
+        if i in stems:
+            continue
+        if alike[stem.casefold()] > 1:
+            stem += f"-{i}"
+        while stem.casefold() in taken:
+            stem += f"-{i}"
+        taken.add(stem.casefold())
+        stems[i] = stem
+    return [stems[i] for i in range(len(names))]
 
 
 def _safe(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_" else "-" for c in name)
+    """A name as part of a file's name: short, and without what a disk or a shell takes for something else."""
+    plain = "".join(c if c.isalnum() or c in "-_" else "-" for c in name)
+    return plain.encode(errors="replace")[:LONGEST].decode(errors="ignore")
+
+
+def _check_no_folder(path: Path) -> None:
+    """Raises ValueError where a folder has the name of a file that will be written."""
+    if path.is_dir() and not path.is_symlink():
+        raise ValueError(f"{path} is a folder, and would be replaced by a file; choose another folder with --out")
 
 
 def plain_image(sample: Tensor) -> Image.Image:
@@ -168,6 +217,9 @@ def _grid(samples: list[Tensor], spec: DataSpec, columns: int, titles: Sequence[
     return grid(torch.stack(samples), spec, columns, row_titles=titles)
 
 
+FACTS = "samples.json"
+
+
 def write_facts(folder: Path, facts: dict[str, Any], seeds: Sequence[int], labels: Sequence[int] | None) -> None:
     """samples.json: how the samples in a folder were drawn. It also marks the folder as output, not data."""
     drawn = {
@@ -175,4 +227,4 @@ def write_facts(folder: Path, facts: dict[str, Any], seeds: Sequence[int], label
         "seeds": list(seeds),
         "labels": None if labels is None else list(labels[: len(seeds)]),
     }
-    write_text(folder / "samples.json", json.dumps({"justimage": __version__, **facts, **drawn}) + "\n")
+    write_text(folder / FACTS, json.dumps({"justimage": __version__, **facts, **drawn}) + "\n")

@@ -1,14 +1,13 @@
 """The state of a training run: nimg and the tensors that it has moved, saved whole or not at all."""
 
 import json
-import shutil
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from justimage.denoiser import Denoiser
-from justimage.disk import read_tensors, write_tensors, write_text
+from justimage.disk import discard, read_tensors, whole, write_tensors, write_text
 from justimage.parallel import Processes
 from justimage.training.ema import EMA
 
@@ -50,11 +49,9 @@ class TrainingState:
         place = folder / f"{self.nimg:09d}"
         if place.exists():
             return
-        beside = folder / f".{place.name}.part"
-        shutil.rmtree(beside, ignore_errors=True)
-        write_tensors(beside / TENSORS, self.tensors())
-        write_text(beside / FACTS, json.dumps({"nimg": self.nimg}) + "\n")
-        beside.rename(place)
+        with whole(place) as beside:
+            write_tensors(beside / TENSORS, self.tensors())
+            write_text(beside / FACTS, json.dumps({"nimg": self.nimg}) + "\n")
 
     @torch.no_grad()
     def restore(self, place: Path) -> None:
@@ -90,4 +87,4 @@ def saved_states(folder: Path) -> list[Path]:
 def keep_newest(folder: Path, count: int) -> None:
     """Remove all but the newest states."""
     for old in saved_states(folder)[:-count]:
-        shutil.rmtree(old)
+        discard(old)

@@ -5,17 +5,18 @@ from pathlib import Path
 
 from torch import Tensor
 
-from justimage.disk import read_tensors, write_tensors, write_text
+from justimage.disk import read_tensors, whole, write_tensors, write_text
 
 FORMAT = "justimage/1"
 TENSORS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 
 
 def write_folder(folder: Path, tensors: dict[str, Tensor], config: dict) -> None:
-    """Write a weights folder; files already there are replaced, each in one step."""
-    write_tensors(folder / TENSORS, tensors, {"format": "pt"})
-    write_text(folder / CONFIG, json.dumps({"format": FORMAT, **config}, indent=2) + "\n")
-    write_text(folder / CARD, card(config))
+    """Write a weights folder; files already there are replaced, each in one step, once all are written."""
+    with whole(folder / CARD) as page, whole(folder / CONFIG) as facts, whole(folder / TENSORS) as values:
+        write_tensors(values, tensors, {"format": "pt"})
+        write_text(facts, json.dumps({"format": FORMAT, **config}, indent=2) + "\n")
+        page.write_text(card(config))
 
 
 def read_folder(folder: Path) -> tuple[dict[str, Tensor], dict]:

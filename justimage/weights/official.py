@@ -17,7 +17,7 @@ from torch import Tensor
 
 from justimage.data.spec import DataSpec
 from justimage.denoiser import Denoiser
-from justimage.disk import read_tensors, whole, write_tensors
+from justimage.disk import File, read_tensors, whole, write_tensors
 from justimage.networks.jit import VARIANT_COLUMNS, VARIANTS, JiT, JiTConfig
 from justimage.samplers import Sampling
 from justimage.weights.description import assign_tensors
@@ -249,14 +249,19 @@ def load_official(path: Path, weights: str | None = None, context_start: int | N
     ).eval()
 
 
+def check_official_name(path: Path) -> None:
+    """Raises ValueError where official weights cannot be written to a file of this name."""
+    if path.suffix not in (".pth", ".safetensors"):
+        raise ValueError(f"official weights are written to a .pth or a .safetensors, not to {path.name}")
+
+
 def save_official(model: Denoiser, path: Path) -> None:
     """Write a model in the official layout: .safetensors, or a .pth that the official code resumes from.
 
     The .pth is a pickle of tensors and an argparse.Namespace, the only one this package writes, as that is what the
     official code reads; it holds the same tensors as model, model_ema1 and model_ema2.
     """
-    if path.suffix not in (".pth", ".safetensors"):
-        raise ValueError(f"official weights are written to a .pth or a .safetensors, not to {path.name}")
+    check_official_name(path)
     if path.exists():
         raise ValueError(f"{path} exists, and is not overwritten")
     if model.space != "x" or model.preconditioner != "none":
@@ -284,5 +289,8 @@ def save_official(model: Denoiser, path: Path) -> None:
         num_sampling_steps=model.sampling.steps,
         sampling_method=model.sampling.sampler,
     )
-    with whole(path) as beside:
-        torch.save({**dict.fromkeys(WEIGHT_SETS.values(), tensors), "epoch": 0, "args": args}, beside)
+    with whole(path, durable=True) as beside, File(beside, "wb") as file:
+        try:
+            torch.save({**dict.fromkeys(WEIGHT_SETS.values(), tensors), "epoch": 0, "args": args}, file)
+        except RuntimeError as error:  # torch's own, where the disk is full
+            raise file.error or error from error
