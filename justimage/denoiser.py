@@ -41,6 +41,14 @@ Labels = Sequence[int | str] | Tensor | int | str  # classes by index or name
 ConditionValues = Mapping[str, Any]  # the other parts of a condition by name, as raw values with the batch first
 
 
+def check_noise(t_eps: float, noise_scale: float) -> None:
+    """Raises ValueError where the floor of denominators or the deviation of the noise is out of range."""
+    if not 0 < t_eps < 1 or not 1e-6 <= noise_scale <= 1e6:
+        raise ValueError(
+            f"t_eps ({t_eps}) must be between 0 and 1, and noise_scale ({noise_scale}) between 0.000001 and 1,000,000"
+        )
+
+
 class Denoiser(nn.Module):
     """A network, the space it predicts in, and the noise it was trained with.
 
@@ -75,8 +83,7 @@ class Denoiser(nn.Module):
             raise ValueError(f"no pre-conditioner is called {preconditioner!r}; there are {', '.join(SCALINGS)}")
         if preconditioner != "none" and space != "x":
             raise ValueError(f"a pre-conditioner yields x; it cannot go with a network that predicts {space}")
-        if not 0 < t_eps < 1 or noise_scale <= 0:
-            raise ValueError(f"t_eps ({t_eps}) must be between 0 and 1, and noise_scale ({noise_scale}) above 0")
+        check_noise(t_eps, noise_scale)
         self.net = net
         self.config: Any = net.config
         self.space: Space = space
