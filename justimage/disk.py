@@ -55,6 +55,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} cannot be read; it is truncated, or not a safetensors file ({error})") from error
 
 
+def reason_of(error: BaseException) -> str:
+    """Why a library could not read a file: what it says, without its advice to switch its protections off."""
+    text = " ".join(str(error).split())
+    if "allow_pickle" in text or "weights_only" in text:
+        return "it holds Python objects, which are not read since they could run code, or it is damaged"
+    return text or type(error).__name__
+
+
 def write_array_header(file: BinaryIO, count: int, shape: tuple[int, ...], dtype: Any) -> None:
     """The header of a .npy with `count` rows of this shape; numpy pads it to the same length for any count."""
     descr = np.lib.format.dtype_to_descr(np.dtype(dtype))

@@ -5,7 +5,7 @@ the blocks, compile the blocks, then replicate; for sampling: cast the parameter
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 
 import torch
@@ -49,6 +49,19 @@ def fast_dtype(device: torch.device) -> torch.dtype:
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     amx = device.type == "cpu" and torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if amx else torch.float32
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of the tensors that hold NaN or infinity; a device is waited for once, not for each of them."""
+    flags: dict[torch.device, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        flags.setdefault(tensor.device, {})[name] = tensor.isfinite().all()
+    return [
+        name
+        for each in flags.values()
+        for name, fine in zip(each, torch.stack([*each.values()]).tolist(), strict=True)
+        if not fine
+    ]
 
 
 def compiling_pays(net: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:

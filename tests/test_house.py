@@ -45,6 +45,7 @@ ROOT_ROOMS = {
     "execution": "running",
     "parallel": "running",
     "disk": "running",
+    "records": "running",
     "__main__": "commands",
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")

@@ -15,6 +15,7 @@ from justimage.commands.line import parse
 from justimage.commands.main import DONE, INTERRUPTED
 from justimage.data.containers import IMAGES, holds, written_by_justimage
 from justimage.denoiser import Denoiser
+from justimage.disk import reason_of
 from justimage.samplers import Sampling
 from justimage.sampling.generate import Samples, generate
 from justimage.sampling.write import Sheet, file_format, write_facts, writer
@@ -56,6 +57,8 @@ class Sample:
     """Which weights: ema-0.9999 or raw of a run; ema1, ema2 or model of an official .pth."""
     context_start: Annotated[int | None, tyro.conf.arg(metavar="BLOCK")] = None
     """In-context start block of an official checkpoint that does not record it."""
+    allow_non_finite: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Take weights that hold NaN or infinity, which draw nothing."""
     batch_size: Annotated[int, tyro.conf.arg(metavar="N")] = 16
     """Samples drawn at once; it only changes the speed."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -97,6 +100,7 @@ def main(arguments: Sequence[str]) -> int:
         context_start=asked.context_start,
         device=asked.device,
         dtype=dtypes[asked.precision],
+        allow_non_finite=asked.allow_non_finite,
     )
     # Once more with the model's own settings as defaults: what the user has written wins over them.
     asked = parse(Sample, arguments, "jit sample", Sample(asked.model, sampling=model.sampling))
@@ -188,7 +192,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, AttributeError, TypeError) as error:
-        raise ValueError(f"--condition {path} cannot be read as an .npz of arrays: {error}") from error
+        raise ValueError(f"--condition {path} cannot be read as an .npz of arrays: {reason_of(error)}") from error
 
 
 def seeds_of(texts: Sequence[str]) -> list[int]:

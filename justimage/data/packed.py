@@ -28,7 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from justimage.data.containers import allow_open_files
 from justimage.data.spec import DataSpec, Item, Source, Unreadable
-from justimage.disk import cached, state_of, write_array_header, write_text
+from justimage.disk import cached, reason_of, state_of, write_array_header, write_text
 
 FORMAT = "justimage-pack/1"
 INDEX = "index.json"
@@ -89,7 +89,7 @@ class Packed(Source):
                 rows = np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r"))  # mapped, of the plain class
                 labels.append(np.load(folder / f"{name}.labels.npy"))
             except (OSError, EOFError, ValueError) as error:
-                raise ValueError(f"shard {name} of {folder} cannot be read: {error}; {REPAIR}") from error
+                raise ValueError(f"shard {name} of {folder} cannot be read: {reason_of(error)}; {REPAIR}") from error
             if rows.shape != (count, *self.spec.shape) or rows.dtype != self.spec.dtype or len(labels[-1]) != count:
                 raise ValueError(f"shard {name} of {folder} is {rows.shape} {rows.dtype}, not as indexed; {REPAIR}")
             self.shards.append(rows)
