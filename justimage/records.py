@@ -62,7 +62,7 @@ def known_fields(kind: type, values: Any) -> Any:
 
 
 def checked_field(kind: type, name: str, value: Any, prefix: str) -> Any:
-    """A plain value as what a field of a dataclass holds. ValueError, with prefix and name, where it has another type."""
+    """A plain value as what a field of a dataclass holds. ValueError, with prefix and name, where its type differs."""
     try:
         hint = get_type_hints(kind, include_extras=True)[name]
     except NameError:  # a user's own class may name types that only its type checker sees
