@@ -246,15 +246,18 @@ class Denoiser(nn.Module):
 
         Raises ValueError for labels that do not exist, numbers that do not match, or unknown settings.
         """
-        from justimage.sampling.draw import draw
+        from justimage.sampling.draw import check_samples, draw
 
         chosen = with_settings(sampling or self.sampling, settings)
         size = tuple(size or self.config.size)
         if seeds is None:
             seeds = range(self._count_asked(labels, condition, size))
-        seeds = [seeds] if isinstance(seeds, int) else [int(seed) for seed in seeds]
-        if any(seed < 0 for seed in seeds):
-            raise ValueError(f"seeds are whole numbers from 0 on, not {min(seeds)}")
+        seeds = [seeds] if isinstance(seeds, int) else seeds
+        check_samples(len(seeds), (self.config.channels, *size), self.device)
+        seeds = [int(seed) for seed in seeds]
+        wrong = next((seed for seed in seeds if not 0 <= seed < 2**63), None)
+        if wrong is not None:
+            raise ValueError(f"seeds are whole numbers from 0 to 2^63 - 1, not {wrong}")
         y = self.value(labels, condition, len(seeds), size)
         if y is None:
             if (sampling is not None or "guidance" in settings) and chosen.guidance != 1:

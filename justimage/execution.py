@@ -5,6 +5,7 @@ the blocks, compile the blocks, then replicate; for sampling: cast the parameter
 """
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping
 from functools import partial
 
@@ -38,6 +39,26 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+def memory_of(device: torch.device) -> int | None:
+    """All the memory of a device in bytes, in use or not; None where it does not say. A CPU's is the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    if device.type not in ("cpu", "mps"):
+        return None
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not on every system
+        return None
+
+
+def check_room(needed: int, device: torch.device, what: str, instead: str) -> None:
+    """Raises ValueError where something needs more bytes than a device has: what it is, and what to do instead."""
+    there = memory_of(device)
+    if there is not None and needed > there:
+        least, has = f"{needed / 2**30:,.1f} GiB", f"{there / 2**30:,.1f} GiB"
+        raise ValueError(f"{what} need at least {least}, and this machine's {device.type} has {has}; {instead}")
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:

@@ -1,20 +1,27 @@
 """Numbers that make no sense are refused where they belong, before anything of their size is made."""
 
+import re
+import shlex
 import time
 from dataclasses import fields, is_dataclass
 from math import inf, nan
 from typing import Any, get_args, get_type_hints
 
+import numpy as np
 import pytest
-from conftest import small_config
+import torch
+from conftest import jit_here, small_config, small_net
 
 import justimage as ji
-from justimage.data.sources import DataOptions
+from justimage.commands.line import parse
+from justimage.commands.train import Train
+from justimage.data.sources import DataOptions, open_source
 from justimage.networks.conditions import Part
 from justimage.networks.dit import DiTConfig
 from justimage.networks.mlp import MLPConfig
+from justimage.parallel import Processes
 from justimage.process import LogitNormal
-from justimage.runs.recipes import Recipe, Report
+from justimage.runs.recipes import RECIPES, Recipe, Report
 
 OWNERS: list[type] = [ji.Training, LogitNormal, ji.Sampling, ji.JiTConfig, DiTConfig, MLPConfig, DataOptions, Recipe]
 REQUIRED: dict[type, dict[str, Any]] = {
@@ -91,3 +98,85 @@ def test_absurd_numbers_are_refused_at_once(make, message):
     with pytest.raises(ValueError, match=message):
         make()
     assert time.monotonic() - began < 0.1
+
+
+ALONE = Processes(device=torch.device("cpu"))
+
+
+def test_training_that_no_memory_holds_is_refused_before_any_is_taken():
+    """The message has what is needed, what is there, and what to change."""
+    with torch.device("meta"):
+        large = ji.JiT(ji.JiTConfig.variant("G/16", width=2**16, heads=64, depth=4, context_start=1, num_classes=0))
+    began = time.monotonic()
+    with pytest.raises(
+        ValueError, match=r"moments and averages of this network need at least [\d,.]+ GiB, and .* has "
+    ):
+        ji.build(ji.Denoiser(large), ji.Training(), ALONE)
+    with pytest.raises(
+        ValueError, match=r"1,000,000,000,000 samples of 128 numbers at once need .*; choose a smaller batch"
+    ):
+        ji.build(ji.Denoiser(small_net()), ji.Training(batch_size=10**12), ALONE)
+    assert time.monotonic() - began < 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"seeds": range(10**15)}, "1,000,000,000,000,000 samples of the shape"),
+        ({"size": (10**6, 10**6)}, r"shape \(2, 1000000, 1000000\) at once need"),
+        ({"size": (0, 8)}, "is empty"),
+        ({"size": (4096, 4096)}, "1,048,576 patches of 32 features"),
+        ({"seeds": [2**64]}, "not 18446744073709551616"),
+        ({"steps": 10**9}, "steps is 1000000000"),
+        ({"guidance": nan, "labels": [0]}, "guidance is nan"),
+    ],
+)
+def test_samples_that_no_memory_holds_are_refused_before_any_is_taken(arguments, message, monkeypatch):
+    monkeypatch.setattr("justimage.networks.limits.MOST_PATCHES", 2**19)
+    with pytest.raises(ValueError, match=message):
+        ji.Denoiser(small_net()).sample(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--seeds 0-1000000000000", "--seeds 0-1000000000000: seeds are below 2^63, and at most 10,000,000"),
+        ("--seeds 0-9 18446744073709551616", "--seeds 18446744073709551616"),
+        ("--count 1000000000000", "count (1000000000000)"),
+        ("--count 9000000", "9,000,000 samples of each of 3 classes"),
+        ("--size 1000000", "shape (2, 1000000, 1000000) at once need"),
+        ("--steps 1000000000", "steps is 1000000000"),
+        ("--guidance nan", "guidance is nan"),
+        ("--interval nan 1", "interval is (nan, 1.0)"),
+    ],
+)
+def test_the_command_refuses_absurd_numbers_at_once(tmp_path, monkeypatch, capsys, words, message):
+    ji.Denoiser(small_net()).save_pretrained(tmp_path / "w")
+    began = time.monotonic()
+    assert jit_here("sample", "w", *words.split(), cwd=tmp_path, monkeypatch=monkeypatch) == 2
+    assert message in "".join(capsys.readouterr())
+    assert time.monotonic() - began < 10
+    assert not (tmp_path / "samples").exists()
+
+
+@pytest.mark.parametrize(
+    "size", [(41, 181), (73, 144), (25, 53), (96, 73), (33, 49), (29,), (5, 7, 9), (5, 7), (721, 90)]
+)
+def test_the_hint_on_patches_works_when_followed_to_the_letter(tmp_path, size):
+    """What the message says to add to the command makes the recipe fit the data."""
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(3, 1, *size)).astype(np.float32))
+
+    def fit(*words: str) -> Recipe:
+        recipe = parse(Train, words, "jit train fields", Train(RECIPES["fields"])).recipe
+        network = recipe.network
+        source = open_source(str(tmp_path / "x.npy"), network.size, network.channels, recipe.data_options)
+        return recipe.fitted_to(source.spec)
+
+    with pytest.raises(ValueError, match=r"--network\.size") as refused:
+        fit()
+    hints = re.findall(r"(--[a-z-]+\.[a-z]+(?: \d+)+(?: --network\.patch(?: \d+)+)?)", str(refused.value))
+    assert hints
+    assert len(hints) == 2 or len(size) != 2 or min(size) < 8
+    for hint in hints:
+        words = shlex.split(hint)
+        assert fit(*words).network.size == (size if "--network.size" in words else tuple(map(int, words[1:])))

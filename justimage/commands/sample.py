@@ -21,6 +21,7 @@ from justimage.sampling.generate import Samples, generate
 from justimage.sampling.write import Sheet, file_format, write_facts, writer
 from justimage.weights.load import load
 
+MOST_SAMPLES = 10_000_000  # of one command: their seeds are kept in memory, and written beside them
 CLASSES_DRAWN = 10  # at most, where none is asked for
 
 
@@ -87,8 +88,12 @@ def main(arguments: Sequence[str]) -> int:
     """Draw samples; returns the exit code."""
     asked = parse(Sample, arguments, "jit sample")
     interruptible()
-    if asked.batch_size < 1 or asked.count < 1:
-        raise ValueError(f"batch_size ({asked.batch_size}) and count ({asked.count}) must be at least 1")
+    if asked.batch_size < 1 or not 1 <= asked.count <= MOST_SAMPLES:
+        raise ValueError(
+            f"batch_size ({asked.batch_size}) and count ({asked.count}) must be at least 1, and count at most "
+            f"{MOST_SAMPLES:,}"
+        )
+    seeds_of(asked.seeds)  # raises now, not after the model is loaded
     if asked.out.exists() and not asked.out.is_dir():
         raise ValueError(f"{asked.out} is a file; --out is a folder")
     if asked.out.is_dir() and holds(asked.out, IMAGES) and not written_by_justimage(asked.out):
@@ -174,6 +179,11 @@ def order_of(model: Denoiser, asked: Sample) -> Order:
         raise ValueError(
             f"{len(classes)} classes and {rows} rows of {asked.condition}; give one class for each row, or one for all"
         )
+    if len(per_row) * max(len(classes), rows, 1) > MOST_SAMPLES:
+        raise ValueError(
+            f"{len(per_row):,} samples of each of {max(len(classes), rows):,} classes or rows are more than "
+            f"{MOST_SAMPLES:,}, the most of one command"
+        )
     repeated = {name: np.repeat(values, len(per_row), axis=0) for name, values in given.items()}
     names = [class_name(model, label) for label in classes] or [f"row {i}" for i in range(rows)]
     return Order(per_row * max(len(classes), rows, 1), [y for y in classes for _ in per_row] or None, repeated, names)
@@ -202,5 +212,9 @@ def seeds_of(texts: Sequence[str]) -> list[int]:
         first, dash, last = text.partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
             raise ValueError(f"--seeds {text}: a seed is a whole number from 0 on, or a range such as 0-499")
+        if int(last or first) >= 2**63 or len(seeds) + int(last or first) - int(first) >= MOST_SAMPLES:
+            raise ValueError(
+                f"--seeds {text}: seeds are below 2^63, and at most {MOST_SAMPLES:,} of them are possible at a time"
+            )
         seeds += range(int(first), int(last or first) + 1)
     return seeds

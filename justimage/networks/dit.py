@@ -93,6 +93,7 @@ class DiT(nn.Module):
     def forward(self, z: Tensor, t: Tensor, y: Value | Tensor | None = None) -> Tensor:
         grid = grid_of(z.shape[2:], self.config.patch)
         own = grid == self.config.grid
+        check_grid(grid, self.config.width)
         positions = self.positions if own else sincos_positions(grid, self.config.width).to(z.device)
         time = self.time(t)
         reach = self.condition(y, time)

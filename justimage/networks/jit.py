@@ -209,6 +209,7 @@ class JiT(nn.Module):
         """Positions (T, D) and rotations (K + T, d / 2, 2) of a grid; the network's own are kept in buffers."""
         if grid == self.config.grid:
             return self.positions, self.rotations
+        check_grid(grid, self.config.width)
         positions, turned = self._tables(grid)
         device = self.positions.device
         return positions.to(device), None if turned is None else turned.to(device)

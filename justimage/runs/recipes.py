@@ -139,11 +139,11 @@ def _patch_on(spec: DataSpec, network: Any) -> tuple[int, ...]:
             + ("" if spec.origin else "; if an axis of channels is missing, x[:, None] adds it")
         )
     if any(s % p for s, p in zip(spec.size, patch, strict=True)):
-        cut = tuple(s - s % p or p for s, p in zip(spec.size, patch, strict=True))
+        cut = tuple(s - s % p for s, p in zip(spec.size, patch, strict=True))
         raise ValueError(
             f"a patch of {'x'.join(map(str, patch))} does not divide a size of {'x'.join(map(str, spec.size))}; "
-            f"--network.size {size} --network.patch {likely} does, or cut the samples with "
-            f"--data-options.crop {' '.join(map(str, cut))}"
+            f"--network.size {size} --network.patch {likely} does"
+            + (f", or cut the samples with --data-options.crop {' '.join(map(str, cut))}" if all(cut) else "")
         )
     return patch
 
