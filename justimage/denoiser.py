@@ -41,6 +41,14 @@ Labels = Sequence[int | str] | Tensor | int | str  # classes by index or name
 ConditionValues = Mapping[str, Any]  # the other parts of a condition by name, as raw values with the batch first
 
 
+def check_noise(t_eps: float, noise_scale: float) -> None:
+    """Raises ValueError where the floor of denominators or the deviation of the noise is out of range."""
+    if not 0 < t_eps < 1 or not 1e-6 <= noise_scale <= 1e6:
+        raise ValueError(
+            f"t_eps ({t_eps}) must be between 0 and 1, and noise_scale ({noise_scale}) between 0.000001 and 1,000,000"
+        )
+
+
 class Denoiser(nn.Module):
     """A network, the space it predicts in, and the noise it was trained with.
 
@@ -75,8 +83,7 @@ class Denoiser(nn.Module):
             raise ValueError(f"no pre-conditioner is called {preconditioner!r}; there are {', '.join(SCALINGS)}")
         if preconditioner != "none" and space != "x":
             raise ValueError(f"a pre-conditioner yields x; it cannot go with a network that predicts {space}")
-        if not 0 < t_eps < 1 or noise_scale <= 0:
-            raise ValueError(f"t_eps ({t_eps}) must be between 0 and 1, and noise_scale ({noise_scale}) above 0")
+        check_noise(t_eps, noise_scale)
         self.net = net
         self.config: Any = net.config
         self.space: Space = space
@@ -239,15 +246,18 @@ class Denoiser(nn.Module):
 
         Raises ValueError for labels that do not exist, numbers that do not match, or unknown settings.
         """
-        from justimage.sampling.draw import draw
+        from justimage.sampling.draw import check_samples, draw
 
         chosen = with_settings(sampling or self.sampling, settings)
         size = tuple(size or self.config.size)
         if seeds is None:
             seeds = range(self._count_asked(labels, condition, size))
-        seeds = [seeds] if isinstance(seeds, int) else [int(seed) for seed in seeds]
-        if any(seed < 0 for seed in seeds):
-            raise ValueError(f"seeds are whole numbers from 0 on, not {min(seeds)}")
+        seeds = [seeds] if isinstance(seeds, int) else seeds
+        check_samples(len(seeds), (self.config.channels, *size), self.device)
+        seeds = [int(seed) for seed in seeds]
+        wrong = next((seed for seed in seeds if not 0 <= seed < 2**63), None)
+        if wrong is not None:
+            raise ValueError(f"seeds are whole numbers from 0 to 2^63 - 1, not {wrong}")
         y = self.value(labels, condition, len(seeds), size)
         if y is None:
             if (sampling is not None or "guidance" in settings) and chosen.guidance != 1:

@@ -45,12 +45,12 @@ class Unwritten(OSError):
     """Something could not be written: errno, strerror and the file's name are those of the cause."""
 
     def __str__(self) -> str:
-        return f"{self.filename} cannot be written: {reason_of(self)}" + (
+        return f"{self.filename} cannot be written: {system_reason(self)}" + (
             "; make room, and run the same command again" if self.errno in FULL else ""
         )
 
 
-def reason_of(error: OSError) -> str:
+def system_reason(error: OSError) -> str:
     """Why the system refused, in words."""
     plain = error.strerror or (str(error.args[0]) if error.args else type(error).__name__)
     return f"{REASONS[error.errno]} ({plain})" if error.errno in REASONS else plain
@@ -60,7 +60,7 @@ def in_words(error: OSError) -> str:
     """One sentence for the user: which file, and why."""
     if isinstance(error, Unwritten):
         return str(error)
-    return f"{error.filename}: {reason_of(error)}" if error.filename else reason_of(error)
+    return f"{error.filename}: {system_reason(error)}" if error.filename else system_reason(error)
 
 
 def temporary(path: Path, kind: str = "part") -> Path:
@@ -173,7 +173,7 @@ def held(folder: Path, *, only: str = "", below: Iterable[str] = ()) -> Iterator
         _remove_empty(made)
         if error.errno in FULL:
             raise Unwritten(error.errno, error.strerror, str(folder)) from error
-        raise ValueError(f"{folder} cannot be written: {reason_of(error)}; choose another place") from error
+        raise ValueError(f"{folder} cannot be written: {system_reason(error)}; choose another place") from error
     try:
         yield
     finally:
@@ -275,6 +275,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} cannot be read; it is truncated, or not a safetensors file ({error})") from error
+
+
+def reason_of(error: BaseException) -> str:
+    """Why a library could not read a file: what it says, without its advice to switch its protections off."""
+    text = " ".join(str(error).split())
+    if "allow_pickle" in text or "weights_only" in text:
+        return "it holds Python objects, which are not read since they could run code, or it is damaged"
+    return text or type(error).__name__
 
 
 def write_array_header(file: BinaryIO, count: int, shape: tuple[int, ...], dtype: Any) -> None:

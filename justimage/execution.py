@@ -5,7 +5,8 @@ the blocks, compile the blocks, then replicate; for sampling: cast the parameter
 """
 
 import contextlib
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from functools import partial
 
 import torch
@@ -40,6 +41,26 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device)
 
 
+def memory_of(device: torch.device) -> int | None:
+    """All the memory of a device in bytes, in use or not; None where it does not say. A CPU's is the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    if device.type not in ("cpu", "mps"):
+        return None
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not on every system
+        return None
+
+
+def check_room(needed: int, device: torch.device, what: str, instead: str) -> None:
+    """Raises ValueError where something needs more bytes than a device has: what it is, and what to do instead."""
+    there = memory_of(device)
+    if there is not None and needed > there:
+        least, has = f"{needed / 2**30:,.1f} GiB", f"{there / 2**30:,.1f} GiB"
+        raise ValueError(f"{what} need at least {least}, and this machine's {device.type} has {has}; {instead}")
+
+
 def fast_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where the hardware multiplies it faster than float32, otherwise float32.
 
@@ -49,6 +70,19 @@ def fast_dtype(device: torch.device) -> torch.dtype:
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     amx = device.type == "cpu" and torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if amx else torch.float32
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of the tensors that hold NaN or infinity; a device is waited for once, not for each of them."""
+    flags: dict[torch.device, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        flags.setdefault(tensor.device, {})[name] = tensor.isfinite().all()
+    return [
+        name
+        for each in flags.values()
+        for name, fine in zip(each, torch.stack([*each.values()]).tolist(), strict=True)
+        if not fine
+    ]
 
 
 def compiling_pays(net: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:

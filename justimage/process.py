@@ -111,6 +111,9 @@ def denoising_loss(prediction: Prediction, x: Tensor, eps: Tensor, space: Space 
     return (prediction.to(space) - target.to(space)).square().flatten(1).mean(1)
 
 
+FURTHEST = 100.0  # logit(t) = 17 is t = 1 in float32 already
+
+
 @runtime_checkable
 class Density(Protocol):
     """A density of training times: a frozen dataclass, so that a run's recipe.json can say which one it was."""
@@ -124,11 +127,19 @@ class Density(Protocol):
 class LogitNormal:
     """The density of training times: logit(t) ~ N(mean, std²) (section 3.3 and Table 9, arXiv 2511.13720).
 
-    A lower mean is more noise. The paper uses mean -0.8 and std 0.8 at every resolution.
+    A lower mean is more noise. The paper uses mean -0.8 and std 0.8 at every resolution. Raises ValueError for numbers
+    that are not finite or out of range.
     """
 
     mean: float = -0.8
     std: float = 0.8
+
+    def __post_init__(self) -> None:
+        if not (-FURTHEST <= self.mean <= FURTHEST and 0 <= self.std <= FURTHEST):
+            raise ValueError(
+                f"a density of times has the mean {self.mean} and the std {self.std}; the mean must lie between "
+                f"-{FURTHEST:g} and {FURTHEST:g}, the std between 0 and {FURTHEST:g}"
+            )
 
     def times(self, normals: Tensor) -> Tensor:
         """Standard normal numbers (B,) -> times (B,) in (0, 1)."""

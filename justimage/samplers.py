@@ -18,6 +18,8 @@ from justimage.process import Prediction
 
 Predict = Callable[[Tensor, Tensor], Prediction]
 Step = Callable[[Predict, Tensor, Tensor, Tensor], Tensor]
+MOST_STEPS = 100_000
+STRONGEST = 1e6  # guidance; beyond, float32 overflows
 Grid = Callable[[int], Tensor]  # a number of steps -> times from 0 to 1, (steps + 1,)
 
 
@@ -70,8 +72,8 @@ FINALS: dict[str, Step] = {"official": euler, "x": land}
 
 def linear_grid(steps: int) -> Tensor:
     """steps + 1 times from 0 to 1, equally far apart (Table 9, arXiv 2511.13720): (steps + 1,) float64."""
-    if steps < 1:
-        raise ValueError(f"{steps} steps; at least 1 is needed")
+    if not 1 <= steps <= MOST_STEPS:
+        raise ValueError(f"{steps} steps; at least 1 and at most {MOST_STEPS:,} are possible")
     return torch.linspace(0, 1, steps + 1, dtype=torch.float64)
 
 
@@ -140,8 +142,10 @@ class Sampling:
     """The last step: official, floored like every other; or x, landing on the predicted x."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps is {self.steps}; at least 1 is needed")
+        if not 1 <= self.steps <= MOST_STEPS:
+            raise ValueError(f"steps is {self.steps}; at least 1 and at most {MOST_STEPS:,} are possible")
+        if not -STRONGEST <= self.guidance <= STRONGEST:
+            raise ValueError(f"guidance is {self.guidance}; it must lie between -{STRONGEST:,.0f} and {STRONGEST:,.0f}")
         if self.sampler not in STEPS:
             raise ValueError(f"no sampler is called {self.sampler!r}; there are {', '.join(STEPS)}")
         if self.final not in FINALS:

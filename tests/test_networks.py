@@ -143,7 +143,7 @@ def test_bfloat16_stays_near_float32(cast):
         ({"size": (8, 8, 8, 8)}, "4 axes"),
         ({"heads": 5}, "5 heads do not divide a width of 32"),
         ({"context_start": 2}, "the blocks are 0 to 1"),
-        ({"num_classes": -1}, "must not be negative"),
+        ({"num_classes": -1}, "num_classes is -1"),
         ({"depth": 0}, "depth is 0"),
     ],
 )

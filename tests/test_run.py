@@ -3,11 +3,13 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -140,11 +142,133 @@ def test_bad_input_is_refused_before_the_first_step(tmp_path, monkeypatch, capsy
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
 
 
-def test_nan_in_training_saves_the_state_and_names_the_batch(tmp_path):
-    """A learning rate that explodes: exit code 1, the batch's samples, and a state that loads."""
-    result = jit(
-        "train", "mnist-demo", *TINY, "--run", "r", "--training.lr", "1e30", "--training.clip-norm", "0", cwd=tmp_path
+def tiny_data(folder: Path) -> list[str]:
+    """64 small samples that open at once, as arguments."""
+    rows = np.random.default_rng(0).normal(size=(64, 1, 28, 28)).astype(np.float32)
+    np.savez(folder / "tiny.npz", x=rows, y=np.arange(64) % 2)
+    return ["--data", "tiny.npz"]
+
+
+def settings_after(out: str) -> list[str]:
+    """The settings that a message advises to add to the same command."""
+    return shlex.split(out.split("for example:")[1].split("\n")[0])
+
+
+def test_nan_in_training_names_the_batch_and_how_to_go_on(tmp_path, monkeypatch, capsys):
+    """A learning rate that explodes: exit code 1, the batch's samples, and advice that works to the letter."""
+    command = ["train", "mnist-demo", *tiny_data(tmp_path), *TINY, "--training.duration-nimg", "640", "--run", "r"]
+    exploding = ["--training.lr", "1e30", "--training.clip-norm", "0"]
+    assert jit_here(*command, *exploding, cwd=tmp_path, monkeypatch=monkeypatch) == 1
+    out = capsys.readouterr().out
+    assert "is not finite in the batch that starts at nimg =" in out
+    assert "stops at the same batch whatever the settings, so it is not saved; there is no earlier one" in out
+    assert not saved_states(tmp_path / "r" / "state")
+    advised = settings_after(out)
+    assert advised == shlex.split(
+        "--training.lr 2.5e+29 --training.clip-norm 1 --changed training.lr training.clip-norm"
     )
-    assert result.returncode == 1, result.stdout + result.stderr
-    assert "is not finite in the batch that starts at nimg =" in result.stdout
-    assert len(saved_states(tmp_path / "r" / "state")) >= 1
+    good = ["--training.lr", "1e-3", *advised[2:]]
+    assert jit_here(*command, *good[:-3], cwd=tmp_path, monkeypatch=monkeypatch) == 2
+    assert "or --changed training.clip_norm training.lr if it shall go on" in capsys.readouterr().err
+    assert jit_here(*command, *good, cwd=tmp_path, monkeypatch=monkeypatch) == 0
+
+
+def test_a_state_that_is_not_finite_replaces_nothing_and_other_settings_go_on_from_the_last_good_one(
+    tmp_path, monkeypatch, capsys
+):
+    """The rate becomes absurd after a good state: weights overflow in a step, and nothing of it is saved."""
+
+    def here(*arguments: str) -> int:
+        return jit_here(*arguments, cwd=tmp_path, monkeypatch=monkeypatch)
+
+    command = ["train", "mnist-demo", *tiny_data(tmp_path), *TINY, "--run", "r", "--training.duration-nimg", "1280"]
+    command += ["--training.warmup-nimg", "0"]
+    assert here(*command, "--training.schedule", "constant", "--training.duration-nimg", "640") == 0
+    place = saved_states(tmp_path / "r" / "state")[-1]
+    before = {
+        file: file.read_bytes() for part in ("state", "weights") for file in (tmp_path / "r" / part).rglob("*.*s")
+    }
+    assert len(before) >= 3
+    command += ["--training.schedule", "constant"]
+    wrong = ["--training.lr", "1e60", "--changed", "training.lr", "--report.save-nimg", "32"]
+    capsys.readouterr()
+    assert here(*command, *wrong) == 1
+    out = capsys.readouterr().out
+    assert "not finite" in out
+    assert f"the last good one is {Path('r', 'state', place.name)}" in out
+    assert {file: file.read_bytes() for file in before} == before
+    assert saved_states(tmp_path / "r" / "state") == [place]
+    changed = ["--training.lr", "1e-3", "--changed", "lr"]
+    assert here(*command, *changed) == 0
+    assert "resumed at nimg = 640" in capsys.readouterr().out
+    facts = json.loads((tmp_path / "r" / "recipe.json").read_text())
+    assert facts["changed"] == [
+        {"nimg": 640, "settings": {"training.lr": [0.002, 1e60]}},
+        {"nimg": 640, "settings": {"training.lr": [1e60, 0.001]}},
+    ]
+    assert here(*command, *changed[:2], "--training.duration-nimg", "1600") == 0  # no option is needed any more
+    assert json.loads((tmp_path / "r" / "recipe.json").read_text())["changed"] == facts["changed"]
+    assert here(*command, *changed[:2], "--changed", "training.batch-size") == 2
+    assert "--changed training.batch-size: what a run may be resumed with are training.lr" in capsys.readouterr().err
+
+
+DAMAGES: list[tuple[str, Any, str]] = [
+    ("recipe.json", "[]", "recipe.json is damaged"),
+    ("recipe.json", "null", "recipe.json is damaged"),
+    ("recipe.json", '{"recipe": [], "data": {}}', "recipe is []; an object is needed"),
+    ("recipe.json", "{'recipe': 1}", "is not JSON"),
+    ("data", 3, "data is 3; an object is needed"),
+    ("data.found", [], "data.found is []; a text is needed"),
+    ("network", 3, "network is 3; a text is needed"),
+    ("recipe.training", "x", "recipe.training.batch_size is None"),
+    ("recipe.training.batch_size", [64], "recipe.training.batch_size is [64]"),
+    ("recipe.training.lr", "fast", "training.lr: fast in the run"),
+    ("recipe.network", [], "settings that this version does not know: network"),
+    ("as_before", 3, "as_before is 3; a list is needed"),
+    ("changed", [{"nimg": "x"}], "changed[0] lacks the fields 'settings'"),
+    ("log.jsonl", "[1]\n", "log.jsonl is damaged: line 1 is not a tick with its nimg but '[1]'"),
+    ("log.jsonl", "null\n", "line 1"),
+    ("log.jsonl", '{"nimg": "x"}\n', "line 1"),
+    ("log.jsonl", 'half a li\n{"nimg": 1}\n', "line 1"),
+    ("state.json", "{}", "state.json is damaged: nimg is None"),
+    ("state.json", "[]", "nimg is None"),
+    ("state.json", '{"nimg": "320"}', "nimg is '320'"),
+    ("state.json", '{"nimg": true}', "nimg is True"),
+    ("state.json", '{"nimg": -1}', "nimg is -1"),
+    ("state.json", '{"nimg": 324}', "it is of nimg = 324, and its folder of another"),
+    ("state.json", "", "is not JSON"),
+]
+
+
+def test_a_damaged_run_is_named_and_left_as_it_is(tmp_path, monkeypatch, capsys):
+    """Parts of other types, or none: one line says which, and resuming changes nothing on disk."""
+    command = ["train", "mnist-demo", *tiny_data(tmp_path), *TINY, "--training.duration-nimg", "320", "--run", "run"]
+    assert jit_here(*command, cwd=tmp_path, monkeypatch=monkeypatch) == 0
+    run = tmp_path / "run"
+    shutil.copytree(run, tmp_path / "good")
+    for file, content, message in DAMAGES:
+        shutil.rmtree(run)
+        shutil.copytree(tmp_path / "good", run)
+        if file.endswith((".json", ".jsonl")):
+            (run / ("state/000000320" if file == "state.json" else "") / file).write_text(content)
+        else:
+            facts = json.loads((run / "recipe.json").read_text())
+            *holders, last = file.split(".")
+            holder = facts
+            for name in holders:
+                holder = holder[name]
+            holder[last] = content
+            (run / "recipe.json").write_text(json.dumps(facts))
+        before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+        capsys.readouterr()
+        assert jit_here(*command, cwd=tmp_path, monkeypatch=monkeypatch) == 2, (file, content)
+        assert message in capsys.readouterr().err
+        assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("minutes", ["nan", "inf", "0", "-1"])
+def test_minutes_are_a_number_above_0(tmp_path, monkeypatch, capsys, minutes):
+    words = ["train", "mnist-demo", *tiny_data(tmp_path), *TINY, "--minutes", minutes, "--run", "r"]
+    assert jit_here(*words, cwd=tmp_path, monkeypatch=monkeypatch) == 2
+    assert "minutes is" in capsys.readouterr().err
+    assert not (tmp_path / "r").exists()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import small_config
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from justimage.data.arrays import Arrays
 from justimage.data.loader import order
@@ -20,6 +20,7 @@ from justimage.parallel import Processes
 from justimage.process import SPACES, Prediction, denoising_loss, diffuse
 from justimage.randomness import training_noise
 from justimage.runs.preview import preview
+from justimage.runs.run import save_all
 from justimage.samplers import Sampling
 from justimage.training.build import build
 from justimage.training.ema import EMA, effective_decay
@@ -27,7 +28,7 @@ from justimage.training.loop import NonFiniteLoss, train
 from justimage.training.loss import Losses, flow_matching
 from justimage.training.optim import learning_rate
 from justimage.training.settings import Training
-from justimage.training.state import TrainingState, saved_states
+from justimage.training.state import NotFinite, TrainingState, saved_states
 from justimage.weights.description import describe, restore_model
 
 CPU = torch.device("cpu")
@@ -438,3 +439,87 @@ def test_previews_do_not_show_the_same_weights_twice():
     go_on(model_state, source, until=64)
     later = preview(model_state, source.spec, 1, torch.float32)
     assert later.height > 1.7 * early.height
+
+
+def saved_state(folder: Path) -> tuple[Arrays, Path]:
+    source = waves()
+    state = begin(source)
+    go_on(state, source, until=32)
+    state.save(folder)
+    return source, saved_states(folder)[-1]
+
+
+def change_tensors(place: Path, change) -> None:
+    tensors = load_file(place / "state.safetensors")
+    change(tensors)
+    save_file(tensors, place / "state.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda t: [t.pop(name) for name in list(t) if name.startswith("optimizer/")],
+            "its optimizer lacks optimizer/",
+        ),
+        (lambda t: t.pop("optimizer/exp_avg/head.linear.bias"), "lacks optimizer/exp_avg/head.linear.bias"),
+        (
+            lambda t: [t.pop(f"optimizer/{k}/head.linear.bias") for k in ("step", "exp_avg", "exp_avg_sq")],
+            "and 2 more differ",
+        ),
+        (lambda t: t.update({"optimizer/step/nowhere": torch.zeros(())}), "has optimizer/step/nowhere"),
+        (
+            lambda t: t.update({"optimizer/exp_avg/head.linear.bias": torch.zeros(1)}),
+            r"exp_avg/head.linear.bias is \(1,\)",
+        ),
+        (lambda t: t.update({"optimizer/step/head.linear.bias": torch.zeros(2)}), r"step/head.linear.bias is \(2,\)"),
+        (
+            lambda t: t["optimizer/step/head.linear.bias"].fill_(-1),
+            "step/head.linear.bias holds numbers that no training",
+        ),
+        (lambda t: t["optimizer/exp_avg_sq/head.linear.bias"].fill_(-1), "exp_avg_sq/head.linear.bias holds numbers"),
+        (lambda t: t["optimizer/exp_avg/head.linear.bias"].fill_(torch.nan), "exp_avg/head.linear.bias holds numbers"),
+        (lambda t: t["net/head.linear.bias"].fill_(torch.inf), "net/head.linear.bias holds numbers"),
+        (lambda t: t["ema/0.9/head.linear.bias"].fill_(torch.nan), "ema/0.9/head.linear.bias holds numbers"),
+        (lambda t: t.update({"net/head.linear.bias": torch.zeros(1)}), r"net/head.linear.bias is \(1,\)"),
+        (lambda t: t.update({"ema/0.9/head.linear.bias": torch.zeros(1)}), r"ema/0.9/head.linear.bias is \(1,\)"),
+        (
+            lambda t: t.update({"net/head.linear.bias": t["net/head.linear.bias"].long()}),
+            "torch.int64, not .* torch.float32",
+        ),
+    ],
+)
+def test_a_state_that_no_training_leaves_is_refused_and_changes_nothing(tmp_path, change, message):
+    source, place = saved_state(tmp_path)
+    change_tensors(place, change)
+    state, untouched = begin(source), begin(source)
+    with pytest.raises(ValueError, match=message) as refused:
+        state.restore(place)
+    assert "remove this folder" in str(refused.value)
+    assert state.nimg == 0
+    assert equal(state, untouched)
+
+
+def test_a_state_at_the_start_has_no_moments(tmp_path):
+    source = waves()
+    state = begin(source)
+    state.save(tmp_path)
+    begin(source).restore(saved_states(tmp_path)[-1])
+    change_tensors(saved_states(tmp_path)[-1], lambda t: t.update({"optimizer/step/head.linear.bias": torch.zeros(())}))
+    with pytest.raises(ValueError, match=r"at nimg = 0 its optimizer has optimizer/step/head.linear.bias"):
+        begin(source).restore(saved_states(tmp_path)[-1])
+
+
+@pytest.mark.parametrize("part", ["net", "ema/0.9", "optimizer/exp_avg_sq"])
+def test_a_state_that_is_not_finite_is_never_saved(tmp_path, part):
+    source = waves()
+    state = begin(source)
+    go_on(state, source, until=32)
+    with torch.no_grad():
+        state.tensors()[f"{part}/head.linear.bias"].view(-1)[-1] = torch.nan
+    with pytest.raises(NotFinite, match=f"nimg = 32 has numbers that are not finite, in {part}/head.linear.bias"):
+        save_all(state, tmp_path / "run", "waves", 2)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(NotFinite):
+        state.save(tmp_path / "state")
+    assert not (tmp_path / "state").exists()

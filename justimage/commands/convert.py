@@ -27,15 +27,22 @@ class Convert:
     context_start: Annotated[int | None, tyro.conf.arg(metavar="BLOCK")] = None
     """In-context start block of an official checkpoint that does not record it (4, 8, 10, 10 in B, L, H, G)."""
 
+    allow_non_finite: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Take weights that hold NaN or infinity, which draw nothing."""
+
     def __call__(self) -> int:
         if os.path.lexists(self.target) and not (self.target.is_dir() and is_empty(self.target)):
             raise ValueError(f"{self.target} exists, and is not overwritten")
         if self.source.is_file():
             with held(self.target):
-                load_official(self.source, self.weights, self.context_start).save_pretrained(self.target)
+                model = load_official(
+                    self.source, self.weights, self.context_start, allow_non_finite=self.allow_non_finite
+                )
+                model.save_pretrained(self.target)
         else:
             check_official_name(self.target)
             with held(self.target.parent, only=self.target.name):
-                save_official(read(self.source, weights=self.weights), self.target)
+                model = read(self.source, weights=self.weights, allow_non_finite=self.allow_non_finite)
+                save_official(model, self.target)
         say(f"wrote {self.target}")
         return DONE

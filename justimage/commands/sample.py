@@ -15,12 +15,13 @@ from justimage.commands.line import parse
 from justimage.commands.main import DONE, INTERRUPTED
 from justimage.data.containers import IMAGES, holds, written_by_justimage
 from justimage.denoiser import Denoiser
-from justimage.disk import held
+from justimage.disk import held, reason_of
 from justimage.samplers import Sampling
 from justimage.sampling.generate import Samples, generate
 from justimage.sampling.write import FACTS, Sheet, file_format, write_facts, writer
 from justimage.weights.load import load
 
+MOST_SAMPLES = 10_000_000  # of one command: their seeds are kept in memory, and written beside them
 CLASSES_DRAWN = 10  # at most, where none is asked for
 
 
@@ -57,6 +58,8 @@ class Sample:
     """Which weights: ema-0.9999 or raw of a run; ema1, ema2 or model of an official .pth."""
     context_start: Annotated[int | None, tyro.conf.arg(metavar="BLOCK")] = None
     """In-context start block of an official checkpoint that does not record it."""
+    allow_non_finite: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Take weights that hold NaN or infinity, which draw nothing."""
     batch_size: Annotated[int, tyro.conf.arg(metavar="N")] = 16
     """Samples drawn at once; it only changes the speed."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -85,8 +88,12 @@ def main(arguments: Sequence[str]) -> int:
     """Draw samples; returns the exit code."""
     asked = parse(Sample, arguments, "jit sample")
     interruptible()
-    if asked.batch_size < 1 or asked.count < 1:
-        raise ValueError(f"batch_size ({asked.batch_size}) and count ({asked.count}) must be at least 1")
+    if asked.batch_size < 1 or not 1 <= asked.count <= MOST_SAMPLES:
+        raise ValueError(
+            f"batch_size ({asked.batch_size}) and count ({asked.count}) must be at least 1, and count at most "
+            f"{MOST_SAMPLES:,}"
+        )
+    seeds_of(asked.seeds)  # raises now, not after the model is loaded
     if asked.out.exists() and not asked.out.is_dir():
         raise ValueError(f"{asked.out} is a file; --out is a folder")
     if asked.out.is_dir() and holds(asked.out, IMAGES) and not written_by_justimage(asked.out):
@@ -104,6 +111,7 @@ def _draw(asked: Sample, arguments: Sequence[str]) -> int:
         context_start=asked.context_start,
         device=asked.device,
         dtype=dtypes[asked.precision],
+        allow_non_finite=asked.allow_non_finite,
     )
     # Once more with the model's own settings as defaults: what the user has written wins over them.
     asked = parse(Sample, arguments, "jit sample", Sample(asked.model, sampling=model.sampling))
@@ -187,6 +195,11 @@ def order_of(model: Denoiser, asked: Sample) -> Order:
         raise ValueError(
             f"{len(classes)} classes and {rows} rows of {asked.condition}; give one class for each row, or one for all"
         )
+    if len(per_row) * max(len(classes), rows, 1) > MOST_SAMPLES:
+        raise ValueError(
+            f"{len(per_row):,} samples of each of {max(len(classes), rows):,} classes or rows are more than "
+            f"{MOST_SAMPLES:,}, the most of one command"
+        )
     repeated = {name: np.repeat(values, len(per_row), axis=0) for name, values in given.items()}
     names = [class_name(model, label) for label in classes] or [f"row {i}" for i in range(rows)]
     return Order(per_row * max(len(classes), rows, 1), [y for y in classes for _ in per_row] or None, repeated, names)
@@ -205,7 +218,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, AttributeError, TypeError) as error:
-        raise ValueError(f"--condition {path} cannot be read as an .npz of arrays: {error}") from error
+        raise ValueError(f"--condition {path} cannot be read as an .npz of arrays: {reason_of(error)}") from error
 
 
 def seeds_of(texts: Sequence[str]) -> list[int]:
@@ -215,5 +228,9 @@ def seeds_of(texts: Sequence[str]) -> list[int]:
         first, dash, last = text.partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
             raise ValueError(f"--seeds {text}: a seed is a whole number from 0 on, or a range such as 0-499")
+        if int(last or first) >= 2**63 or len(seeds) + int(last or first) - int(first) >= MOST_SAMPLES:
+            raise ValueError(
+                f"--seeds {text}: seeds are below 2^63, and at most {MOST_SAMPLES:,} of them are possible at a time"
+            )
         seeds += range(int(first), int(last or first) + 1)
     return seeds

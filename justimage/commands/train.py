@@ -28,6 +28,10 @@ class Train:
     """The run folder; runs/RECIPE by default. Under torchrun, which takes --run for itself, write --run-dir."""
     minutes: Annotated[float | None, tyro.conf.arg(metavar="MINUTES")] = None
     """Stop and save after this many minutes; the same command resumes."""
+    changed: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[SETTING ...]")] = ()
+    """Settings with which a run is meant to go on from its last state, where they differ from those it was begun with:
+    of training.lr, training.clip-norm, .weight-decay, .betas, .warmup-nimg, .schedule, .duration-nimg. recipe.json
+    records each change; afterwards the new settings are the run's, and need no --changed."""
     device: Annotated[str | None, tyro.conf.arg(metavar="DEVICE")] = None
     """cpu, cuda, ...; the accelerator by default, if there is one."""
 
@@ -48,7 +52,16 @@ def main(name: str, arguments: list[str]) -> int:
         source = first_then_others(
             processes, lambda: open_source(data, network.size, network.channels, recipe.data_options)
         )
-        train_run(recipe, source, folder, processes=processes, console=console, minutes=asked.minutes, data=data)
+        train_run(
+            recipe,
+            source,
+            folder,
+            processes=processes,
+            console=console,
+            minutes=asked.minutes,
+            data=data,
+            changed=asked.changed,
+        )
     except (Interrupted, Failed) as stop:
         if processes.first:
             say(str(stop))

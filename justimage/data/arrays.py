@@ -19,7 +19,7 @@ from justimage.data.given import MASK, GivenArrays
 from justimage.data.moments import LARGEST, Moments, Rows, changes, chunks, hash_rows
 from justimage.data.origin import Origin
 from justimage.data.spec import DataSpec, Item, Source, UnreadableSample
-from justimage.disk import cached, state_of
+from justimage.disk import cached, reason_of, state_of
 
 ARRAY_FILES = frozenset({".npy"})
 
@@ -239,7 +239,7 @@ def _name_file(name: str) -> Iterator[None]:
     try:
         yield
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{name} cannot be read as an array: {error}") from error
+        raise ValueError(f"{name} cannot be read as an array: {reason_of(error)}") from error
 
 
 def read_arrays(path: Path, missing: Missing = "stop", conditions: Sequence[str] = ()) -> Arrays:
@@ -315,7 +315,7 @@ class _Stack:
                 return np.load(file, allow_pickle=False)
         except (OSError, EOFError, ValueError) as error:
             place = f"{self.files.names[index]} of {self.files.place}"
-            raise UnreadableSample(f"{place} cannot be read as an array: {error}") from error
+            raise UnreadableSample(f"{place} cannot be read as an array: {reason_of(error)}") from error
 
 
 def stack_arrays(files: Files, missing: Missing = "stop") -> Arrays:

@@ -56,6 +56,10 @@ class FieldOptions:
     label: str = ""
     """A coordinate along the samples that is the label, or a part of a time: month, time.hour, time.season."""
 
+    def __post_init__(self) -> None:
+        if not np.all(np.isfinite(self.levels)):
+            raise ValueError(f"levels are {self.levels}; each must be a finite number")
+
 
 def xarray_library() -> Any:
     """The package xarray. ValueError, naming the extra, where it is missing."""

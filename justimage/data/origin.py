@@ -1,6 +1,7 @@
 """Origin: where fields came from, as needed to write generated fields with the same names, units and coordinates."""
 
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 Attributes = tuple[tuple[str, Any], ...]  # (name, text or number), as in NetCDF
@@ -38,17 +39,12 @@ class Origin:
     attributes: Attributes = ()
     """Of the whole file."""
 
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "Origin":
-        """The inverse of dataclasses.asdict, after JSON. Raises TypeError for fields that do not exist."""
-        plain = as_tuples(values)
-        variables = tuple(Variable(**each) for each in plain.pop("variables"))
-        coordinates = tuple(Coordinate(**each) for each in plain.pop("coordinates", ()))
-        return cls(**plain, variables=variables, coordinates=coordinates)
-
-
-def as_tuples(value: Any) -> Any:
-    """The value with every list in it as a tuple: JSON knows lists only."""
-    if isinstance(value, dict):
-        return {name: as_tuples(each) for name, each in value.items()}
-    return tuple(map(as_tuples, value)) if isinstance(value, list | tuple) else value
+    def check(self, size: tuple[int, ...]) -> None:
+        """Raises ValueError where these are not the axes and coordinates of a grid of this size."""
+        if len(self.dims) != len(size):
+            raise ValueError(f"the dimensions {self.dims} do not name the {len(size)} axes of the size {size}")
+        lengths = dict(zip(self.dims, size, strict=True))
+        for each in self.coordinates:
+            if set(each.dims) <= set(lengths) and len(each.values) != prod(lengths[dim] for dim in each.dims):
+                shape = tuple(lengths[dim] for dim in each.dims)
+                raise ValueError(f"the coordinate {each.name} has {len(each.values)} values for a grid of {shape}")

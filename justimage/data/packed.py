@@ -37,6 +37,7 @@ from justimage.disk import (
     put,
     reason_of,
     state_of,
+    system_reason,
     temporary,
     whole,
     write_array_header,
@@ -104,7 +105,7 @@ class Packed(Source):
                 rows = np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r"))  # mapped, of the plain class
                 labels.append(np.load(folder / f"{name}.labels.npy"))
             except (OSError, EOFError, ValueError) as error:
-                raise ValueError(f"shard {name} of {folder} cannot be read: {error}; {REPAIR}") from error
+                raise ValueError(f"shard {name} of {folder} cannot be read: {reason_of(error)}; {REPAIR}") from error
             if rows.shape != (count, *self.spec.shape) or rows.dtype != self.spec.dtype or len(labels[-1]) != count:
                 raise ValueError(f"shard {name} of {folder} is {rows.shape} {rows.dtype}, not as indexed; {REPAIR}")
             self.shards.append(rows)
@@ -242,8 +243,8 @@ def _pack(source: Source, folder: Path, workers: int, rows: int) -> Packed:
         room = (len(source) - index["next"]) * per_sample / 1e6
         full = f"make room for {room:,.0f} MB, and " if error.errno in FULL else ""
         raise Unfinished(
-            f"{error.filename} cannot be written: {reason_of(error)}. {done()}; {full}run the same command again to "
-            "finish"
+            f"{error.filename} cannot be written: {system_reason(error)}. {done()}; {full}run the same command again "
+            "to finish"
         ) from error
     except OSError as error:
         raise Unfinished(f"the data can no longer be read: {error}. {done()}") from error

@@ -5,9 +5,11 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from math import isfinite
+from math import inf
 from pathlib import Path
 from typing import Literal
+
+import numpy as np
 
 from justimage.data.arrays import ARRAY_FILES, Missing, digits, read_arrays, stack_arrays
 from justimage.data.containers import IMAGES, TARS, holds, is_tar, open_zip, suffix_of
@@ -21,6 +23,7 @@ from justimage.data.streams import REMOTE, StreamOptions, open_shards, stream_ro
 from justimage.data.tables import SAVED, TABLES, TableOptions, find_rows, is_hub_id
 
 NAMED: dict[str, Callable[[], Source]] = {"mnist": digits}
+MOST_WORKERS = 1024
 Kind = Literal["auto", "images", "arrays", "table", "fields", "pack", "stream"]
 
 
@@ -62,10 +65,13 @@ class DataOptions:
     stream: StreamOptions = field(default_factory=StreamOptions)
 
     def __post_init__(self) -> None:
-        if self.workers < 0 or self.memory_gb < 0:
-            raise ValueError(f"workers ({self.workers}) and memory_gb ({self.memory_gb}) must not be negative")
-        if isinstance(self.missing, float) and not isfinite(self.missing):
-            raise ValueError(f"missing is {self.missing}; it must be stop, mean, or a finite number")
+        if not 0 <= self.workers <= MOST_WORKERS or not 0 <= self.memory_gb < inf:
+            raise ValueError(
+                f"workers ({self.workers}) must be from 0 to {MOST_WORKERS}, and memory_gb ({self.memory_gb}) a number "
+                "from 0 on"
+            )
+        if isinstance(self.missing, float) and not abs(self.missing) < float(np.finfo(np.float32).max):
+            raise ValueError(f"missing is {self.missing}; it must be stop, mean, or a finite number of float32")
         if self.stream.buffer < 1 or self.stream.classes < 0:
             raise ValueError(
                 f"a stream's buffer ({self.stream.buffer}) must be at least 1, and its classes "

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from justimage.data.origin import Origin, as_tuples
+from justimage.data.origin import Origin
+from justimage.data.records import from_plain
 from justimage.execution import to_device
 
 COLOURS = ("red", "green", "blue")
@@ -56,8 +57,7 @@ class Given:
                 f"the condition {self.name} has {self.features} features, {len(self.mean)} means and "
                 f"{len(self.scale)} scales: each feature needs one of each"
             )
-        if not all(np.isfinite(self.mean)) or not all(np.isfinite(s) and s > 0 for s in self.scale):
-            raise ValueError(f"means {self.mean} and scales {self.scale} must be finite, and scales positive")
+        _check_scaling(self.mean, self.scale)
 
     def describe(self) -> str:
         """The name and what it is, for the user."""
@@ -115,10 +115,13 @@ class DataSpec:
                 f"{len(self.channels)} channel names, {len(self.mean)} means and {len(self.scale)} scales: "
                 "each channel needs one of each"
             )
-        if not all(np.isfinite(self.mean)) or not all(np.isfinite(s) and s > 0 for s in self.scale):
-            raise ValueError(f"means {self.mean} and scales {self.scale} must be finite, and scales positive")
+        _check_scaling(self.mean, self.scale)
+        if not self.size or not all(length >= 1 for length in self.size):
+            raise ValueError(f"size is {self.size}; each axis must be at least 1 long")
         if self.origin is not None and len(self.origin.variables) != len(self.channels):
             raise ValueError(f"{len(self.origin.variables)} variables for {len(self.channels)} channels")
+        if self.origin is not None:
+            self.origin.check(self.size)
         if self.colour is None:
             object.__setattr__(self, "colour", self.channels == COLOURS)
         if self.colour and len(self.channels) != 3:
@@ -130,18 +133,16 @@ class DataSpec:
             raise ValueError(f"two conditions share a name: {', '.join(names)}")
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "DataSpec":
+    def from_json(cls, values: Any, where: str = "the description of the data", part: str = "") -> "DataSpec":
         """The inverse of dataclasses.asdict, after JSON, which knows lists only. Specs of older versions are read too.
 
-        Raises TypeError for fields that do not exist, and ValueError for values that do not fit together.
+        where, part: the file that they are from, and which part of it, for messages. Raises ValueError, with the field,
+        for fields that do not exist, are missing or of another type, and for values that do not fit together.
         """
-        plain = as_tuples(values)
-        if plain.get("origin") is not None:
-            plain["origin"] = Origin.from_json(plain["origin"])
-        plain["given"] = tuple(Given(**each) for each in plain.get("given", ()))
-        if "mirror" not in plain and plain.get("dtype") == "uint8" and len(plain["size"]) == 2:
-            plain["mirror"] = 1  # older versions mirrored every image of 8-bit pixels along its last axis
-        return cls(**plain)
+        spec = from_plain(cls, values, where, part)
+        if "mirror" not in values and spec.image:
+            return replace(spec, mirror=1)  # older versions mirrored every image of 8-bit pixels along its last axis
+        return spec
 
     @classmethod
     def pixels(cls, size: tuple[int, ...], channels: int, classes: Sequence[str] = ()) -> "DataSpec":
@@ -220,6 +221,13 @@ class DataSpec:
         if not 0 <= name < len(self.classes):
             raise ValueError(f"label {name} is out of range: there are {len(self.classes)} classes, counted from 0")
         return name
+
+
+def _check_scaling(mean: tuple[float, ...], scale: tuple[float, ...]) -> None:
+    """Raises ValueError for numbers that float32 does not hold, and for scales that are not positive."""
+    float32 = np.finfo(np.float32)
+    if not all(abs(m) <= float32.max for m in mean) or not all(float32.tiny <= s <= float32.max for s in scale):
+        raise ValueError(f"means {mean} and scales {scale} must be finite numbers of float32, and scales positive")
 
 
 def _scale(raw: Tensor, mean: tuple[float, ...], scale: tuple[float, ...], axis: int) -> Tensor:

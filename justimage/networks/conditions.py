@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from justimage.networks.limits import MOST_FEATURES, MOST_TOKENS
+
 Value = dict[str, Tensor]  # y: named tensors, batch first
 
 
@@ -26,7 +28,7 @@ Value = dict[str, Tensor]  # y: named tensors, batch first
 class Part:
     """One part of a condition other than labels: what the data must give under this name.
 
-    Raises ValueError for an unknown kind, an invalid name, or fewer than one feature.
+    Raises ValueError for an unknown kind, an invalid name, fewer than one feature, or absurdly many.
     """
 
     name: str
@@ -46,6 +48,11 @@ class Part:
             )
         if self.features < 1 or (self.kind == "tokens" and self.length < 1):
             raise ValueError(f"the condition {self.name!r} needs at least one feature, and tokens a length: {self}")
+        if not (self.features <= MOST_FEATURES and 0 <= self.length <= MOST_TOKENS):
+            raise ValueError(
+                f"the condition {self.name!r} has {self.features} features and the length {self.length}; at most "
+                f"{MOST_FEATURES:,} features and {MOST_TOKENS:,} tokens are possible"
+            )
 
 
 def parts(values: Any) -> tuple[Part, ...]:

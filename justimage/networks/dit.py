@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from justimage.networks.conditions import Conditions, Part, Value, parts
 from justimage.networks.layers import MLP, Attention, Block, Head, TimeEmbedding, initialise_layers, zero_modulations
+from justimage.networks.limits import check_grid, check_limits, check_ratio
 from justimage.networks.patch import PatchEmbedding, grid_of, same_axes, unpatchify
 from justimage.networks.position import sincos_positions
 
@@ -20,8 +21,8 @@ from justimage.networks.position import sincos_positions
 class DiTConfig:
     """The shape of a DiT.
 
-    Raises ValueError where the patch does not divide the size, the heads do not divide the width, or a condition is
-    tokens.
+    Raises ValueError where the patch does not divide the size, the heads do not divide the width, a condition is
+    tokens, or a number is not finite or out of its range (`networks.limits`).
     """
 
     size: tuple[int, ...] = (256, 256)
@@ -47,16 +48,11 @@ class DiTConfig:
         for name, value in zip(("size", "patch"), same_axes(self.size, self.patch), strict=True):
             object.__setattr__(self, name, value)
         object.__setattr__(self, "conditions", parts(self.conditions))
-        if not 1 <= len(self.size) <= 3:
-            raise ValueError(f"size has {len(self.size)} axes: {self.size}; it must have 1, 2 or 3")
-        grid_of(self.size, self.patch)
-        for name in ("channels", "width", "depth", "heads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.width % self.heads or self.num_classes < 0:
-            raise ValueError(
-                f"{self.heads} heads must divide a width of {self.width}, and num_classes must not be negative"
-            )
+        check_limits(self)
+        check_grid(grid_of(self.size, self.patch), self.width)
+        if self.width % self.heads:
+            raise ValueError(f"{self.heads} heads do not divide a width of {self.width}")
+        check_ratio(self.width, self.mlp_ratio)
         if any(part.kind == "tokens" for part in self.conditions):
             raise ValueError("a DiT has no in-context tokens; it takes labels, vectors and planes")
 
@@ -97,6 +93,7 @@ class DiT(nn.Module):
     def forward(self, z: Tensor, t: Tensor, y: Value | Tensor | None = None) -> Tensor:
         grid = grid_of(z.shape[2:], self.config.patch)
         own = grid == self.config.grid
+        check_grid(grid, self.config.width)
         positions = self.positions if own else sincos_positions(grid, self.config.width).to(z.device)
         time = self.time(t)
         reach = self.condition(y, time)

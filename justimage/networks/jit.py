@@ -26,16 +26,17 @@ from justimage.networks.layers import (
     initialise_layers,
     zero_modulations,
 )
+from justimage.networks.limits import check_grid, check_limits, check_ratio, check_share
 from justimage.networks.patch import PatchEmbedding, grid_of, same_axes, unpatchify
-from justimage.networks.position import prepend_identity, rotations, sincos_positions
+from justimage.networks.position import pairs_per_axis, prepend_identity, rotations, sincos_positions
 
 
 @dataclass(frozen=True)
 class JiTConfig:
     """The shape of a JiT.
 
-    Raises ValueError where the patch does not divide the size, the heads do not divide the width, or the
-    start block is not one of the blocks.
+    Raises ValueError where the patch does not divide the size, the heads do not divide the width, the start block is
+    not one of the blocks, or a number is not finite or out of its range (`networks.limits`).
     """
 
     size: tuple[int, ...] = (256, 256)
@@ -82,19 +83,15 @@ class JiTConfig:
         for name, value in zip(("size", "patch"), same_axes(self.size, self.patch), strict=True):
             object.__setattr__(self, name, value)
         object.__setattr__(self, "conditions", parts(self.conditions))
-        if not 1 <= len(self.size) <= 3:
-            raise ValueError(f"size has {len(self.size)} axes: {self.size}; it must have 1, 2 or 3")
-        grid = grid_of(self.size, self.patch)
-        positive = ("channels", "width", "depth", "heads")
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        check_limits(self)
+        check_grid(grid_of(self.size, self.patch), self.width)
         if self.width % self.heads:
             raise ValueError(f"{self.heads} heads do not divide a width of {self.width}")
-        if self.num_classes < 0 or self.context_tokens < 0 or self.bottleneck < 0:
-            raise ValueError("num_classes, context_tokens and bottleneck must not be negative; 0 turns each off")
+        check_ratio(self.width, self.mlp_ratio)
+        check_share("dropout", self.dropout)
+        check_share("dropout_scores", self.dropout_scores)
         if self.rotary:
-            rotations(grid, self.width // self.heads)  # raises where a head is too narrow for the axes
+            pairs_per_axis(len(self.size), self.width // self.heads)  # raises where a head is too narrow for the axes
         joining = self.context_tokens or any(part.kind == "tokens" for part in self.conditions)
         if joining and not 0 <= self.context_start < self.depth:
             raise ValueError(f"context_start is {self.context_start}; the blocks are 0 to {self.depth - 1}")
@@ -212,6 +209,7 @@ class JiT(nn.Module):
         """Positions (T, D) and rotations (K + T, d / 2, 2) of a grid; the network's own are kept in buffers."""
         if grid == self.config.grid:
             return self.positions, self.rotations
+        check_grid(grid, self.config.width)
         positions, turned = self._tables(grid)
         device = self.positions.device
         return positions.to(device), None if turned is None else turned.to(device)

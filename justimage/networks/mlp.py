@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from justimage.networks.conditions import Conditions, Part, Value, parts
+from justimage.networks.limits import check_limits
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,9 @@ class MLPConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "conditions", parts(self.conditions))
-        if not 1 <= len(self.size) <= 3 or min(self.size) < 1:
-            raise ValueError(f"size is {self.size}; it must be 1, 2 or 3 positive numbers")
-        if self.depth < 2 or self.width < 1 or self.channels < 1 or self.num_classes < 0:
-            raise ValueError(f"depth must be at least 2, width and channels at least 1, num_classes at least 0: {self}")
+        check_limits(self)
+        if self.depth < 2:
+            raise ValueError(f"depth is {self.depth}; it must be at least 2")
         if any(part.kind != "vector" for part in self.conditions):
             raise ValueError(
                 "this network has no sequence and no grid; it takes labels and vectors, not tokens or planes"

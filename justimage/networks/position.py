@@ -31,6 +31,16 @@ def sincos_positions(grid: Sequence[int], width: int, base: float = 10000.0) -> 
     return torch.from_numpy(table).float()
 
 
+def pairs_per_axis(axes: int, head_dim: int) -> int:
+    """How many pairs of features each axis turns. ValueError where a head is too narrow to give every axis one."""
+    pairs = head_dim // (2 * axes)
+    if head_dim % 2 or pairs == 0:
+        raise ValueError(
+            f"rotary positions on {axes} axes need an even head width of at least {2 * axes}, not {head_dim}"
+        )
+    return pairs
+
+
 def rotations(grid: Sequence[int], head_dim: int, base: float = 10000.0) -> Tensor:
     """Axial rotary embedding (arXiv 2104.09864): (cos, sin) for each pair of features, (T, head_dim / 2, 2).
 
@@ -38,9 +48,7 @@ def rotations(grid: Sequence[int], head_dim: int, base: float = 10000.0) -> Tens
     Raises ValueError where a head is too narrow to give every axis one pair.
     """
     n = len(grid)
-    pairs = head_dim // (2 * n)
-    if head_dim % 2 or pairs == 0:
-        raise ValueError(f"rotary positions on {n} axes need an even head width of at least {2 * n}, not {head_dim}")
+    pairs = pairs_per_axis(n, head_dim)
     omega = base ** -(np.arange(pairs, dtype=np.float64) / pairs)
     angles = np.zeros((int(np.prod(grid)), head_dim // 2))
     for axis in range(n):

@@ -9,7 +9,8 @@ weights/ema-0.9995/    enough to sample
 
 import json
 import platform
-from dataclasses import asdict, fields, is_dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from typing import Any
 import torch
 
 from justimage import __version__
+from justimage.data.records import checked_field, from_plain, known_fields, read_json
 from justimage.data.spec import DataSpec, Source, StreamSource
 from justimage.denoiser import Denoiser
-from justimage.disk import is_empty, write_text
+from justimage.disk import is_empty
 from justimage.networks.protocol import OLDEST, name_of
 from justimage.process import LogitNormal
 from justimage.runs.recipes import Recipe
@@ -42,6 +44,39 @@ REPLACED = ("training.flip", "training.flip_fields")  # fields that it may have,
 
 def _mirrored(old: dict[str, Any], spec: DataSpec) -> bool:
     return bool(old.get("training.flip" if spec.image else "training.flip_fields", False))
+
+
+# What a run that goes wrong may be resumed with, where the user says that it is meant (--changed).
+CHANGEABLE = tuple(
+    f"training.{name}"
+    for name in ("lr", "clip_norm", "weight_decay", "betas", "warmup_nimg", "schedule", "duration_nimg")
+)
+
+
+@dataclass(frozen=True)
+class Change:
+    """Settings that were changed when a run was resumed: name -> (before, after), and nimg from which they hold."""
+
+    nimg: int
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Data:
+    fingerprint: str
+    found: str
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What is read of a recipe.json; which fields its recipe has depends on the version that wrote it."""
+
+    recipe: dict[str, Any]
+    data: dict[str, Any]
+    network: str = OLDEST
+    loss: str = PAPER
+    as_before: tuple[str, ...] = ()
+    changed: tuple[Change, ...] = ()
 
 
 def facts_of(
@@ -86,9 +121,13 @@ def read_facts(folder: Path) -> dict[str, Any] | None:
     if not folder.is_dir() or not path.is_file():
         raise ValueError(f"{folder} is not empty and not a run; choose another folder with --run")
     try:
-        old = json.loads(path.read_text())
-        _ = old["recipe"]["training"]["batch_size"], old["data"]["fingerprint"], old["data"]["found"]
-    except (ValueError, KeyError, TypeError) as error:
+        old = read_json(path)
+        facts = from_plain(_Facts, known_fields(_Facts, old), str(path))
+        from_plain(_Data, known_fields(_Data, facts.data), str(path), "data")
+        batch = flat(facts.recipe).get("training.batch_size")
+        if not isinstance(batch, int) or isinstance(batch, bool):
+            raise ValueError(f"{path}: recipe.training.batch_size is {batch!r}; a whole number is needed")
+    except ValueError as error:
         raise ValueError(
             f"{path} is damaged ({error}); choose another folder with --run, or remove this one"
         ) from error
@@ -107,7 +146,7 @@ def with_older_defaults(recipe: Recipe, old: dict[str, Any] | None, spec: DataSp
         for name, value in CAME_LATER.items()
         if theirs and name in ours and name not in theirs
     }
-    later |= {name: theirs[name] for name in (old or {}).get("as_before", []) if name in theirs and name in ours}
+    later |= {name: theirs[name] for name in (old or {}).get("as_before", []) if name in theirs and name in CAME_LATER}
     for name, value in later.items():
         recipe = _with(recipe, name.split("."), value)
     return recipe, {name: value for name, value in later.items() if value != ()}
@@ -116,11 +155,36 @@ def with_older_defaults(recipe: Recipe, old: dict[str, Any] | None, spec: DataSp
 def _with(values: Any, path: list[str], value: Any) -> Any:
     """A dataclass with the field at a dotted path replaced."""
     first, *rest = path
-    return replace(values, **{first: _with(getattr(values, first), rest, value) if rest else value})
+    if not rest:
+        return replace(values, **{first: checked_field(type(values), first, value, f"{RECIPE}: ")})
+    return replace(values, **{first: _with(getattr(values, first), rest, value)})
 
 
-def check_same(folder: Path, old: dict[str, Any] | None, facts: dict[str, Any]) -> None:
-    """Raises ValueError where a folder holds the run of another recipe, or of a newer version."""
+def changeable(names: Sequence[str]) -> tuple[str, ...]:
+    """Settings as a user names them (lr, training.clip-norm) -> as recipe.json does. ValueError for any others."""
+    dotted = tuple(f"training.{name.removeprefix('training.').replace('-', '_')}" for name in names)
+    for given, name in zip(names, dotted, strict=True):
+        if name not in CHANGEABLE:
+            raise ValueError(f"--changed {given}: what a run may be resumed with are {', '.join(CHANGEABLE)}")
+    return dotted
+
+
+def changes_of(
+    old: dict[str, Any] | None, facts: dict[str, Any], changed: Sequence[str], nimg: int
+) -> list[dict[str, Any]]:
+    """What recipe.json says of the settings that were changed on the way: those of before, and those of now."""
+    if old is None:
+        return []
+    theirs, ours = flat(old["recipe"]), flat(facts["recipe"])
+    now = {name: [theirs.get(name), ours[name]] for name in changed if theirs.get(name) != ours[name]}
+    return [*old.get("changed", []), *([asdict(Change(nimg, now))] if now else [])]
+
+
+def check_same(folder: Path, old: dict[str, Any] | None, facts: dict[str, Any], changed: Sequence[str] = ()) -> None:
+    """Raises ValueError where a folder holds the run of another recipe, or of a newer version.
+
+    changed: settings that are meant to differ, as `changeable` gives them.
+    """
     if old is None:
         return
     theirs, ours = flat(old["recipe"]), flat(facts["recipe"])
@@ -137,17 +201,22 @@ def check_same(folder: Path, old: dict[str, Any] | None, facts: dict[str, Any]) 
     if theirs.get("training.schedule") == "constant":  # a cosine depends on its end, a constant rate does not
         free = (*free, "training.duration_nimg")
     as_before = {name for name in CAME_LATER if name not in theirs}  # see with_older_defaults
-    differing = [
-        f"  {name}: {theirs.get(name)} in the run, {ours.get(name)} in the command"
+    differ = [
+        name
         for name in sorted(theirs.keys() | ours.keys())
-        if theirs.get(name) != ours.get(name) and not name.startswith(free) and name not in {*REPLACED, *as_before}
+        if theirs.get(name) != ours.get(name)
+        and not name.startswith(free)
+        and name not in {*REPLACED, *as_before, *changed}
     ]
+    differing = [f"  {name}: {theirs.get(name)} in the run, {ours.get(name)} in the command" for name in differ]
+    meant = bool(differ) and set(differ) <= set(CHANGEABLE)
     if old["data"]["fingerprint"] != facts["data"]["fingerprint"]:
         differing.append(f"  data: {old['data']['found']} in the run, {facts['data']['found']} in the command")
     if differing:
         raise ValueError(
             f"{folder} holds a run of another recipe:\n" + "\n".join(differing) + "\n"
             "Give the same settings to resume it, or another folder with --run"
+            + (f"; or --changed {' '.join(differ)} if it shall go on with other ones" if meant else "")
         )
 
 
@@ -168,15 +237,28 @@ def field_names(recipe: Any, prefix: str = "") -> list[str]:
     return names
 
 
-def cut_log(path: Path, nimg: int) -> None:
-    """Forget lines after the state that the run is resumed from: they will be written again."""
-    if path.is_file():
-        kept = [line for line in path.read_text().splitlines(keepends=True) if _nimg_of(line) <= nimg]
-        write_text(path, "".join(kept))
+def log_until(path: Path, nimg: int) -> str:
+    """The log up to the state that a run is resumed from: what comes after will be written again.
 
-
-def _nimg_of(line: str) -> float:
-    try:
-        return json.loads(line)["nimg"]
-    except (ValueError, KeyError):
-        return float("inf")  # a line that a kill cut in two
+    A last line that a kill cut in two is left out. Raises ValueError for any other line that is no tick.
+    """
+    if not path.is_file():
+        return ""
+    lines = path.read_text(errors="replace").splitlines(keepends=True)
+    kept = []
+    for number, line in enumerate(lines, 1):
+        try:
+            tick = json.loads(line)
+        except (ValueError, RecursionError):
+            tick = None
+            if number == len(lines) and not line.endswith("\n"):
+                continue
+        at = tick.get("nimg") if isinstance(tick, dict) else None
+        if not isinstance(at, int):
+            raise ValueError(
+                f"{path} is damaged: line {number} is not a tick with its nimg but {line.strip()[:60]!r}; remove this "
+                "line"
+            )
+        if at <= nimg:
+            kept.append(line)
+    return "".join(kept)

@@ -11,7 +11,7 @@ import tyro
 
 from justimage.data.sources import DataOptions
 from justimage.data.spec import DataSpec
-from justimage.denoiser import Denoiser, Preconditioner, Scalings
+from justimage.denoiser import Denoiser, Preconditioner, Scalings, check_noise
 from justimage.networks.conditions import Part
 from justimage.networks.dit import DiTConfig
 from justimage.networks.jit import JiTConfig
@@ -46,6 +46,7 @@ class Report:
         for item in fields(self):
             if getattr(self, item.name) < 1:
                 raise ValueError(f"report.{item.name} is {getattr(self, item.name)}; it must be at least 1")
+        Sampling(steps=self.preview_steps)  # raises now, not at the first grid
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,9 @@ class Recipe:
     promise: Annotated[Promise, tyro.conf.Suppress] = field(default_factory=lambda: Promise("", "", ""))
     default_data: Annotated[str, tyro.conf.Suppress] = ""
     """Data that come with a package; empty: --data is needed."""
+
+    def __post_init__(self) -> None:
+        check_noise(self.t_eps, self.noise_scale)
 
     def fitted_to(self, spec: DataSpec) -> "Recipe":
         """The recipe for these data, with nothing left open.
@@ -135,11 +139,11 @@ def _patch_on(spec: DataSpec, network: Any) -> tuple[int, ...]:
             + ("" if spec.origin else "; if an axis of channels is missing, x[:, None] adds it")
         )
     if any(s % p for s, p in zip(spec.size, patch, strict=True)):
-        cut = tuple(s - s % p or p for s, p in zip(spec.size, patch, strict=True))
+        cut = tuple(s - s % p for s, p in zip(spec.size, patch, strict=True))
         raise ValueError(
             f"a patch of {'x'.join(map(str, patch))} does not divide a size of {'x'.join(map(str, spec.size))}; "
-            f"--network.size {size} --network.patch {likely} does, or cut the samples with "
-            f"--data-options.crop {' '.join(map(str, cut))}"
+            f"--network.size {size} --network.patch {likely} does"
+            + (f", or cut the samples with --data-options.crop {' '.join(map(str, cut))}" if all(cut) else "")
         )
     return patch
 

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,18 @@ from justimage.disk import held, in_words, write_text
 from justimage.execution import best_device
 from justimage.networks.protocol import NetworkClass, name_of
 from justimage.parallel import FailedElsewhere, Processes, fail_together, in_the_first, wait
-from justimage.runs.folder import LOG, RECIPE, called, check_same, cut_log, facts_of, read_facts, with_older_defaults
+from justimage.runs.folder import (
+    LOG,
+    RECIPE,
+    called,
+    changeable,
+    changes_of,
+    check_same,
+    facts_of,
+    log_until,
+    read_facts,
+    with_older_defaults,
+)
 from justimage.runs.preview import preview, weights_of
 from justimage.runs.recipes import Recipe
 from justimage.runs.sinks import Sink, log_to, progress
@@ -28,7 +40,7 @@ from justimage.training.build import build
 from justimage.training.loop import NonFiniteLoss, Tick, train
 from justimage.training.loss import Loss, flow_matching
 from justimage.training.settings import Training
-from justimage.training.state import TrainingState, keep_newest, saved_states
+from justimage.training.state import NotFinite, TrainingState, keep_newest, saved_states
 
 # Signals that stop and save: keys; and the end of a job, of a session, and the warning before it (SLURM's USR1).
 PRESSED = {getattr(signal, name) for name in ("SIGINT", "SIGQUIT") if hasattr(signal, name)}
@@ -46,7 +58,10 @@ class Interrupted(Exception):
 
 
 class Failed(Exception):
-    """The run cannot go on: the loss is not finite, or data cannot be read or results written. It says what stays."""
+    """The run cannot go on: the loss or a weight is not finite, or data cannot be read or results written.
+
+    Its state is saved, if one can go on from it; the message says what stays, and how to go on.
+    """
 
 
 @contextmanager
@@ -74,58 +89,47 @@ def train_run(
     network: NetworkClass | None = None,
     preconditioner: Scalings | None = None,
     sinks: Sequence[Sink] = (),
+    changed: Sequence[str] = (),
 ) -> TrainingState:
     """Train in a run folder, from where it stands to the end of the recipe. Returns the state at the end.
 
     processes: this one alone, on the best device, by default. data: where the source was found, for recipe.json. loss:
     makes the loss of (model, recipe.training); network, preconditioner: the class and the function, where they are the
-    user's own. sinks: get each tick, as the log and the progress bar do.
+    user's own. sinks: get each tick, as the log and the progress bar do. changed: settings of the optimizer
+    (`folder.CHANGEABLE`) that a run in the folder is meant to go on with; recipe.json records each, and from where on.
 
     Raises ValueError, before anything is written, where the folder holds something else or another process writes it;
     Interrupted where it was stopped by a signal or after `minutes`; Failed. In each of the last two the state is saved
-    first, unless it is saving that has failed.
+    first, if one can go on from it and it is not saving that has failed.
     """
+    if minutes is not None and not 0 < minutes < inf:
+        raise ValueError(f"minutes is {minutes}; it must be a number above 0")
+    changed = changeable(changed)
     folder, processes, console = Path(folder), processes or Processes(device=best_device()), console or Console()
     with hold_run(folder, processes):
-        return _train_held(
-            recipe, source, folder, processes, console, minutes, data, loss, network, preconditioner, sinks
-        )
-
-
-def _train_held(
-    recipe: Recipe,
-    source: Source | StreamSource,
-    folder: Path,
-    processes: Processes,
-    console: Console,
-    minutes: float | None,
-    data: str,
-    loss: MakeLoss,
-    network: NetworkClass | None,
-    preconditioner: Scalings | None,
-    sinks: Sequence[Sink],
-) -> TrainingState:
-    """`train_run`, in a folder that is held."""
-    old = read_facts(folder)
-    recipe, as_before = with_older_defaults(recipe.fitted_to(source.spec), old, source.spec)
-    model = recipe.model(source.spec, network=network, preconditioner=preconditioner)
-    facts = facts_of(recipe, source, model, data, "" if loss is flow_matching else called(loss))
-    if as_before:
-        facts["as_before"] = sorted(as_before)
-    check_same(folder, old, facts)
-    state = build(model, recipe.training, processes)
-    wait(processes)  # no process writes before all have looked
-    states = saved_states(folder / "state")
-    if states:
-        state.restore(states[-1])
-    _announce(console, recipe, source, state, folder, as_before, resumed=bool(states))
-    if processes.first:
-        write_text(folder / RECIPE, json.dumps(facts, indent=2) + "\n")
-        cut_log(folder / LOG, state.nimg)
-    if state.nimg < recipe.training.duration_nimg:
-        value = loss(state.model, recipe.training)
-        _train_and_keep(recipe, source, folder, state, value, console, minutes, sinks)
-    return state
+        old = read_facts(folder)
+        recipe, as_before = with_older_defaults(recipe.fitted_to(source.spec), old, source.spec)
+        model = recipe.model(source.spec, network=network, preconditioner=preconditioner)
+        facts = facts_of(recipe, source, model, data, "" if loss is flow_matching else called(loss))
+        if as_before:
+            facts["as_before"] = sorted(as_before)
+        check_same(folder, old, facts, changed)
+        state = build(model, recipe.training, processes)
+        states = saved_states(folder / "state")
+        if states:
+            state.restore(states[-1])
+        changes, log = changes_of(old, facts, changed, state.nimg), log_until(folder / LOG, state.nimg)
+        facts |= {"changed": changes} if changes else {}
+        wait(processes)  # no process writes before all have looked
+        _announce(console, recipe, source, state, folder, as_before, resumed=bool(states))
+        if processes.first:
+            write_text(folder / RECIPE, json.dumps(facts, indent=2) + "\n")
+            if (folder / LOG).is_file():
+                write_text(folder / LOG, log)
+        if state.nimg < recipe.training.duration_nimg:
+            value = loss(state.model, recipe.training)
+            _train_and_keep(recipe, source, folder, state, value, console, minutes, sinks)
+        return state
 
 
 def _train_and_keep(
@@ -160,19 +164,24 @@ def _train_and_keep(
                     for listener in listening:
                         listener(tick)
                     last = tick.stopping or tick.nimg >= total
-                    if first and (last or _passed(before, tick, report.sample_nimg)):
+                    drawing = last or _passed(before, tick, report.sample_nimg)
+                    saving = last or _passed(before, tick, report.save_nimg)
+                    if drawing or saving:
+                        state.check_finite()  # in every process: they have the same, and stop together
+                    if first and drawing:
                         dtype = recipe.training.dtype(state.model.device)
                         image = preview(state, source.spec, report.preview_steps, dtype)
                         save(image, folder / "samples" / f"{tick.nimg:09d}.png")
-                    if first and (last or _passed(before, tick, report.save_nimg)):
+                    if first and saving:
                         save_all(state, folder, source.describe(), report.keep_states)
                 if tick.stopping:
                     message = f"stopped at nimg = {tick.nimg:,} and saved; the same command resumes it"
                     raise Interrupted(message, in_time=not caught)
                 before = tick.nimg
-        except (NonFiniteLoss, UnreadableSample, FailedElsewhere) as error:
-            stays = f"The state at nimg = {state.nimg:,} is saved in {folder}"
-            if first:
+        except (NonFiniteLoss, NotFinite, UnreadableSample, FailedElsewhere) as error:
+            unfit = _why_not_kept(state, error)
+            stays = _how_to_go_on(state, folder, recipe, error, unfit)
+            if first and not unfit:
                 try:
                     save_all(state, folder, source.describe(), report.keep_states)
                 except OSError as unwritten:
@@ -208,8 +217,44 @@ def _failing_together(processes: Processes) -> Iterator[None]:
     fail_together(problem, processes)
 
 
+def _why_not_kept(state: TrainingState, error: Exception) -> str:
+    """Why one cannot go on from the state that a run failed with; empty where one can."""
+    if isinstance(error, NonFiniteLoss) and error.nimg == state.nimg:
+        return "stops at the same batch whatever the settings"
+    try:
+        state.check_finite()
+    except NotFinite:
+        return "is not finite"
+    return ""
+
+
+def _how_to_go_on(state: TrainingState, folder: Path, recipe: Recipe, error: Exception, unfit: str) -> str:
+    """What a run that failed leaves, and how to go on from it."""
+    states = saved_states(folder / "state")
+    lines = [f"The state at nimg = {state.nimg:,} is saved in {folder}"]
+    if unfit:
+        same = states[-1:] if states and int(states[-1].name) == state.nimg else []
+        good = states[: len(states) - len(same)]
+        lines = [f"The state at nimg = {state.nimg:,} {unfit}, so it is not saved"]
+        if same:
+            lines = [f"The state at nimg = {state.nimg:,} {unfit}: remove {same[0]}"]
+        lines[0] += f"; the last good one is {good[-1]}" if good else "; there is no earlier one: a run begins anew"
+    if isinstance(error, NonFiniteLoss | NotFinite):
+        clip = "" if 0 < recipe.training.clip_norm <= 1 else " --training.clip-norm 1"
+        names = "training.lr" + (" training.clip-norm" if clip else "")
+        lines.append(
+            f"To go on from there with other settings, add to the same command, for example: --training.lr "
+            f"{recipe.training.lr / 4:.3g}{clip} --changed {names}"
+        )
+    return "\n".join(lines)
+
+
 def save_all(state: TrainingState, folder: Path, data: str, keep_states: int) -> None:
-    """Save weights and state. The weights first: a run that has a state has its weights."""
+    """Save weights and state. The weights first: a run that has a state has its weights.
+
+    Raises NotFinite, before anything is written, where the state is not finite.
+    """
+    state.check_finite()
     for name, weights in weights_of(state).items():
         weights.training_summary = {"nimg": state.nimg, "data": data, "weights": name}
         weights.save_pretrained(folder / "weights" / name)

@@ -1,16 +1,30 @@
 """draw: from noise to data with any model that predicts. All sampling of this library goes through it."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from justimage.execution import check_room
 from justimage.process import Prediction
 from justimage.samplers import Grid, Predict, Sampling, Step, guided
 
 Watch = Callable[[Tensor, Tensor, Prediction], None]  # state z, time t, what the (guided) model predicted there
+
+
+def check_samples(count: int, shape: Sequence[int], device: torch.device) -> None:
+    """Raises ValueError where so many samples (C, *S) at once are more than the device can hold."""
+    if not all(length >= 1 for length in shape):
+        raise ValueError(f"a sample of the shape {tuple(shape)} is empty; every length must be at least 1")
+    check_room(
+        2 * 4 * count * prod(shape),  # the state and a prediction
+        device,
+        f"{count:,} samples of the shape {tuple(shape)} at once",
+        "choose a smaller size, or fewer samples at once",
+    )
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from justimage.denoiser import ConditionValues, Denoiser, Labels
 from justimage.samplers import Grid, Sampling, Settings, Step, with_settings
+from justimage.sampling.draw import check_samples
 
 
 class Samples(NamedTuple):
@@ -43,6 +44,7 @@ def generate(
         if len(values) != len(seeds):
             raise ValueError(f"{len(values)} entries of {name} and {len(seeds)} seeds; every sample needs one of each")
     with_settings(sampling or model.sampling, settings)
+    check_samples(min(batch_size, len(seeds)), (model.config.channels, *(size or model.config.size)), model.device)
 
     def batches() -> Iterator[Samples]:
         for start in range(0, len(seeds), batch_size):

@@ -6,11 +6,13 @@ Each step is a function over an unmodified module, so that another one (sharding
 the names of saved tensors stay those of the plain network.
 """
 
+from math import prod
+
 import torch
 from torch import nn
 
 from justimage.denoiser import Denoiser
-from justimage.execution import best_device, checkpoint_blocks, compile_blocks, compiling_pays
+from justimage.execution import best_device, check_room, checkpoint_blocks, compile_blocks, compiling_pays
 from justimage.parallel import Processes, replicate
 from justimage.randomness import Purpose, key
 from justimage.training.ema import EMA
@@ -28,8 +30,8 @@ def build(
     from the seed, whatever it had. The network may be on the meta device: then it has memory from here on. processes:
     this process alone, on the best device, by default.
 
-    Raises ValueError where a trained model is given without `adopt`, where a batch does not split over
-    the processes, and where `initialise` has left something unfilled.
+    Raises ValueError where a trained model is given without `adopt`, where a batch does not split over the processes,
+    where training needs more memory than the device has, and where `initialise` has left something unfilled.
     """
     processes = processes or Processes(device=best_device())
     if config.batch_size % processes.world:
@@ -39,6 +41,7 @@ def build(
             "this model has been trained: build(..., adopt=True) continues from its weights, adopt=False draws new ones"
         )
     net = model.net
+    _check_room(model, config, processes)
     if not adopt:
         initialise(net, config.seed)
     model.to(processes.device)
@@ -51,6 +54,28 @@ def build(
     optimizer = adamw(net, betas=config.betas, weight_decay=config.weight_decay)
     ema = EMA(net, config.ema_decays, start_nimg=config.ema_start_nimg, batch_size=config.batch_size)
     return TrainingState(model, runner, processes, optimizer, ema)
+
+
+def _check_room(model: Denoiser, config: Training, processes: Processes) -> None:
+    """Raises ValueError where what training certainly needs is more than the device has, before any of it is made."""
+    sizes = [(each.numel() * each.element_size(), each.requires_grad) for each in model.net.parameters()]
+    trained = sum(size for size, learns in sizes if learns)
+    weights = sum(size for size, _ in sizes)
+    state = weights + trained * (3 + len(config.ema_decays))
+    check_room(
+        state,
+        processes.device,
+        f"the parameters ({weights / 4e6:,.1f} M), gradients, moments and averages of this network",
+        "choose a smaller width or depth, or fewer ema_decays",
+    )
+    samples = config.batch_size // processes.world  # all of them are read at once, whatever the microbatch
+    numbers = model.config.channels * prod(model.config.size)
+    check_room(
+        state + 4 * numbers * samples,
+        processes.device,
+        f"training this network and {samples:,} samples of {numbers:,} numbers at once",
+        "choose a smaller batch_size",
+    )
 
 
 @torch.no_grad()

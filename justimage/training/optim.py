@@ -19,6 +19,9 @@ def learning_rate(nimg: int, *, peak: float, warmup_nimg: int, duration_nimg: in
     return peak * 0.5 * (1 + cos(pi * min(done, 1.0)))
 
 
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps of each parameter from its first step on
+
+
 def adamw(net: nn.Module, *, betas: tuple[float, float], weight_decay: float) -> torch.optim.AdamW:
     """AdamW (arXiv 1711.05101) in one fused kernel, of the parameters that require gradients.
 

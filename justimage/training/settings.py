@@ -1,6 +1,7 @@
 """How a network is trained."""
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import Literal
 
 import torch
@@ -13,9 +14,16 @@ from justimage.training.optim import Schedule
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
+MOST_NIMG = 10**15
+SAMPLES = {"duration_nimg": 1, "batch_size": 1, "microbatch": 0, "warmup_nimg": 0, "ema_start_nimg": 0}  # at least
+
+
 @dataclass(frozen=True)
 class Training:
-    """How a network is trained. Lengths of time are counted in samples (nimg), the one clock of training."""
+    """How a network is trained. Lengths of time are counted in samples (nimg), the one clock of training.
+
+    Raises ValueError, naming the field, where a number is not finite or out of range.
+    """
 
     duration_nimg: int = 256_000_000
     """Samples to train on."""
@@ -59,18 +67,20 @@ class Training:
     """Recompute activations in the backward pass: less memory, a third more work."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.duration_nimg < 1 or self.microbatch < 0 or self.ema_start_nimg < 0:
+        for name, least in SAMPLES.items():
+            value = getattr(self, name)
+            if not least <= value <= MOST_NIMG:
+                raise ValueError(f"{name} is {value}; it must be at least {least}, and at most {MOST_NIMG:,}")
+        if not 0 < self.lr < inf:
+            raise ValueError(f"lr is {self.lr}; it must be a number above 0")
+        if not 0 <= self.clip_norm < inf or not 0 <= self.weight_decay < inf:
             raise ValueError(
-                f"batch_size ({self.batch_size}) and duration_nimg ({self.duration_nimg}) must be at least 1, and "
-                f"microbatch ({self.microbatch}) and ema_start_nimg ({self.ema_start_nimg}) not below 0"
+                f"clip_norm ({self.clip_norm}) and weight_decay ({self.weight_decay}) must be numbers from 0 on"
             )
-        if self.lr <= 0 or self.clip_norm < 0 or self.warmup_nimg < 0 or self.weight_decay < 0:
-            raise ValueError(
-                f"lr ({self.lr}) must be above 0, and clip_norm ({self.clip_norm}), warmup_nimg ({self.warmup_nimg}) "
-                f"and weight_decay ({self.weight_decay}) not below 0"
-            )
-        if any(not 0 < decay < 1 for decay in self.ema_decays):
-            raise ValueError(f"ema_decays are {self.ema_decays}; each must lie between 0 and 1")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas are {self.betas}; they are two numbers, each at least 0 and below 1")
+        if not all(0 < decay < 1 for decay in self.ema_decays) or len(set(self.ema_decays)) != len(self.ema_decays):
+            raise ValueError(f"ema_decays are {self.ema_decays}; each must lie between 0 and 1, and none come twice")
         if not 0 <= self.label_dropout < 1:
             raise ValueError(f"label_dropout is {self.label_dropout}; it must be at least 0 and below 1")
         if not hasattr(type(self.times), "__dataclass_fields__"):

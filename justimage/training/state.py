@@ -6,12 +6,25 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from justimage.data.records import read_json
 from justimage.denoiser import Denoiser
 from justimage.disk import discard, read_tensors, whole, write_tensors, write_text
+from justimage.execution import not_finite
 from justimage.parallel import Processes
 from justimage.training.ema import EMA
+from justimage.training.optim import MOMENTS
 
 TENSORS, FACTS = "state.safetensors", "state.json"
+REMOVE = "remove this folder to resume from the state before it, or from the start if it is the only one"
+
+
+class NotFinite(RuntimeError):
+    """The state of a run holds NaN or infinity, so it is not saved; `names` are the tensors that do."""
+
+    def __init__(self, nimg: int, names: list[str]):
+        self.nimg, self.names = nimg, names
+        more = f" and in {len(names) - 1} more of its tensors" if len(names) > 1 else ""
+        super().__init__(f"the state at nimg = {nimg:,} has numbers that are not finite, in {names[0]}{more}")
 
 
 class TrainingState:
@@ -44,8 +57,16 @@ class TrainingState:
         net = {f"net/{name}": tensor for name, tensor in self.model.net.state_dict().items()}
         return net | {f"ema/{name}": tensor for name, tensor in self.ema.state_dict().items()} | moments
 
+    def check_finite(self) -> None:
+        """Raises NotFinite where a weight, an average or a moment is NaN or infinite. Fixed tables may be anything."""
+        fixed = {f"net/{name}" for name, _ in self.model.net.named_buffers()}
+        bad = not_finite({name: tensor for name, tensor in self.tensors().items() if name not in fixed})
+        if bad:
+            raise NotFinite(self.nimg, bad)
+
     def save(self, folder: Path) -> None:
-        """Write folder/NIMG/, under another name until it is complete."""
+        """Write folder/NIMG/, under another name until it is complete. Raises NotFinite, and writes nothing."""
+        self.check_finite()
         place = folder / f"{self.nimg:09d}"
         if place.exists():
             return
@@ -55,17 +76,35 @@ class TrainingState:
 
     @torch.no_grad()
     def restore(self, place: Path) -> None:
-        """Take over the state saved in a folder. Raises ValueError where it is damaged or another network's."""
+        """Take over the state saved in a folder.
+
+        Raises ValueError, and changes nothing, where it is damaged, another network's, not finite, or not what the
+        optimizer would have at this point.
+        """
+        nimg = _nimg_of(place)
         saved = read_tensors(place / TENSORS)
-        facts = json.loads((place / FACTS).read_text())
         by_name = dict(self.model.net.named_parameters())
         moments = [name for name in saved if name.startswith("optimizer/")]
-        expected = {name for name in self.tensors() if not name.startswith("optimizer/")}
+        ours = {name: tensor for name, tensor in self.tensors().items() if not name.startswith("optimizer/")}
+        expected = ours.keys()
         if expected != saved.keys() - set(moments):
             odd = sorted(expected ^ (saved.keys() - set(moments)))
             raise ValueError(
                 f"{place} is the state of another network or other averages; they differ in {', '.join(odd[:5])}"
             )
+        for name, tensor in (ours | self._moments_at(nimg, saved, place)).items():
+            found = saved[name]
+            if (found.shape, found.dtype) != (tensor.shape, tensor.dtype):
+                raise ValueError(
+                    f"{place} is damaged: {name} is {tuple(found.shape)} of {found.dtype}, not {tuple(tensor.shape)} "
+                    f"of {tensor.dtype}; {REMOVE}"
+                )
+        fixed = {f"net/{name}" for name, _ in self.model.net.named_buffers()}
+        bad = not_finite({name: tensor for name, tensor in saved.items() if name not in fixed})
+        bad += [name for name in moments if "/exp_avg_sq/" in name and bool((saved[name] < 0).any())]
+        bad += [name for name in moments if "/step/" in name and not 0 <= float(saved[name]) <= nimg]
+        if bad:
+            raise ValueError(f"{place} is damaged: {bad[0]} holds numbers that no training leaves; {REMOVE}")
         self.model.net.load_state_dict(
             {name.removeprefix("net/"): saved[name] for name in expected if name[:4] == "net/"}
         )
@@ -75,7 +114,43 @@ class TrainingState:
             parameter = by_name[name]
             # The step counts too: a fused optimizer keeps them beside the parameters.
             self.optimizer.state[parameter][kind] = saved[full].to(parameter.device)
-        self.nimg = facts["nimg"]
+        self.nimg = nimg
+
+    def _moments_at(self, nimg: int, saved: dict[str, Tensor], place: Path) -> dict[str, Tensor]:
+        """The moments that a state at nimg has, as tensors of their shapes. ValueError where it has others.
+
+        A parameter that no gradient reaches has none: it is as it was at the start.
+        """
+        held = {name for name in saved if name.startswith("optimizer/")}
+        trained = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
+        expected: dict[str, Tensor] = {}
+        for name, parameter in self.model.net.named_parameters():
+            names = [f"optimizer/{kind}/{name}" for kind in MOMENTS]
+            found = saved[f"net/{name}"]
+            still = found.shape == parameter.shape and torch.equal(found, parameter.detach().cpu())
+            unreached = still and bool(held) and not held & set(names)
+            if nimg and id(parameter) in trained and not unreached:
+                step = torch.zeros((), dtype=torch.float32)
+                expected |= {each: step if each.startswith("optimizer/step/") else parameter for each in names}
+        if held != expected.keys():
+            odd = sorted(held ^ expected.keys())
+            raise ValueError(
+                f"{place} is damaged: at nimg = {nimg:,} its optimizer {'has' if odd[0] in held else 'lacks'} {odd[0]}"
+                + (f", and {len(odd) - 1} more differ" if len(odd) > 1 else "")
+                + f"; {REMOVE}"
+            )
+        return expected
+
+
+def _nimg_of(place: Path) -> int:
+    """The position that a saved state says it is at. ValueError where it says none, or its folder another."""
+    facts = read_json(place / FACTS)
+    nimg = facts.get("nimg") if isinstance(facts, dict) else None
+    if not isinstance(nimg, int) or isinstance(nimg, bool) or nimg < 0:
+        raise ValueError(f"{place / FACTS} is damaged: nimg is {nimg!r}, not a whole number from 0 on; {REMOVE}")
+    if place.name.isdecimal() and int(place.name) != nimg:
+        raise ValueError(f"{place / FACTS} is damaged: it is of nimg = {nimg}, and its folder of another; {REMOVE}")
+    return nimg
 
 
 def saved_states(folder: Path) -> list[Path]:

@@ -1,17 +1,45 @@
 """What a model is besides its tensors, as plain values for config.json, and the model again."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from justimage.data.records import from_plain, known_fields
 from justimage.data.spec import DataSpec
 from justimage.denoiser import SCALINGS, Denoiser, Scalings
+from justimage.execution import not_finite
 from justimage.networks.protocol import NETWORKS, OLDEST, NetworkClass, architecture, name_of, network_of
+from justimage.process import Space
 from justimage.samplers import Sampling
 from justimage.weights.folder import write_folder
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What a network's output means, as config.json says it under `prediction`."""
+
+    space: Space
+    t_eps: float
+    noise_scale: float
+    preconditioner: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """What config.json says of a model. Whose fields the architecture has depends on the network's name."""
+
+    architecture: dict[str, Any]
+    prediction: Meaning
+    data: dict[str, Any] | None
+    sampling: Sampling
+    network: str = OLDEST
+    training: dict[str, Any] | None = None
+    licence: str = ""
 
 
 def describe(model: Denoiser) -> dict[str, Any]:
@@ -38,32 +66,33 @@ def restore_model(
     *,
     network: NetworkClass | None = None,
     preconditioner: Scalings | None = None,
+    where: str = "the configuration of these weights",
+    allow_non_finite: bool = False,
 ) -> Denoiser:
     """The inverse of `describe`. Tensors become the network's own, without a second copy.
 
     network, preconditioner: the class and the function, where they are the user's own, which no name here restores.
-    Raises ValueError where the description has unknown fields or names, or the tensors are not the
-    network's.
+    where: what the description is called in messages. Raises ValueError where the description has unknown fields or
+    names, or values of other types, and where the tensors are not the network's, or not finite.
     """
-    try:
-        config_class, network_class = network_of(description.get("network", OLDEST), network)
-        prediction = dict(description["prediction"])
-        prediction["preconditioner"] = _scalings(prediction["preconditioner"], preconditioner)
-        net = build_network(
-            network_class, config_class(**with_tuples(description["architecture"])), empty=tensors is not None
-        )
-        model = Denoiser(
-            net,
-            **prediction,
-            spec=None if description["data"] is None else DataSpec.from_json(description["data"]),
-            sampling=Sampling(**with_tuples(description["sampling"])),
-            training=description.get("training"),
-            licence=description.get("licence", ""),
-        )
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"the configuration of these weights is not one of this version: {error}") from error
+    said = from_plain(Description, known_fields(Description, description), where)
+    config_class, network_class = network_of(said.network, network)
+    config = from_plain(config_class, said.architecture, where, "architecture")
+    spec = None if said.data is None else DataSpec.from_json(said.data, where, "data")
+    net = build_network(network_class, config, empty=tensors is not None)
+    model = Denoiser(
+        net,
+        space=said.prediction.space,
+        t_eps=said.prediction.t_eps,
+        noise_scale=said.prediction.noise_scale,
+        preconditioner=_scalings(said.prediction.preconditioner, preconditioner),
+        spec=spec,
+        sampling=said.sampling,
+        training=said.training,
+        licence=said.licence,
+    )
     if tensors is not None:
-        assign_tensors(net, tensors)
+        assign_tensors(net, tensors, allow_non_finite=allow_non_finite)
     return model
 
 
@@ -95,13 +124,12 @@ def _scalings(name: str, given: Scalings | None) -> Any:
     return name
 
 
-def with_tuples(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON knows lists only; the frozen dataclasses hold tuples."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+def assign_tensors(net: nn.Module, tensors: dict[str, Tensor], *, allow_non_finite: bool = False) -> None:
+    """Give a network built on the meta device its tensors, as numbers of the network's own type.
 
-
-def assign_tensors(net: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Give a network built on the meta device its tensors. Raises ValueError that lists what does not fit."""
+    Raises ValueError that lists what does not fit, and names a tensor with values that are not finite.
+    """
+    kinds = {name: tensor.dtype for name, tensor in net.state_dict().items()}
     expected = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
     wrong = [f"missing: {name} {expected[name]}" for name in expected if name not in tensors]
     wrong += [f"unknown: {name} {tuple(tensors[name].shape)}" for name in tensors if name not in expected]
@@ -110,10 +138,42 @@ def assign_tensors(net: nn.Module, tensors: dict[str, Tensor]) -> None:
         for name, shape in expected.items()
         if name in tensors and tuple(tensors[name].shape) != shape
     ]
+    wrong += [
+        f"another type: {name} {tensors[name].dtype}, not {kind}"
+        for name, kind in kinds.items()
+        if name in tensors and not _convertible(tensors[name], kind)
+    ]
     if wrong:
         shown = "\n  ".join(wrong[:20]) + (f"\n  and {len(wrong) - 20} more" if len(wrong) > 20 else "")
         raise ValueError(f"these tensors are not this network's:\n  {shown}")
+    tensors = {name: tensor.to(kinds[name]) for name, tensor in tensors.items()}
+    if not allow_non_finite:
+        _check_finite(net, tensors)
     net.load_state_dict(tensors, assign=True)
+
+
+def _convertible(tensor: Tensor, kind: torch.dtype) -> bool:
+    """Whether a tensor can stand for one of this type: floating-point numbers for each other, others for themselves."""
+    if tensor.layout is not torch.strided:
+        return False
+    return tensor.dtype in FLOATS if kind.is_floating_point else tensor.dtype == kind
+
+
+def _check_finite(net: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Raises ValueError where a weight is NaN or infinite, which would draw black samples.
+
+    Infinite numbers in a buffer, such as a mask, may be meant where the network is the user's own.
+    """
+    own = name_of(net) not in NETWORKS
+    learned = {name for name, _ in net.named_parameters()}
+    bad = not_finite({name: each for name, each in tensors.items() if name in learned or not own})
+    bad += [name for name, each in tensors.items() if own and name not in learned and bool(each.isnan().any())]
+    if bad:
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise ValueError(
+            f"the weights hold numbers that are not finite, in {bad[0]}{more}: they come from a training that failed, "
+            "and draw nothing. To look at them all the same: load(..., allow_non_finite=True), or --allow-non-finite"
+        )
 
 
 def save(model: Denoiser, folder: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from justimage.data.records import read_json
 from justimage.disk import read_tensors, whole, write_tensors, write_text
 
 FORMAT = "justimage/1"
@@ -24,10 +25,7 @@ def read_folder(folder: Path) -> tuple[dict[str, Tensor], dict]:
     for name in (CONFIG, TENSORS):
         if not (folder / name).is_file():
             raise ValueError(f"{folder} has no {name}; a weights folder has {TENSORS} and {CONFIG}")
-    try:
-        config = json.loads((folder / CONFIG).read_text())
-    except ValueError as error:
-        raise ValueError(f"{folder / CONFIG} is not JSON: {error}") from error
+    config = read_json(folder / CONFIG)
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         found = config.get("format") if isinstance(config, dict) else None
         raise ValueError(f'{folder / CONFIG} has the format {found!r}, not "{FORMAT}": it was written by other code')

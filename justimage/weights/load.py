@@ -1,15 +1,16 @@
 """load: the model behind a path, whatever wrote it."""
 
-import json
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
+from justimage.data.records import from_plain, known_fields, read_json
 from justimage.data.tables import is_hub_id
 from justimage.denoiser import Denoiser, Scalings
 from justimage.execution import cast_parameters, compile_blocks, compiling_pays, fast_dtype, find_device
-from justimage.networks.protocol import NETWORKS, OLDEST, NetworkClass, name_of
-from justimage.weights.description import assign_tensors, describe, restore_model
+from justimage.networks.protocol import NETWORKS, NetworkClass, name_of
+from justimage.weights.description import Description, assign_tensors, describe, restore_model
 from justimage.weights.folder import CONFIG, read_folder
 from justimage.weights.hub import from_hub
 from justimage.weights.official import load_official, weight_sets_of
@@ -45,7 +46,7 @@ def find_weights(run: Path, weights: str | None = None) -> Path:
     held = _held(run)
     if weights is None:
         try:
-            recipe = json.loads((run / "recipe.json").read_text())["recipe"]
+            recipe = read_json(run / "recipe.json")["recipe"]
             decays = [f"ema-{decay}" for decay in recipe["training"]["ema_decays"]]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
@@ -64,6 +65,7 @@ def read(
     context_start: int | None = None,
     network: NetworkClass | None = None,
     preconditioner: Scalings | None = None,
+    allow_non_finite: bool = False,
 ) -> Denoiser:
     """The model behind a run folder, a weights folder, an official .pth or .safetensors, or a hub id.
 
@@ -71,14 +73,14 @@ def read(
     """
     path = Path(source)
     if path.is_file():
-        return load_official(path, weights, context_start)
+        return load_official(path, weights, context_start, allow_non_finite=allow_non_finite)
     if path.is_dir() and (path / "recipe.json").is_file():
         path = find_weights(path, weights)
     elif weights is not None:
         raise ValueError(f"{source} holds one set of weights; {weights!r} cannot be chosen from it")
     elif not path.is_dir() and not is_hub_id(str(source)):
         raise ValueError(f"{source} does not exist: neither a run, a weights folder nor a checkpoint")
-    return from_folder_or_hub(path, network=network, preconditioner=preconditioner)
+    return from_folder_or_hub(path, network=network, preconditioner=preconditioner, allow_non_finite=allow_non_finite)
 
 
 def from_folder_or_hub(
@@ -87,13 +89,21 @@ def from_folder_or_hub(
     revision: str | None = None,
     network: NetworkClass | None = None,
     preconditioner: Scalings | None = None,
+    allow_non_finite: bool = False,
 ) -> Denoiser:
     """The model of a weights folder, or of one downloaded by its hub id. Raises ValueError where it is not one."""
     folder = Path(source)
     if not folder.is_dir() and is_hub_id(str(source)):
         folder = from_hub(str(source), revision)
     tensors, description = read_folder(folder)
-    return restore_model(description, tensors, network=network, preconditioner=preconditioner).eval()
+    return restore_model(
+        description,
+        tensors,
+        network=network,
+        preconditioner=preconditioner,
+        where=str(folder / CONFIG),
+        allow_non_finite=allow_non_finite,
+    ).eval()
 
 
 def load(
@@ -106,6 +116,7 @@ def load(
     compile: bool | None = None,
     network: NetworkClass | None = None,
     preconditioner: Scalings | None = None,
+    allow_non_finite: bool = False,
 ) -> Denoiser:
     """A model ready to sample.
 
@@ -113,12 +124,21 @@ def load(
     weights: which of several, "ema-0.9999" or "raw" in a run, "ema1", "ema2" or "model" in an official .pth.
     context_start: the in-context start block of an official checkpoint that does not record it.
     network, preconditioner: the class and the function, where the model was trained with the user's own.
+    allow_non_finite: take weights that hold NaN or infinity, which draw nothing.
     device, dtype, compile: by default the accelerator if there is one, bfloat16 where that is faster, and
     compiled blocks where that pays; dtype=torch.float32, compile=False is the reference.
 
-    Raises ValueError where the source does not exist, is truncated or foreign, or does not hold these weights.
+    Raises ValueError where the source does not exist, is truncated or foreign, does not hold these weights, or holds
+    some that are not finite.
     """
-    model = read(source, weights=weights, context_start=context_start, network=network, preconditioner=preconditioner)
+    model = read(
+        source,
+        weights=weights,
+        context_start=context_start,
+        network=network,
+        preconditioner=preconditioner,
+        allow_non_finite=allow_non_finite,
+    )
     return prepare(model, device=device, dtype=dtype, compile=compile)
 
 
@@ -153,12 +173,13 @@ def swap_weights(model: Denoiser, source: str | Path, weights: str | None = None
         if (path / "recipe.json").is_file():
             path = find_weights(path, weights)
         tensors, description = read_folder(path)
-    ours = json.loads(json.dumps(describe(model)))
-    theirs = {"network": OLDEST, **json.loads(json.dumps(description))}
-    for part in ("network", "prediction"):
-        if theirs[part] != ours[part]:
-            raise ValueError(f"the weights of {source} are for another model: {part} {theirs[part]}, not {ours[part]}")
+    said = from_plain(Description, known_fields(Description, description), str(path))
+    theirs = {"network": said.network, "prediction": asdict(said.prediction)}
+    ours = describe(model)
+    for part, value in theirs.items():
+        if value != ours[part]:
+            raise ValueError(f"the weights of {source} are for another model: {part} {value}, not {ours[part]}")
     kept = {name: (each.device, each.dtype) for name, each in model.net.state_dict().items()}
     assign_tensors(model.net, {name: t.to(*kept[name]) if name in kept else t for name, t in tensors.items()})
-    model.training_summary = description.get("training") or {}
+    model.training_summary = said.training or {}
     return model

@@ -7,7 +7,7 @@ holds `model`, `model_ema1`, `model_ema2` and the command line as `args`, or alo
 import argparse
 import pickle
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from justimage.data.records import from_plain, known_fields
 from justimage.data.spec import DataSpec
 from justimage.denoiser import Denoiser
 from justimage.disk import File, read_tensors, whole, write_tensors
 from justimage.networks.jit import VARIANT_COLUMNS, VARIANTS, JiT, JiTConfig
 from justimage.samplers import Sampling
-from justimage.weights.description import assign_tensors
+from justimage.weights.description import FLOATS, assign_tensors
 
 # official -> ours; `#` stands for the number of a block. A name covers its .weight and .bias.
 OFFICIAL_NAMES = {
@@ -75,18 +76,50 @@ def _rename_all(tensors: dict[str, Tensor], table: dict[str, str], layout: str) 
     return {new: tensors[name] for name, new in names.items() if new is not None}
 
 
+# The tensors whose shapes are read, and how many axes they have. Those in the first line may be absent.
+MAY_LACK = {"net.in_context_posemb": 3, "net.final_layer.linear.weight": 2, "net.final_layer.linear.bias": 1}
+RANKS = {
+    "net.pos_embed": 3,
+    "net.x_embedder.proj1.weight": 4,
+    "net.x_embedder.proj2.weight": 4,
+    "net.y_embedder.embedding_table.weight": 2,
+    "net.blocks.0.attn.q_norm.weight": 1,
+    "net.blocks.0.mlp.w3.weight": 2,
+}
+
+
+def _check_tensors(tensors: Any, what: str) -> None:
+    """Raises ValueError where this is not a dictionary of named floating-point tensors with the axes of `RANKS`."""
+    if not isinstance(tensors, dict) or not tensors:
+        raise ValueError(f"{what} is {_kind_of(tensors)}; a state dict, tensors by name, is needed")
+    for name, tensor in tensors.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise ValueError(f"{what} holds {_kind_of(tensor)} under {name!r}; a tensor under a name is needed")
+        if tensor.dtype not in FLOATS or tensor.layout is not torch.strided:
+            raise ValueError(f"{what}: {name} is {_kind_of(tensor)}; floating-point numbers are needed")
+    missing = [name for name in RANKS if name not in tensors]
+    if missing:
+        raise ValueError(f"{what}: these are not official JiT weights; missing: {', '.join(missing)}")
+    for name, rank in (RANKS | MAY_LACK).items():
+        shape = tuple(tensors[name].shape) if name in tensors else (1,) * rank
+        if len(shape) != rank or 0 in shape:
+            raise ValueError(f"{what}: {name} has the shape {shape}; {rank} axes, none of them empty, are needed")
+
+
+def _kind_of(value: Any) -> str:
+    """What something is, for messages."""
+    if isinstance(value, Tensor):
+        return f"a tensor {tuple(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
+    return "empty" if isinstance(value, dict) and not value else type(value).__name__
+
+
 def official_config(tensors: dict[str, Tensor], context_start: int | None = None) -> JiTConfig:
     """Read the shape of the network from official tensors; only the start block must be given.
 
-    Raises ValueError where tensors it is read from are missing, or the start block is not given.
+    Raises ValueError where tensors it is read from are missing or of another shape, or the start block is not given.
     """
+    _check_tensors(tensors, "the checkpoint")
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    needed = ["net.pos_embed", "net.x_embedder.proj1.weight", "net.x_embedder.proj2.weight"]
-    needed += ["net.y_embedder.embedding_table.weight", "net.blocks.0.attn.q_norm.weight"]
-    needed += ["net.blocks.0.mlp.w3.weight"]
-    missing = [name for name in needed if name not in shapes]
-    if missing:
-        raise ValueError(f"these are not official JiT weights; missing: {', '.join(missing)}")
     bottleneck, channels, *patch = shapes["net.x_embedder.proj1.weight"]
     width = shapes["net.x_embedder.proj2.weight"][0]
     tokens, side = shapes["net.pos_embed"][1], isqrt(shapes["net.pos_embed"][1])
@@ -99,7 +132,8 @@ def official_config(tensors: dict[str, Tensor], context_start: int | None = None
             "match; give it: load(..., context_start=4) or --context-start 4 (4, 8, 10, 10 in B, L, H, G)"
         )
     hidden = shapes["net.blocks.0.mlp.w3.weight"][1]
-    ratio = next(r for r in (4.0, 1.5 * hidden / width, (1.5 * hidden + 1) / width) if _hidden(width, r) == hidden)
+    ratios = (4.0, 1.5 * hidden / width, (1.5 * hidden + 1) / width)
+    ratio = next((each for each in ratios if _hidden(width, each) == hidden), 0.0)  # 0 is refused by name
     blocks = {int(found.group(1)) for name in shapes if (found := re.match(r"net\.blocks\.(\d+)\.", name))}
     return JiTConfig(
         size=(side * patch[0], side * patch[1]),
@@ -139,6 +173,10 @@ def from_official(tensors: dict[str, Tensor], config: JiTConfig) -> dict[str, Te
         ours[name] = ours[name].flatten(1)
     for name in ("head.linear.weight", "head.linear.bias"):  # rows (p, q, C) -> (C, p, q)
         if name in ours:
+            if len(ours[name]) != p * q * config.channels:
+                raise ValueError(
+                    f"the head has {len(ours[name])} rows ({name}), but a patch has {p * q * config.channels} numbers"
+                )
             ours[name] = (
                 ours[name].unflatten(0, (p, q, config.channels)).permute(2, 0, 1, *range(3, ours[name].ndim + 2))
             )
@@ -176,11 +214,19 @@ def _checkpoint(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{path} holds more than tensors and settings, so it is not read ({reason})") from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        raise ValueError(f"{path} cannot be read; it is truncated, or not a checkpoint ({error})") from error
+    except pickle.UnpicklingError as error:  # its text advises to switch the protection off
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f" ({named.group(1)})" if named else ""
+        raise ValueError(
+            f"{path} holds more than tensors and settings{what}, or is damaged; it is not read, since reading it could "
+            "run code"
+        ) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever torch stumbles over in a file of somebody else's
+        raise ValueError(
+            f"{path} cannot be read; it is truncated, or not a checkpoint ({type(error).__name__})"
+        ) from error
 
 
 def weight_sets_of(path: Path) -> list[str]:
@@ -197,7 +243,9 @@ def read_official(path: Path, weights: str | None = None) -> tuple[dict[str, Ten
     if path.suffix == ".safetensors":
         if weights not in (None, "model"):
             raise ValueError(f"{path} holds one set of weights; {weights} cannot be chosen from it")
-        return read_tensors(path), argparse.Namespace()
+        tensors = read_tensors(path)
+        _check_tensors(tensors, str(path))
+        return tensors, argparse.Namespace()
     checkpoint = _checkpoint(path)
     key = WEIGHT_SETS.get(weights or "ema1")
     if key is None:
@@ -205,44 +253,66 @@ def read_official(path: Path, weights: str | None = None) -> tuple[dict[str, Ten
     if not isinstance(checkpoint, dict) or key not in checkpoint:
         held = ", ".join(map(str, checkpoint)) if isinstance(checkpoint, dict) else type(checkpoint).__name__
         raise ValueError(f"{path} holds {held}, but no {key}; it is not an official JiT checkpoint")
+    _check_tensors(checkpoint[key], f"{key} in {path}")
     args = checkpoint.get("args")
     return checkpoint[key], args if isinstance(args, argparse.Namespace) else argparse.Namespace()
 
 
-def load_official(path: Path, weights: str | None = None, context_start: int | None = None) -> Denoiser:
+@dataclass(frozen=True)
+class Arguments:
+    """What is read of the official command line; whoever trains with it may have left any of it out."""
+
+    model: str = ""
+    context_start: int | None = None
+    """Written by save_official."""
+    proj_dropout: float = 0.0
+    attn_dropout: float = 0.0
+    num_sampling_steps: int = 50
+    sampling_method: str = "heun"
+    cfg: float = 1.0
+    interval_min: float = 0.1
+    interval_max: float = 1.0
+    t_eps: float = 0.05
+    noise_scale: float | None = None
+
+
+def load_official(
+    path: Path, weights: str | None = None, context_start: int | None = None, *, allow_non_finite: bool = False
+) -> Denoiser:
     """An official checkpoint as a Denoiser. What the tensors show wins over what args say.
 
     context_start: the in-context start block, where args.model does not name the variant that the tensors have.
-    Raises ValueError as `read_official`, `official_config` and `from_official` do.
+    Raises ValueError as `read_official`, `official_config` and `from_official` do, for args of another type, and for
+    weights that are not finite, unless they are allowed.
     """
     tensors, args = read_official(path, weights)
-    settings: dict[str, Any] = vars(args)
+    said = from_plain(Arguments, known_fields(Arguments, vars(args)), str(path), "args")
+    context_start = said.context_start if context_start is None else context_start
     if context_start is None:
-        context_start = settings.get("context_start")  # written by save_official
-    if context_start is None:
-        letter = OFFICIAL_VARIANTS.get(str(settings.get("model", "")).partition("/")[0])
+        letter = OFFICIAL_VARIANTS.get(said.model.partition("/")[0])
         if letter is not None and same_variant(official_config(tensors, 0), letter):
             context_start = JiTConfig.variant(f"{letter}/16").context_start
     config = official_config(tensors, context_start)
     config = replace(
         config,
-        dropout=float(settings.get("proj_dropout", 0.0)),
-        dropout_scores=float(settings.get("attn_dropout", 0.0)),
+        dropout=float(said.proj_dropout),
+        dropout_scores=float(said.attn_dropout),
     )
+    method: Any = said.sampling_method
     sampling = Sampling(
-        steps=settings.get("num_sampling_steps", 50),
-        sampler=settings.get("sampling_method", "heun"),
-        guidance=float(settings.get("cfg", 1.0)),
-        interval=(float(settings.get("interval_min", 0.1)), float(settings.get("interval_max", 1.0))),
+        steps=said.num_sampling_steps,
+        sampler=method,
+        guidance=float(said.cfg),
+        interval=(float(said.interval_min), float(said.interval_max)),
     )
     with torch.device("meta"):
         net = JiT(config)
-    assign_tensors(net, from_official(tensors, config))
+    assign_tensors(net, from_official(tensors, config), allow_non_finite=allow_non_finite)
     classes = [str(i) for i in range(config.num_classes)]
     return Denoiser(
         net,
-        t_eps=float(settings.get("t_eps", 0.05)),
-        noise_scale=float(settings.get("noise_scale", max(config.size[0] / 256, 1.0))),
+        t_eps=float(said.t_eps),
+        noise_scale=max(config.size[0] / 256, 1.0) if said.noise_scale is None else float(said.noise_scale),
         spec=DataSpec.pixels(config.size, config.channels, classes) if config.channels == 3 else None,
         sampling=sampling,
         licence="mit",
