@@ -83,14 +83,16 @@ class Commands:
         before = set(unfinished(out))
         child = self.start(command)
 
-        def wait() -> None:
-            while not set(unfinished(out)) - before and Path(f"/proc/{child}/root").exists():
-                pass
+        def wait(at_most: float) -> None:  # the writing of a small file may be over before it is seen
+            until = time.monotonic() + at_most
+            while not set(unfinished(out)) - before and time.monotonic() < until:
+                if not Path(f"/proc/{child}/root").exists():
+                    return
 
-        wait()
+        wait(20)
         time.sleep(seconds)
         if inside:
-            wait()
+            wait(2)
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
         return self.end(), bool(set(unfinished(out)) - before)
@@ -133,7 +135,7 @@ def killed_again_and_again(commands: Commands, command: str, out: Path, kills: i
 
 def train(commands: Commands, kills: int) -> int:
     """Returns how many kills were inside of a save."""
-    until = 8 * (20 + 8 * kills)
+    until = 8 * (10 + 8 * kills)
     command = f"{TRAIN} --training.duration-nimg {until} --report.keep-states 1 --run"
     inside = killed_again_and_again(commands, f"{command} killed", commands.folder / "killed", kills, 0.5)
     commands.start(f"{command} whole")
