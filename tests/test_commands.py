@@ -259,6 +259,12 @@ def test_one_number_means_the_same_along_all_axes(tmp_path, monkeypatch, capsys)
     ]
     assert jit_here(*arguments, cwd=tmp_path, monkeypatch=monkeypatch) == 0
     assert "on 28x28, patch 7x7" in capsys.readouterr().out
+    (tmp_path / "photos").mkdir()
+    for i in range(4):
+        Image.fromarray(np.random.randint(0, 256, (20, 24, 3), dtype=np.uint8)).save(tmp_path / "photos" / f"{i}.png")
+    squares = ["train", "images", *TINY, "--data", "photos", "--network.size", "16", "--network.patch", "8"]
+    assert jit_here(*squares, "--training.duration-nimg", "32", cwd=tmp_path, monkeypatch=monkeypatch) == 0
+    assert "on 16x16, patch 8x8" in capsys.readouterr().out
     np.save(tmp_path / "signals.npy", np.random.randn(64, 2, 48).astype(np.float32))
     arguments = ["train", "fields", *TINY, "--data", "signals.npy", "--training.duration-nimg", "32"]
     assert jit_here(*arguments, cwd=tmp_path, monkeypatch=monkeypatch) == 2

@@ -21,11 +21,6 @@ from justimage.sampling.pictures import save
 SHEET = "contact-sheet.png"
 
 
-def _size(size: tuple[int, ...]) -> tuple[int, ...]:
-    """One number means a square."""
-    return size * 2 if len(size) == 1 else size
-
-
 @dataclass(frozen=True)
 class Inspect:
     """Show what training would see: a table, and a contact sheet after cropping, scaling and mirroring."""
@@ -55,7 +50,7 @@ class Inspect:
 
     def _look(self) -> int:
         """Look at the data and write what was found, in a folder that is held."""
-        source = open_source(self.path, _size(self.size), self.channels, self.data_options, only_look=True)
+        source = open_source(self.path, self.size, self.channels, self.data_options, only_look=True)
         report = inspect(source, at_most=self.at_most)
         console.print(table(report), soft_wrap=False, markup=False)
         save(sheet(source, mirror=None if self.mirror == "auto" else self.mirror == "on"), self.out / SHEET)
@@ -97,7 +92,7 @@ class Pack:
         interruptible()
         if self.workers < 1 or self.shard_mb < 1:
             raise ValueError(f"workers ({self.workers}) and shard_mb ({self.shard_mb}) must be at least 1")
-        size = _size(self.size)
+        size = self.size
         if min(size) < 1:
             raise ValueError(f"size is {' x '.join(map(str, size))}; every length must be at least 1")
         if self.out is not None:

@@ -90,12 +90,13 @@ def open_source(
 ) -> Source | StreamSource:
     """The source behind a path: whatever `Kind` names, a glob of such files, a hub id, or a name of NAMED.
 
-    size, channels: what images are cropped and converted to; all others have their own. decode_ahead: decode images
-    that fit into memory at once. only_look: unreadable images and missing values do not stop, so that they can be
-    counted. Raises ValueError where there is nothing, or nothing that can be read.
+    size, channels: what images are cropped and converted to, one number meaning a square; all others have their own.
+    decode_ahead: decode images that fit into memory at once. only_look: unreadable images and missing values do not
+    stop, so that they can be counted. Raises ValueError where there is nothing, or nothing that can be read.
     """
     try:
-        return _open(path, size, channels, options or DataOptions(), decode_ahead, only_look)
+        square = tuple(size) * (2 if len(size) == 1 else 1)
+        return _open(path, square, channels, options or DataOptions(), decode_ahead, only_look)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
 
