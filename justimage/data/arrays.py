@@ -185,6 +185,10 @@ class Arrays(Source):
             rows = np.asarray(self.x[start:stop])
         return list(zip(self._raw(rows), map(self._beside, range(start, stop)), strict=True))
 
+    def all_labels(self) -> np.ndarray | None:
+        """See `Source`."""
+        return self.y
+
     def name(self, index: int) -> str:
         """See `Source`."""
         return self.where(index) if self.where else f"sample {index}"

@@ -126,6 +126,10 @@ class Packed(Source):
         y = {"labels": self.labels[index]} if self.spec.classes else {}
         return self.shards[shard][index - self.starts[shard]], y
 
+    def all_labels(self) -> np.ndarray:
+        """See `Source`."""
+        return self.labels
+
     def describe(self) -> str:
         """See `Source`."""
         labels = f"{len(self.spec.classes)} classes" if self.spec.classes else "no labels"
