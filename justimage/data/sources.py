@@ -37,6 +37,8 @@ class DataOptions:
     missing: Missing = "stop"
     """If a value of an array or a field is missing (NaN): stop, with its place; or fill it with the mean of its
     channel, or with a number."""
+    fill_values: tuple[float, ...] = ()
+    """Numbers that stand for a missing value in arrays and fields, such as 1e20; a _FillValue of NetCDF is known."""
     crop: tuple[int, ...] = ()
     """Cut samples of arrays and fields to this size; images are cropped to the network's."""
     crop_at: At = "random"
@@ -64,6 +66,8 @@ class DataOptions:
             raise ValueError(f"workers ({self.workers}) and memory_gb ({self.memory_gb}) must not be negative")
         if isinstance(self.missing, float) and not isfinite(self.missing):
             raise ValueError(f"missing is {self.missing}; it must be stop, mean, or a finite number")
+        if not all(map(isfinite, self.fill_values)):
+            raise ValueError(f"fill_values are {self.fill_values}; they must be finite, as NaN is missing already")
         if self.stream.buffer < 1 or self.stream.classes < 0:
             raise ValueError(
                 f"a stream's buffer ({self.stream.buffer}) must be at least 1, and its classes "
@@ -140,17 +144,19 @@ def _open(
             inside if inside and not is_zarr(paths[0]) else paths,
             options.fields,
             missing=options.missing,
+            fill_values=options.fill_values,
             memory_gb=options.memory_gb,
         )
     elif kind == "pack":
         source = Packed(paths[0])
     elif paths[0].suffix.lower() in (".npy", ".npz") and paths[0].is_file():
-        source = read_arrays(paths[0], options.missing, options.conditions)
+        source = read_arrays(paths[0], options.missing, options.conditions, options.fill_values)
     elif options.conditions:
         raise ValueError(f"conditions are arrays of an .npz, beside x; {path} is a folder or archive of arrays")
     else:
         labels, place = _label_file(paths, options)
-        source = stack_arrays(find_files(place, ARRAY_FILES, labels=labels, split=options.split), options.missing)
+        files = find_files(place, ARRAY_FILES, labels=labels, split=options.split)
+        source = stack_arrays(files, options.missing, options.fill_values)
     return Crops(source, options.crop, options.crop_at) if options.crop else source
 
 
@@ -163,6 +169,7 @@ def _check_options(path: str, kind: Kind, options: DataOptions) -> None:
         ("fields", options.fields != FieldOptions(), ("fields",)),
         ("stream", options.stream != StreamOptions(), ("table", "stream")),
         ("missing", options.missing != "stop", ("arrays", "fields")),
+        ("fill-values", bool(options.fill_values), ("arrays", "fields")),
         ("crop", bool(options.crop), ("arrays", "fields", "pack")),
         ("conditions", bool(options.conditions), ("arrays",)),
     )
