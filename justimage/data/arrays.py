@@ -2,7 +2,10 @@
 
 import contextlib
 import hashlib
+import lzma
 import os
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +25,25 @@ from justimage.data.spec import DataSpec, Item, Source, UnreadableSample
 from justimage.disk import cached, state_of
 
 ARRAY_FILES = frozenset({".npy"})
+UNREADABLE_ARRAY = (  # what numpy raises for damaged .npy and .npz files
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    SyntaxError,
+    MemoryError,
+    OverflowError,
+    NotImplementedError,
+    RuntimeError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+)
+MEANT_AS_Y = frozenset({"y", "label", "labels", "target", "targets", "class", "cls"})  # in any case
 
 Missing = Literal["stop", "mean"] | float  # what a missing value does: stop, or become this
 
@@ -114,7 +136,8 @@ class Arrays(Source):
     def _check_labels(self, y: np.ndarray, classes: Sequence[str]) -> np.ndarray:
         if y.shape != (self.x.shape[0],) or y.dtype.kind not in "ui":
             raise ValueError(
-                f"the labels of {self.place} are {y.shape} {y.dtype}; ({self.x.shape[0]},) whole numbers are needed"
+                f"the labels y of {self.place} are {y.shape} {y.dtype}; ({self.x.shape[0]},) whole numbers are needed, "
+                "one for each sample, counted from 0"
             )
         top = len(classes) if classes else MOST_CLASSES
         wrong = np.flatnonzero((y < 0) | (y >= top))
@@ -290,13 +313,22 @@ def _with_nan(x: Rows, values: Sequence[float]) -> Rows:
     return rows[:] if isinstance(x, np.ndarray) and not isinstance(x, np.memmap) else rows
 
 
+def why_unreadable(error: Exception) -> str:
+    """What an error of numpy's means, without its advice to trust the file."""
+    if "pickle" in str(error) or "mapped: Python objects" in str(error):
+        return "it holds Python objects, or is not an array file; numbers are needed"
+    if isinstance(error, MemoryError):
+        return "it says that it is larger than the memory of this machine"
+    return str(error) or type(error).__name__
+
+
 @contextlib.contextmanager
 def _name_file(name: str) -> Iterator[None]:
     """Turn every error of reading an array file into a ValueError that names it."""
     try:
         yield
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{name} cannot be read as an array: {error}") from error
+    except UNREADABLE_ARRAY as error:
+        raise ValueError(f"{name} cannot be read as an array: {why_unreadable(error)}") from error
 
 
 def read_arrays(
@@ -320,6 +352,12 @@ def read_arrays(
     with loaded:
         held = list(loaded)
         other = [name for name in held if name not in ("x", "y", "classes")]
+        called = [name for name in other if name.lower() in MEANT_AS_Y and name not in conditions]
+        if called and "y" not in held:
+            raise ValueError(
+                f"{path} holds {called[0]}, but labels are called y: save it as np.savez(..., x=x, y={called[0]}); or "
+                "under another name, if it is no label"
+            )
         if "x" not in held:
             raise ValueError(f"{path} holds {', '.join(held) or 'nothing'}; an array called x is needed")
         absent = [name for name in conditions if name not in other]
@@ -329,16 +367,46 @@ def read_arrays(
         masks = [name + MASK for name in conditions if name + MASK in other]
         with _name_file(str(path)):
             wanted = [name for name in held if name not in other or name in (*conditions, *masks)]
-            arrays = {name: loaded[name] for name in wanted}
+            arrays = {name: _member(loaded, name) for name in wanted}
     unused = [name for name in other if name not in arrays]
-    optional = [name for name in unused if name.removesuffix(MASK) not in unused or not name.endswith(MASK)]
+    usable = [name for name in unused if name.isidentifier() and name != "labels"]  # as `Given` names them
+    optional = [name for name in usable if name.removesuffix(MASK) not in unused or not name.endswith(MASK)]
+    hint = f" (--data-options.conditions {' '.join(optional)})" if optional else ""
     return make(
         arrays["x"],
         arrays.get("y"),
-        classes=tuple(map(str, np.atleast_1d(arrays.get("classes", np.zeros(0))))),
+        classes=_class_names(path, arrays.get("classes")),
         given={name: arrays[name] for name in (*conditions, *masks)},
-        remark=f"; not used: {', '.join(unused)} (--data-options.conditions {' '.join(optional)})" if unused else "",
+        remark=f"; not used: {', '.join(unused)}{hint}" if unused else "",
     )
+
+
+def _member(loaded: Any, name: str) -> np.ndarray:
+    """An array of an .npz. ValueError where it is something else."""
+    try:
+        found = loaded[name]
+    except UNREADABLE_ARRAY as error:
+        raise ValueError(f"{name} cannot be read: {why_unreadable(error)}") from error
+    if not isinstance(found, np.ndarray):  # numpy gives the bytes of files that it does not know
+        raise ValueError(f"{name} is not an array")
+    return found
+
+
+def _class_names(path: Path, names: np.ndarray | None) -> tuple[str, ...]:
+    """The names of the classes, in the order of their labels. ValueError where they are none, or not distinct."""
+    if names is None:
+        return ()
+    if names.ndim != 1 or names.dtype.kind not in "Uui" or not len(names):
+        raise ValueError(
+            f"classes of {path} is {names.shape} {names.dtype}; a name for each class is needed: (K,) texts"
+        )
+    found = tuple(map(str, names.tolist()))
+    again = next((name for i, name in enumerate(found) if name in found[:i] or not name), None)
+    if again is not None:
+        raise ValueError(
+            f"classes of {path} has the name {again!r} twice" if again else f"a class of {path} has no name"
+        )
+    return found
 
 
 class _Stack:
@@ -372,9 +440,9 @@ class _Stack:
         try:
             with self.files.open(index) as file:
                 return np.load(file, allow_pickle=False)
-        except (OSError, EOFError, ValueError) as error:
+        except UNREADABLE_ARRAY as error:
             place = f"{self.files.names[index]} of {self.files.place}"
-            raise UnreadableSample(f"{place} cannot be read as an array: {error}") from error
+            raise UnreadableSample(f"{place} cannot be read as an array: {why_unreadable(error)}") from error
 
 
 def stack_arrays(files: Files, missing: Missing = "stop", fill_values: Sequence[float] = ()) -> Arrays:

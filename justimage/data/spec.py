@@ -57,8 +57,10 @@ class Given:
                 f"the condition {self.name} has {self.features} features, {len(self.mean)} means and "
                 f"{len(self.scale)} scales: each feature needs one of each"
             )
-        if not all(np.isfinite(self.mean)) or not all(np.isfinite(s) and s > 0 for s in self.scale):
-            raise ValueError(f"means {self.mean} and scales {self.scale} must be finite, and scales positive")
+        if not _in_float32(self.mean, self.scale):
+            raise ValueError(
+                f"means {self.mean} and scales {self.scale} must be finite in float32, and scales positive"
+            )
 
     def describe(self) -> str:
         """The name and what it is, for the user."""
@@ -116,8 +118,10 @@ class DataSpec:
                 f"{len(self.channels)} channel names, {len(self.mean)} means and {len(self.scale)} scales: "
                 "each channel needs one of each"
             )
-        if not all(np.isfinite(self.mean)) or not all(np.isfinite(s) and s > 0 for s in self.scale):
-            raise ValueError(f"means {self.mean} and scales {self.scale} must be finite, and scales positive")
+        if not _in_float32(self.mean, self.scale):
+            raise ValueError(
+                f"means {self.mean} and scales {self.scale} must be finite in float32, and scales positive"
+            )
         if self.origin is not None and len(self.origin.variables) != len(self.channels):
             raise ValueError(f"{len(self.origin.variables)} variables for {len(self.channels)} channels")
         if self.colour is None:
@@ -134,9 +138,11 @@ class DataSpec:
     def from_json(cls, values: dict[str, Any]) -> "DataSpec":
         """The inverse of dataclasses.asdict, after JSON, which knows lists only. Specs of older versions are read too.
 
-        Raises TypeError for fields that do not exist, and ValueError for values that do not fit together.
+        Raises TypeError for fields that do not exist, and ValueError for values of another type or that do not fit
+        together.
         """
         plain = as_tuples(values)
+        _check_types(plain)
         if plain.get("origin") is not None:
             plain["origin"] = Origin.from_json(plain["origin"])
         plain["given"] = tuple(Given(**each) for each in plain.get("given", ()))
@@ -221,6 +227,39 @@ class DataSpec:
         if not 0 <= name < len(self.classes):
             raise ValueError(f"label {name} is out of range: there are {len(self.classes)} classes, counted from 0")
         return name
+
+
+def _in_float32(mean: Sequence[float], scale: Sequence[float]) -> bool:
+    """Whether values can be scaled with these: all finite in float32, and the scales neither 0 nor less."""
+    with np.errstate(over="ignore"):
+        means, scales = np.asarray(mean, np.float32), np.asarray(scale, np.float32)
+    return bool(np.isfinite(means).all() and np.isfinite(scales).all() and (scales > 0).all())
+
+
+def _check_types(values: dict[str, Any]) -> None:
+    """Raises ValueError where a field of a spec read from JSON is not of the type that it is written in."""
+
+    def all_of(value: Any, *kinds: type) -> bool:
+        return isinstance(value, tuple) and all(type(each) in kinds for each in value)
+
+    right = {
+        "size": lambda v: all_of(v, int) and len(v) > 0 and min(v) > 0,
+        "channels": lambda v: all_of(v, str),
+        "mean": lambda v: all_of(v, int, float),
+        "scale": lambda v: all_of(v, int, float),
+        "dtype": lambda v: v in ("uint8", "float32"),
+        "classes": lambda v: all_of(v, str),
+        "origin": lambda v: v is None or isinstance(v, dict),
+        "colour": lambda v: v is None or type(v) is bool,
+        "mirror": lambda v: v is None or type(v) is int,
+        "given": lambda v: all_of(v, dict),
+    }
+    for name in ("size", "channels", "mean", "scale"):
+        if name not in values:
+            raise ValueError(f"the data specification lacks {name}")
+    for name, value in values.items():
+        if name in right and not right[name](value):
+            raise ValueError(f"{name} of the data specification is {str(value)[:80]!r}, which it cannot be")
 
 
 def _scale(raw: Tensor, mean: tuple[float, ...], scale: tuple[float, ...], axis: int) -> Tensor:
