@@ -280,8 +280,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def reason_of(error: BaseException) -> str:
     """Why a library could not read a file: what it says, without its advice to switch its protections off."""
     text = " ".join(str(error).split())
-    if "allow_pickle" in text or "weights_only" in text:
+    if "pickle" in text or "weights_only" in text or "mapped: Python objects" in text:
         return "it holds Python objects, which are not read since they could run code, or it is damaged"
+    if isinstance(error, MemoryError):
+        return "it says that it is larger than the memory of this machine"
     return text or type(error).__name__
 
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -221,6 +222,104 @@ def test_array_files(tmp_path):
     ]:
         with pytest.raises(ValueError, match=message):
             open_source(str(tmp_path / name), (8, 8), 3)
+
+
+X = np.random.default_rng(0).normal(size=(6, 4, 8, 8)).astype(np.float32)
+Y = np.arange(6) % 2
+WRONG_FILES = {
+    **{
+        name: ({"x": X, name: Y}, rf"holds {name}, but labels are called y: save it as np.savez\(..., x=x, y={name}\)")
+        for name in ("labels", "label", "targets", "Y")
+    },
+    "floats": ({"x": X, "y": Y / 2}, r"labels y of .* are \(6,\) float64; \(6,\) whole numbers"),
+    "NaN": ({"x": X, "y": np.full(6, np.nan)}, "float64"),
+    "booleans": ({"x": X, "y": Y > 0}, "bool"),
+    "texts": ({"x": X, "y": Y.astype(str)}, "<U21"),
+    "too many": ({"x": X, "y": np.arange(7)}, r"\(7,\) int64"),
+    "one hot": ({"x": X, "y": np.eye(6, dtype=int)}, r"\(6, 6\) int64"),
+    "objects": ({"x": X, "y": np.array([None] * 6)}, "y cannot be read: it holds Python objects"),
+    "fewer classes": ({"x": X, "y": Y, "classes": np.array(["a"])}, "label 1 of sample 1 .* there are 1 classes"),
+    "one class twice": ({"x": X, "y": Y, "classes": np.array(["a", "a"])}, "has the name 'a' twice"),
+    "classes of numbers": ({"x": X, "y": Y, "classes": np.array([0.5, 1.5])}, "a name for each class"),
+    "classes of objects": ({"x": X, "y": Y, "classes": np.array([{}, {}])}, "classes cannot be read: it holds Python"),
+    "x of objects": ({"x": np.array([{}, {}])}, "x cannot be read: it holds Python objects"),
+    "x of times": ({"x": X.astype("M8[s]")}, "datetime64"),
+    "x of records": ({"x": np.zeros((6, 1, 8), [("a", int)])}, "has the type"),
+    "x of texts": ({"x": X.astype(str)}, "has the type <U"),
+    "x of booleans": ({"x": X > 0}, "has the type bool"),
+    "an empty axis": ({"x": X[..., :0]}, "holds no samples"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_FILES)
+def test_array_files_that_cannot_be_used_say_what_is_expected(name, tmp_path):
+    arrays, message = WRONG_FILES[name]
+    np.savez(tmp_path / "x.npz", **arrays)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_arrays(tmp_path / "x.npz")
+    assert "allow_pickle" not in str(caught.value)
+
+
+def test_headers_that_say_more_than_there_is_are_refused(tmp_path):
+    np.save(tmp_path / "x.npy", X)
+    whole = (tmp_path / "x.npy").read_bytes()
+    for shape in (b"(7, 4, 8, 8)", b"(6000000000000, 4, 8, 8)", b"(6, 4, 8, -8)", b"(6, 4, 8, 8"):
+        (tmp_path / "more.npy").write_bytes(
+            whole.replace(b"(6, 4, 8, 8), }" + b" " * (len(shape) - 12), shape + b", }", 1)
+        )
+        with pytest.raises(ValueError, match=r"more\.npy"):
+            open_source(str(tmp_path / "more.npy"), (8, 8), 4)
+    for name, same in (("big", X.astype(">f4")), ("turned", np.asfortranarray(X))):
+        np.save(tmp_path / f"{name}.npy", same)
+        assert np.array_equal(read_arrays(tmp_path / f"{name}.npy")[3][0], X[3])
+
+
+class Own(Source):
+    """A source of the user's own, one of whose samples is changed."""
+
+    spec = DataSpec.pixels((4, 4), 3, ["a", "b"])
+
+    def __init__(self, wrong: Item):
+        self.wrong = wrong
+
+    def __len__(self) -> int:
+        return 8
+
+    def describe(self) -> str:
+        return "photos of one's own"
+
+    def fingerprint(self) -> str:
+        return "own"
+
+    def __getitem__(self, index: int, /) -> Item:
+        labels: Any = np.int64(index % 2)
+        return self.wrong if index == 5 else (np.zeros((3, 4, 4), np.uint8), {"labels": labels})
+
+    def name(self, index: int) -> str:
+        return f"photo {index}"
+
+
+GOOD = np.zeros((3, 4, 4), np.uint8)
+WRONG_ITEMS = {
+    "a label too large": ((GOOD, {"labels": np.int64(2)}), "photo 5 has the label 2; a whole number from 0 to 1"),
+    "the null label": ((GOOD, {"labels": np.int64(-1)}), "photo 5 has the label -1"),
+    "no label": ((GOOD, {}), "photo 5 comes with nothing; all samples need the same, which is labels"),
+    "two labels": ((GOOD, {"labels": np.array([0, 1])}), r"labels of photo 5 is \(2,\), and that of photo \d \(\)"),
+    "a fraction": ((GOOD, {"labels": np.float64(0.5)}), "has the label .*; a whole number"),
+    "another shape": (
+        (GOOD[:, :3], {"labels": np.int64(1)}),
+        r"photo 5 is \(3, 3, 4\) uint8; the data say \(3, 4, 4\)",
+    ),
+    "another type": ((GOOD + 0.5, {"labels": np.int64(1)}), "photo 5 is .* float64; .* and photo . is uint8"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_ITEMS)
+def test_a_sample_that_does_not_fit_is_named_before_it_reaches_the_network(name):
+    wrong, message = WRONG_ITEMS[name]
+    assert order(0, range(8), 8)[0] != 5
+    with pytest.raises(UnreadableSample, match=message):
+        next(batches(Own(wrong), seed=0, start=0, batch_size=8, workers=0))
 
 
 def test_digits_are_real():

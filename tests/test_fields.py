@@ -1,5 +1,7 @@
 """Fields: what NetCDF and Zarr files become, what is refused, and what is written back."""
 
+import json
+import re
 import shlex
 
 import numpy as np
@@ -9,6 +11,7 @@ import xarray as xr
 from conftest import jit_here, small_net
 
 from justimage.commands.inspection import inspect
+from justimage.data.arrays import Arrays
 from justimage.data.crops import Crops
 from justimage.data.fields import FieldOptions, open_dataset
 from justimage.data.sources import DataOptions, open_source
@@ -344,3 +347,168 @@ def test_arrays_have_no_names_but_can_be_written(tmp_path):
     assert (set(back.data_vars), back.a.dims) == ({"a", "b"}, ("sample", "axis0"))
     with pytest.raises(ValueError, match="samples are"):
         to_xarray(torch.ones(3, 1, 4), spec)
+
+
+TAILS = {
+    "rain": lambda g, n: np.where(g.random(n) < 0.001, 100 * g.random(n), 0),
+    "rain with rounding noise": lambda g, n: np.where(g.random(n) < 1e-4, 100 * g.random(n), 1e-18 * g.random(n)),
+    "log-normal": lambda g, n: np.exp(3 * g.normal(size=n)),
+    "wider log-normal": lambda g, n: np.exp(5 * g.normal(size=n)),
+    "Cauchy": lambda g, n: g.standard_cauchy(n),
+    "a mask": lambda g, n: g.random(n) < 0.5,
+    "a rare mask of 65,535": lambda g, n: 65535 * (g.random(n) < 1e-4),
+    "a constant with rare events": lambda g, n: np.where(g.random(n) < 1e-4, 1e7, 273.15),
+    "a constant with rounding noise and rare events": lambda g, n: np.where(
+        g.random(n) < 1e-4, 1000, 273.15 + 1e-5 * g.random(n)
+    ),
+    "pressure with zeros": lambda g, n: np.where(g.random(n) < 1e-3, 0, 1e5 + 100 * g.normal(size=n)),
+    "large numbers with zeros": lambda g, n: np.where(g.random(n) < 0.5, 0, 1e9 + 1e7 * g.normal(size=n)),
+    "numbers of all sizes": lambda g, n: 10.0 ** g.uniform(-30, 30, n),
+}
+
+
+@pytest.mark.parametrize("name", TAILS)
+def test_long_tails_and_rare_events_are_data(name):
+    """Whatever the seed, and whether all values are looked at or a part of them."""
+    for seed, shape in enumerate([(40, 1, 50, 50), (3, 1, 20, 20), (100, 1, 80, 80)]):
+        x = TAILS[name](np.random.default_rng(seed), int(np.prod(shape))).reshape(shape).astype(np.float32)
+        if np.std(x, dtype=np.float64) > 1e-4:  # else it never changes, which is refused
+            Arrays(x)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.8])
+@pytest.mark.parametrize("value", ["1e+20", "9.96921e+36", "-1e+30", "1e+10"])
+def test_values_that_cannot_be_meant_are_refused_with_their_place(tmp_path, value, share):
+    """One, some or most of them; declared with the option that the message names, they are missing values."""
+    generator = np.random.default_rng(0)
+    dataset = made()[["p"]]
+    wrong = generator.random((20, 8, 12)) < share
+    wrong[3:12] = False
+    wrong[5, 2, 3] = True
+    dataset["p"] = dataset.p.where(~wrong, float(value))
+    dataset.p.encoding = {"_FillValue": None, "dtype": "float32"}
+    dataset.to_netcdf(tmp_path / "fill.nc")
+    first = "" if share else r"sample 5 \(time 2020-01-31T23:00:00\), channel p, at lat 58, lon 3"
+    message = (
+        rf"fill\.nc holds {wrong.sum():,} values like {re.escape(value)} in channel p, and all others lie between 99.* "
+        rf"and 100[\d.]+; the first is in {first}.*--data-options.fill-values {re.escape(value)} --data-options.missing"
+    )
+    for memory_gb in (1.0, 0.0):
+        with pytest.raises(ValueError, match=message):
+            source_of(tmp_path / "fill.nc", missing="mean", memory_gb=memory_gb)
+        source = source_of(tmp_path / "fill.nc", fill_values=(float(value), -9999.0), missing=7.0, memory_gb=memory_gb)
+        assert source[5][0][0, 2, 3] == 7
+        assert source.spec.mean[0] == pytest.approx(1e5, rel=1e-3)
+    with pytest.raises(ValueError, match=rf"{wrong.sum():,} values that are not finite"):
+        source_of(tmp_path / "fill.nc", fill_values=(float(value),))
+
+
+def test_values_that_stand_for_missing_ones_in_arrays(tmp_path, monkeypatch):
+    """-9999 among temperatures may be meant, so that it is said; in a file, in many, and in whole numbers."""
+    x = (280 + np.random.default_rng(0).normal(size=(30, 1, 8, 8))).astype(np.float32)
+    x[4, 0, 1, 1] = -9999
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "whole.npy", x.astype(np.int16))
+    (tmp_path / "stack").mkdir()
+    for i, sample in enumerate(x):
+        np.save(tmp_path / "stack" / f"{i:02d}.npy", sample)
+    assert source_of(tmp_path / "x.npy").spec.mean[0] < 278
+    for name in ("x.npy", "stack", "whole.npy"):
+        source = source_of(tmp_path / name, fill_values=(-9999.0,), missing="mean")
+        assert source[4][0][0, 1, 1] == pytest.approx(source.spec.mean[0])
+        assert 279 < source.spec.mean[0] < 281
+        assert source.gaps == "1 in 1 of 30 samples"
+    given = np.ones(30)
+    given[3] = 1e20
+    with pytest.raises(ValueError, match=r"the condition angle of the array holds 1e\+20 in feature 0"):
+        Arrays(x[:, :, :4], given={"angle": given})
+    command = "data inspect x.npy --data-options.fill-values 1e20 -1e+30 -9999 --data-options.missing mean"
+    assert jit_here(*command.split(), cwd=tmp_path, monkeypatch=monkeypatch) == 0
+
+
+STORES = {
+    "v2": {"zarr_format": 2, "encoding": {"p": {"chunks": (5, 8, 12)}}},
+    "v3": {"zarr_format": 3, "encoding": {"p": {"chunks": (5, 8, 12)}}},
+    "sharded": {"zarr_format": 3, "encoding": {"p": {"chunks": (5, 8, 6), "shards": (5, 8, 12)}}},
+}
+
+
+@pytest.mark.parametrize("kind", STORES)
+@pytest.mark.parametrize("dtype", ["int32", "float32"])
+def test_a_missing_chunk_is_not_taken_for_zeros(kind, dtype, tmp_path):
+    """Of whole numbers, and of floats whose fill value is 0; unless that number is what missing values are."""
+    dataset, store = made()[["p"]], tmp_path / "made.zarr"
+    dataset["p"] = dataset.p.astype(dtype)
+    dataset.drop_vars("station").to_zarr(store, **STORES[kind])
+    if dtype == "float32":
+        for name in (".zmetadata", "p/.zarray", "zarr.json", "p/zarr.json"):
+            if (store / name).is_file():
+                text = (store / name).read_text()
+                (store / name).write_text(re.sub(r'"fill_value": ?("NaN"|null)', '"fill_value":0.0', text))
+    source_of(store)
+    (store / "p" / ("1.0.0" if kind == "v2" else "c/1/0/0")).unlink()
+    if kind == "v2" and dtype == "float32":  # there, the fill value means that a value is missing
+        with pytest.raises(ValueError, match=r"480 values that are not finite .* sample 5 "):
+            source_of(store)
+    else:
+        message = (
+            r"p of .*made\.zarr lacks 1 of 4 chunks, the first at time 5, lat 0, lon 0 .* read as 0\. .*missing 0$"
+        )
+        for missing in ("stop", "mean", 1.0):
+            with pytest.raises(ValueError, match=message):
+                source_of(store, missing=missing)
+    assert not source_of(store, missing=0.0)[5][0].any()
+
+
+def test_a_missing_chunk_of_floats_is_missing(tmp_path):
+    made().drop_vars("station").to_zarr(tmp_path / "made.zarr", encoding={"p": {"chunks": (5, 8, 12)}})
+    (tmp_path / "made.zarr" / "p" / "c" / "1" / "0" / "0").unlink()
+    with pytest.raises(ValueError, match=r"480 values that are not finite .* in sample 5 "):
+        source_of(tmp_path / "made.zarr")
+    assert source_of(tmp_path / "made.zarr", missing="mean").gaps
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("where", ["filters", "compressor", "object", "nested", "only consolidated"])
+def test_the_codec_pickle_is_refused_by_name(version, where, tmp_path):
+    """Before anything is decoded, wherever the metadata name it."""
+    store, pickle = tmp_path / "made.zarr", {"id": "pickle", "protocol": 5}
+    made().drop_vars("station").to_zarr(store, zarr_format=version, group="deep" if where == "nested" else None)
+    files = [store / ("deep/p" if where == "nested" else "p") / (".zarray" if version == 2 else "zarr.json")]
+    if where == "only consolidated":
+        files = [store / (".zmetadata" if version == 2 else "zarr.json")]
+    for file in files:
+        metadata = json.loads(file.read_text())
+        inside = metadata
+        if where == "only consolidated":
+            inside = (
+                metadata["metadata"]["p/.zarray"]
+                if version == 2
+                else metadata["consolidated_metadata"]["metadata"]["p"]
+            )
+        if version == 3:
+            inside["codecs"] = [{"name": "numcodecs.pickle" if where == "object" else "pickle", "configuration": {}}]
+        elif where == "object":
+            inside |= {"dtype": "|O", "filters": [pickle]}
+        else:
+            inside["compressor" if where == "compressor" else "filters"] = pickle if where == "compressor" else [pickle]
+        file.write_text(json.dumps(metadata))
+    with pytest.raises(ValueError, match=rf"{files[0].name} names the codec pickle, which runs code"):
+        source_of(store)
+
+
+def test_attributes_may_speak_of_pickles_and_unknown_codecs_are_named(tmp_path):
+    store = tmp_path / "made.zarr"
+    made(p=made().p.assign_attrs(id="pickle")).drop_vars("station").to_zarr(store, zarr_format=2)
+    (store / "loop").symlink_to(store)
+    assert len(source_of(store)) == 20
+    for file in (store / ".zmetadata", store / "p" / ".zarray"):
+        metadata = json.loads(file.read_text())
+        inside = metadata["metadata"]["p/.zarray"] if "metadata" in metadata else metadata
+        inside["compressor"] = {"id": "secret"}
+        file.write_text(json.dumps(metadata))
+    with pytest.raises(ValueError, match=r"made\.zarr cannot be read; .*secret"):
+        source_of(store)
+    (store / "p" / ".zarray").write_text("[1")
+    with pytest.raises(ValueError, match=r"\.zarray cannot be read"):
+        source_of(store)

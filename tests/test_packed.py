@@ -126,7 +126,7 @@ def test_a_damaged_pack_is_refused(photos, tmp_path):
     np.save(labels, y)
     index = tmp_path / "pack" / "index.json"
     text = index.read_text()
-    for damaged, message in ((text[:-20], "cannot be read"), (text.replace('"spec"', '"sp"'), "is damaged")):
+    for damaged, message in ((text[:-20], "is not JSON"), (text.replace('"spec"', '"sp"'), "is damaged")):
         index.write_text(damaged)
         with pytest.raises(ValueError, match=message):
             source_of(tmp_path / "pack")
@@ -275,3 +275,64 @@ def test_other_folders_are_not_written_into(photos, tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(ValueError, match="not empty and not a pack"):
         pack(source_of(photos), tmp_path / "file")
+
+
+def write_index(folder: Path, change) -> dict:
+    """The index of a pack, changed."""
+    index = json.loads((folder / "index.json").read_text())
+    change(index)
+    (folder / "index.json").write_text(json.dumps(index))
+    return index
+
+
+WRONG_INDICES = {
+    "a path": (lambda i: i["shards"][0].update(name="../beside/00000"), "a shard is called '../beside/00000'"),
+    "an absolute path": (lambda i: i["shards"][0].update(name="/tmp/00000"), "a shard is called '/tmp/00000'"),
+    "no text": (lambda i: i["shards"][0].update(name=["00000"]), "the name of shard 0 is .*not a text"),
+    "one twice": (lambda i: i["shards"].append(i["shards"][0]), "shard 00000 comes after 00000"),
+    "a negative count": (lambda i: i["shards"][0].update(count=-40), "the count of shard 00000 is '-40', not a whole"),
+    "a count as text": (lambda i: i["shards"][0].update(count="40"), "the count of shard 00000"),
+    "another count": (lambda i: i["shards"][0].update(count=39), "39 samples are listed of 40"),
+    "no shards": (lambda i: i.update(shards=None), "shards is 'None', not a list"),
+    "a shard that is a list": (lambda i: i.update(shards=[[]]), "shard 0 is .*not an object"),
+    "one shard less": (lambda i: i.update(shards=[]), "0 samples are listed of 40"),
+    "no source": (lambda i: i.pop("source"), "'source' is missing"),
+    "a source that is a list": (lambda i: i.update(source=[1]), "source is .*not an object"),
+    "complete in words": (lambda i: i.update(complete="yes"), "complete is 'yes', not true or false"),
+    "no next": (lambda i: i.update(complete=False, next=None), "next is 'None', not a whole number"),
+    "sizes": (lambda i: i["spec"].update(size=[16, "16"]), "size.1. is '16'; a whole number"),
+    "a type": (lambda i: i["spec"].update(dtype="object"), "dtype is 'object'; it must be 'uint8' or"),
+    "scales": (lambda i: i["spec"].update(scale=[1e99] * 3), "finite numbers of float32"),
+    "a class less": (lambda i: i["spec"]["classes"].pop(), "sample 20 of it has the label 1, and there are 1 classes"),
+    "no classes": (lambda i: i["spec"].update(classes=[]), "has the label 0, and there are no classes"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_INDICES)
+def test_an_index_that_packing_did_not_write_is_refused(photos, tmp_path, name):
+    """Files outside of the pack stay closed, and no label becomes another or none."""
+    pack(source_of(photos), tmp_path / "pack")
+    (tmp_path / "beside").mkdir()
+    for path in (tmp_path / "pack").glob("*.npy"):
+        (tmp_path / "beside" / path.name).write_bytes(path.read_bytes())
+    change, message = WRONG_INDICES[name]
+    write_index(tmp_path / "pack", change)
+    with pytest.raises(ValueError, match=message):
+        source_of(tmp_path / "pack")
+
+
+def test_files_that_a_pack_lacks_or_does_not_list_are_named(photos, tmp_path):
+    pack(source_of(photos, (128, 128), memory_gb=0.0), tmp_path / "pack", shard_mb=1)
+    first, second = (tmp_path / "pack" / f"0000{i}.npy" for i in range(2))
+    (tmp_path / "pack" / "notes.npy").write_bytes(b"the user's own")
+    assert len(source_of(tmp_path / "pack")) == 40
+    (tmp_path / "pack" / "00002.npy").write_bytes(first.read_bytes())
+    with pytest.raises(ValueError, match=r"has, though they are not in its index, 00002\.npy"):
+        source_of(tmp_path / "pack")
+    (tmp_path / "pack" / "00002.npy").unlink()
+    second.unlink()
+    with pytest.raises(ValueError, match=r"lacks 00001\.npy; copy it again"):
+        source_of(tmp_path / "pack")
+    second.write_bytes(b"no array")
+    with pytest.raises(ValueError, match=r"shard 00001 of .* it holds Python objects"):
+        source_of(tmp_path / "pack")

@@ -394,7 +394,7 @@ from conftest import small_config
 from test_train import CONFIG, CPU, waves
 source = waves()
 bad = order(CONFIG.seed, range(40, 48), len(source))[3]  # in the second half of the third batch: process 1 reads it
-class Damaged:
+class Damaged(ji.Source):
     indexed = True
     spec, describe, fingerprint = source.spec, source.describe, source.fingerprint
     def __len__(self):

@@ -2,26 +2,48 @@
 
 import contextlib
 import hashlib
+import lzma
 import os
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 from rich.progress import track
 
 from justimage.data.files import MOST_CLASSES, Files
 from justimage.data.given import MASK, GivenArrays
-from justimage.data.moments import LARGEST, Moments, Rows, changes, chunks, hash_rows
+from justimage.data.moments import GAP, LARGEST, Moments, Rows, changes, chunks, hash_rows
 from justimage.data.origin import Origin
 from justimage.data.spec import DataSpec, Item, Source, UnreadableSample
 from justimage.disk import cached, reason_of, state_of
 
 ARRAY_FILES = frozenset({".npy"})
+UNREADABLE_ARRAY = (  # what numpy raises for damaged .npy and .npz files
+    OSError,
+    EOFError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    SyntaxError,
+    MemoryError,
+    OverflowError,
+    NotImplementedError,
+    RuntimeError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+)
+MEANT_AS_Y = frozenset({"y", "label", "labels", "target", "targets", "class", "cls"})  # in any case
 
 Missing = Literal["stop", "mean"] | float  # what a missing value does: stop, or become this
 
@@ -32,12 +54,13 @@ class Arrays(Source):
     8-bit arrays are pixels. Others are measured in one pass: model values have mean 0 and standard deviation 0.5 in
     each channel, about that of photographs in [-1, 1], so that noise levels mean the same. channels: their names.
     given: what else comes with each sample, by name (see `GivenArrays`). origin: what is needed to write fields back.
-    missing: what happens to NaN: "stop", or fill with the channel's "mean" or a number. where: a sample's index -> what
+    missing: what happens to NaN: "stop", or fill with the channel's "mean" or a number. fill_values: numbers that stand
+    for NaN; 8-bit arrays with such are no pixels. where: a sample's index -> what
     it is called. identity: a text that changes with the data, if the measurement is to be cached. remark: a text that
     follows the description.
 
-    Raises ValueError for the wrong rank or type, values that are not finite (with their place), a channel that never
-    changes, and labels and conditions that do not fit.
+    Raises ValueError for the wrong rank or type, values that are not finite or too large to be meant (with their
+    place), a channel that never changes, and labels and conditions that do not fit.
     """
 
     def __init__(
@@ -50,6 +73,7 @@ class Arrays(Source):
         channels: Sequence[str] = (),
         origin: Origin | None = None,
         missing: Missing = "stop",
+        fill_values: Sequence[float] = (),
         given: Mapping[str, np.ndarray] | None = None,
         where: Callable[[int], str] | None = None,
         identity: str = "",
@@ -57,6 +81,7 @@ class Arrays(Source):
     ):
         self.place, self.remark = name, remark
         self._check_shape(x)
+        x = _with_nan(x, fill_values) if fill_values else x
         if classes and y is None:
             raise ValueError(f"{name} has {len(classes)} class names but no labels y (N,)")
         self.x, self.missing, self.where = x, missing, where
@@ -72,7 +97,7 @@ class Arrays(Source):
             return
         self.channels = tuple(channels) or tuple(f"channel{i}" for i in range(count))
         self.origin = origin
-        what = f"measured {identity} {x.shape} {x.dtype} {self.channels}"
+        what = f"measured with ends {identity} {x.shape} {x.dtype} {self.channels} {fill_values}"
         found = cached(what, self._measure) if identity else self._measure()
         mean, std = found["mean"], found["std"]
         self._check(found)
@@ -111,7 +136,8 @@ class Arrays(Source):
     def _check_labels(self, y: np.ndarray, classes: Sequence[str]) -> np.ndarray:
         if y.shape != (self.x.shape[0],) or y.dtype.kind not in "ui":
             raise ValueError(
-                f"the labels of {self.place} are {y.shape} {y.dtype}; ({self.x.shape[0]},) whole numbers are needed"
+                f"the labels y of {self.place} are {y.shape} {y.dtype}; ({self.x.shape[0]},) whole numbers are needed, "
+                "one for each sample, counted from 0"
             )
         top = len(classes) if classes else MOST_CLASSES
         wrong = np.flatnonzero((y < 0) | (y >= top))
@@ -125,7 +151,7 @@ class Arrays(Source):
     def _measure(self) -> dict[str, Any]:
         """One pass: mean and standard deviation of the finite values, per channel, and how many others there are."""
         channels = self.x.shape[1]
-        moments = Moments(channels)
+        moments = Moments(channels, int(np.prod(self.x.shape, dtype=np.int64)) // channels)
         nan = infinite = samples = 0
         first: list[int] | None = None
         parts = chunks(self.x)
@@ -147,23 +173,52 @@ class Arrays(Source):
             "infinite": infinite,
             "samples": samples,
             "first": first,
+            "outliers": moments.outliers(),
         }
 
     def _check(self, found: dict[str, Any]) -> None:
         """Raises ValueError for values that cannot be used, with their number and the place of the first."""
         if found["infinite"] or (found["nan"] and self.missing == "stop"):
-            sample, channel, *point = found["first"]
-            called = f" ({self.where(sample)})" if self.where else ""
             cure = "correct them" if found["infinite"] else "correct them, or fill them"
             raise ValueError(
                 f"{self.place} holds {found['nan'] + found['infinite']:,} values that are not finite ({found['nan']:,} "
                 f"NaN, {found['infinite']:,} infinite) in {found['samples']:,} of {self.x.shape[0]:,} samples, the "
-                f"first in sample {sample}{called}, channel {self.channels[channel]}, at {self._point(point)}; {cure}"
+                f"first in {self._cell(found['first'])}; {cure}"
                 + ("" if found["infinite"] else " with --data-options.missing mean (of the channel) or a number")
             )
+        for channel, end in enumerate(found["outliers"]):
+            if end is not None:
+                self._refuse_outlier(channel, end)
         for channel, mean, std in zip(self.channels, found["mean"], found["std"], strict=True):
             if not changes(mean, std):
                 raise ValueError(f"channel {channel} of {self.place} never changes; leave it out")
+
+    def _refuse_outlier(self, channel: int, end: float) -> NoReturn:
+        """Raises ValueError: which values cannot be meant, how many, and where. It takes another pass."""
+        count, first, value, low, high = 0, [0, 0], end, np.inf, -np.inf
+        for part in chunks(self.x):
+            rows = np.asarray(self.x[part.start : part.stop])[:, channel].astype(np.float64)
+            size = np.abs(rows)
+            far = (size > abs(end) / GAP) & (size <= LARGEST)
+            if far.any() and not count:
+                at = np.argwhere(far)[0].tolist()
+                first, value = [part.start + at[0], channel, *at[1:]], float(rows[tuple(at)])
+            count += int(far.sum())
+            near = rows[size <= abs(end) / GAP]
+            low, high = min(low, near.min(initial=np.inf)), max(high, near.max(initial=-np.inf))
+        shown = str(np.float32(value))  # as short as it can be read back
+        raise ValueError(
+            f"{self.place} holds {count:,} values like {shown} in channel {self.channels[channel]}, and all others lie "
+            f"between {low:g} and {high:g}; the first is in {self._cell(first)}. If they stand for missing values, "
+            f"write --data-options.fill-values {shown} --data-options.missing mean (of the channel) or a number; else "
+            "correct them: they would decide the scale of the channel"
+        )
+
+    def _cell(self, at: list[int]) -> str:
+        """Where a value lies: its sample, channel and coordinates."""
+        sample, channel, *point = at
+        called = f" ({self.where(sample)})" if self.where else ""
+        return f"sample {sample}{called}, channel {self.channels[channel]}, at {self._point(point)}"
 
     def _point(self, point: list[int]) -> str:
         axes = {c.dims: c.values for c in self.origin.coordinates} if self.origin else {}
@@ -184,6 +239,10 @@ class Arrays(Source):
         with self._name_damage(start):
             rows = np.asarray(self.x[start:stop])
         return list(zip(self._raw(rows), map(self._beside, range(start, stop)), strict=True))
+
+    def all_labels(self) -> np.ndarray | None:
+        """See `Source`."""
+        return self.y
 
     def name(self, index: int) -> str:
         """See `Source`."""
@@ -233,22 +292,45 @@ class Arrays(Source):
         return digest.hexdigest()[:16]
 
 
+class _WithNaN:
+    """Rows of another array in float32, NaN wherever that has one of some values."""
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, rows: Rows, values: Sequence[float]):
+        self.rows, self.shape = rows, rows.shape
+        self.values = np.array(values, dtype=np.float32)
+
+    def __getitem__(self, index: Any, /) -> np.ndarray:
+        rows = np.asarray(self.rows[index]).astype(np.float32)
+        rows[np.isin(rows, self.values)] = np.nan
+        return rows
+
+
+def _with_nan(x: Rows, values: Sequence[float]) -> Rows:
+    """The array with NaN in place of these values; what is in memory stays there."""
+    rows = _WithNaN(x, values)
+    return rows[:] if isinstance(x, np.ndarray) and not isinstance(x, np.memmap) else rows
+
+
 @contextlib.contextmanager
 def _name_file(name: str) -> Iterator[None]:
     """Turn every error of reading an array file into a ValueError that names it."""
     try:
         yield
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except UNREADABLE_ARRAY as error:
         raise ValueError(f"{name} cannot be read as an array: {reason_of(error)}") from error
 
 
-def read_arrays(path: Path, missing: Missing = "stop", conditions: Sequence[str] = ()) -> Arrays:
+def read_arrays(
+    path: Path, missing: Missing = "stop", conditions: Sequence[str] = (), fill_values: Sequence[float] = ()
+) -> Arrays:
     """A .npy with x (N, C, *S), memory-mapped; or an .npz with x, perhaps y (N,) and perhaps classes (names).
 
     conditions: which other arrays of an .npz come with the samples (see `GivenArrays`). Raises ValueError where the
     file is truncated or holds objects, or lacks x or one of the conditions.
     """
-    make = partial(Arrays, name=path.name, missing=missing, identity=state_of([path]))
+    make = partial(Arrays, name=path.name, missing=missing, fill_values=fill_values, identity=state_of([path]))
     with _name_file(str(path)):
         loaded = np.load(path, mmap_mode="r", allow_pickle=False)
     if isinstance(loaded, np.ndarray):
@@ -261,6 +343,12 @@ def read_arrays(path: Path, missing: Missing = "stop", conditions: Sequence[str]
     with loaded:
         held = list(loaded)
         other = [name for name in held if name not in ("x", "y", "classes")]
+        called = [name for name in other if name.lower() in MEANT_AS_Y and name not in conditions]
+        if called and "y" not in held:
+            raise ValueError(
+                f"{path} holds {called[0]}, but labels are called y: save it as np.savez(..., x=x, y={called[0]}); or "
+                "under another name, if it is no label"
+            )
         if "x" not in held:
             raise ValueError(f"{path} holds {', '.join(held) or 'nothing'}; an array called x is needed")
         absent = [name for name in conditions if name not in other]
@@ -270,16 +358,46 @@ def read_arrays(path: Path, missing: Missing = "stop", conditions: Sequence[str]
         masks = [name + MASK for name in conditions if name + MASK in other]
         with _name_file(str(path)):
             wanted = [name for name in held if name not in other or name in (*conditions, *masks)]
-            arrays = {name: loaded[name] for name in wanted}
+            arrays = {name: _member(loaded, name) for name in wanted}
     unused = [name for name in other if name not in arrays]
-    optional = [name for name in unused if name.removesuffix(MASK) not in unused or not name.endswith(MASK)]
+    usable = [name for name in unused if name.isidentifier() and name != "labels"]  # as `Given` names them
+    optional = [name for name in usable if name.removesuffix(MASK) not in unused or not name.endswith(MASK)]
+    hint = f" (--data-options.conditions {' '.join(optional)})" if optional else ""
     return make(
         arrays["x"],
         arrays.get("y"),
-        classes=tuple(map(str, np.atleast_1d(arrays.get("classes", np.zeros(0))))),
+        classes=_class_names(path, arrays.get("classes")),
         given={name: arrays[name] for name in (*conditions, *masks)},
-        remark=f"; not used: {', '.join(unused)} (--data-options.conditions {' '.join(optional)})" if unused else "",
+        remark=f"; not used: {', '.join(unused)}{hint}" if unused else "",
     )
+
+
+def _member(loaded: Any, name: str) -> np.ndarray:
+    """An array of an .npz. ValueError where it is something else."""
+    try:
+        found = loaded[name]
+    except UNREADABLE_ARRAY as error:
+        raise ValueError(f"{name} cannot be read: {reason_of(error)}") from error
+    if not isinstance(found, np.ndarray):  # numpy gives the bytes of files that it does not know
+        raise ValueError(f"{name} is not an array")
+    return found
+
+
+def _class_names(path: Path, names: np.ndarray | None) -> tuple[str, ...]:
+    """The names of the classes, in the order of their labels. ValueError where they are none, or not distinct."""
+    if names is None:
+        return ()
+    if names.ndim != 1 or names.dtype.kind not in "Uui" or not len(names):
+        raise ValueError(
+            f"classes of {path} is {names.shape} {names.dtype}; a name for each class is needed: (K,) texts"
+        )
+    found = tuple(map(str, names.tolist()))
+    again = next((name for i, name in enumerate(found) if name in found[:i] or not name), None)
+    if again is not None:
+        raise ValueError(
+            f"classes of {path} has the name {again!r} twice" if again else f"a class of {path} has no name"
+        )
+    return found
 
 
 class _Stack:
@@ -313,12 +431,12 @@ class _Stack:
         try:
             with self.files.open(index) as file:
                 return np.load(file, allow_pickle=False)
-        except (OSError, EOFError, ValueError) as error:
+        except UNREADABLE_ARRAY as error:
             place = f"{self.files.names[index]} of {self.files.place}"
             raise UnreadableSample(f"{place} cannot be read as an array: {reason_of(error)}") from error
 
 
-def stack_arrays(files: Files, missing: Missing = "stop") -> Arrays:
+def stack_arrays(files: Files, missing: Missing = "stop", fill_values: Sequence[float] = ()) -> Arrays:
     """A .npy (C, *S) for each sample. Raises ValueError, naming the file, where one has another shape or type."""
     y = np.array(files.labels) if files.classes else None
     return Arrays(
@@ -327,6 +445,7 @@ def stack_arrays(files: Files, missing: Missing = "stop") -> Arrays:
         classes=files.classes,
         name=files.place,
         missing=missing,
+        fill_values=fill_values,
         where=lambda i: files.names[i],
         identity=f"{files.state()} {files.stamp()}",
         remark=files.remark,

@@ -59,6 +59,10 @@ class Crops(Source):
         found = self.source.look(field)
         return found if isinstance(found, Unreadable) else self._crop(found, place)
 
+    def all_labels(self) -> np.ndarray | None:
+        """See `Source`: one label stands for all crops of a sample."""
+        return self.source.all_labels()
+
     def name(self, index: int) -> str:
         """The name of the whole sample, and the place of the crop in it if there are several."""
         field, place = divmod(index, self.places)

@@ -1,5 +1,7 @@
 """Fields: NetCDF and Zarr through xarray, with variables and levels as channels."""
 
+import json
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +18,8 @@ from justimage.disk import state_of
 
 NETCDF = (".nc", ".nc4", ".nc3", ".cdf", ".netcdf", ".h5netcdf")
 ZARR_MARKS = ("zarr.json", ".zgroup", ".zmetadata")
+ZARR_METADATA = ("zarr.json", ".zarray", ".zmetadata")  # files that name codecs
+RUNS_CODE = "pickle"  # the codec that is a program
 # Dimensions taken for samples and for channels unless the user names them: what they are called in most files.
 SAMPLE_DIMS = (
     "time",
@@ -78,8 +82,13 @@ def is_zarr(path: Path) -> bool:
 
 
 def open_dataset(path: Path) -> Any:
-    """A NetCDF file or a Zarr store as an xarray.Dataset, read as needed. Raises ValueError where it is damaged."""
+    """A NetCDF file or a Zarr store as an xarray.Dataset, read as needed.
+
+    Raises ValueError where it is damaged, and for a store whose arrays are to be unpickled, before anything is read.
+    """
     xarray = xarray_library()
+    if path.is_dir():
+        _check_codecs(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about nonconforming attributes and unconsolidated stores
@@ -94,6 +103,82 @@ def open_dataset(path: Path) -> Any:
         raise ValueError(
             f"{path} cannot be read; it is damaged, or not NetCDF or Zarr: {_first_line(error)}"
         ) from error
+
+
+def _check_codecs(store: Path) -> None:
+    """Raises ValueError where the metadata of a Zarr store name the codec pickle, or cannot be read."""
+    seen: set[Path] = set()
+    folders = [store]
+    while folders:
+        folder = folders.pop()
+        if folder.resolve() in seen:  # a link that leads back
+            continue
+        seen.add(folder.resolve())
+        is_array = False
+        for file in (folder / name for name in ZARR_METADATA):
+            if not file.is_file():
+                continue
+            try:
+                found = json.loads(file.read_text())
+                unsafe = _names_codec(found)
+            except (OSError, ValueError, RecursionError) as error:
+                raise ValueError(f"{file} cannot be read; it is damaged, or not Zarr: {_first_line(error)}") from error
+            if unsafe:
+                raise ValueError(
+                    f"{file} names the codec {RUNS_CODE}, which runs code that the store brings along; it is not "
+                    "opened. Write the array with numbers and without it"
+                )
+            is_array |= file.name == ".zarray" or (isinstance(found, dict) and found.get("node_type") == "array")
+        if not is_array:  # below an array there are only chunks, perhaps a million
+            folders += [each for each in folder.iterdir() if each.is_dir()]
+
+
+def _names_codec(metadata: Any) -> bool:
+    """Whether a codec of this metadata is pickle, in any version of Zarr; attributes may say what they like."""
+    if isinstance(metadata, list):
+        return any(map(_names_codec, metadata))
+    if not isinstance(metadata, dict):
+        return False
+    names = (str(metadata.get(key, "")).lower().rpartition(".")[2] for key in ("id", "name"))
+    inside = (value for key, value in metadata.items() if key != "attributes" and not str(key).endswith(".zattrs"))
+    return RUNS_CODE in names or any(map(_names_codec, inside))
+
+
+def _check_chunks(path: Path, dataset: Any, plan: "_Plan", missing: Missing) -> None:
+    """Raises ValueError where chunks of a Zarr store are absent and would be read as numbers, which are no data.
+
+    Writers leave out chunks that hold nothing but the fill value, so `missing` may say that it is meant. Chunks inside
+    a shard cannot be told.
+    """
+    import zarr
+
+    group = zarr.open_group(path, mode="r")
+    for name in dict.fromkeys(name for name, _ in plan.channels):
+        array = group[name]
+        if not isinstance(array, zarr.Array):
+            continue
+        sizes = array.shards or array.chunks
+        grid = [-(-length // size) for length, size in zip(array.shape, sizes, strict=True)]
+        place = path / name
+        there = {
+            os.path.relpath(os.path.join(folder, file), place).replace(os.sep, "/")
+            for folder, _, files in os.walk(place, followlinks=True)
+            for file in files
+        }
+        absent = [at for at in np.ndindex(*grid) if array.metadata.encode_chunk_key(at) not in there]
+        if not absent:
+            continue
+        first = tuple(at * size for at, size in zip(absent[0], sizes, strict=True))
+        with _name_damage(f"{name} of {path}"):
+            value = float(dataset[name][first].values)
+        if np.isnan(value) or (isinstance(missing, float | int) and np.float32(missing) == np.float32(value)):
+            continue
+        where = ", ".join(f"{dim} {at}" for dim, at in zip(dataset[name].dims, first, strict=True))
+        raise ValueError(
+            f"{name} of {path} lacks {len(absent):,} of {int(np.prod(grid)):,} chunks, the first at {where} (counted "
+            f"from 0); they would be read as {value:g}. Copy the store again; or, if a chunk is absent because it "
+            f"holds nothing but {value:g}, say so with --data-options.missing {value:g}"
+        )
 
 
 def _first_line(error: Exception) -> str:
@@ -172,7 +257,12 @@ class _Plan:
 
 
 def read_fields(
-    paths: Sequence[Path], options: FieldOptions, *, missing: Missing = "stop", memory_gb: float = 2.0
+    paths: Sequence[Path],
+    options: FieldOptions,
+    *,
+    missing: Missing = "stop",
+    fill_values: Sequence[float] = (),
+    memory_gb: float = 2.0,
 ) -> Arrays:
     """Samples from NetCDF files or Zarr stores; several are joined along the samples.
 
@@ -188,6 +278,8 @@ def read_fields(
         if part is not parts[0]:
             _compare(path, part, _plan(part, options, str(path)), paths[0], channels, origin, plan)
         counts.append(part.sizes[plan.sample_dim] if plan.sample_dim else 1)
+        if path.is_dir():
+            _check_chunks(path, part, plan, missing)
     name = paths[0].name if len(paths) == 1 else f"{paths[0].parent.name or '.'} ({len(paths)} files)"
     files = [file for path in paths for file in ([path] if path.is_file() else sorted(path.rglob("*")))]
     with _name_damage(name):
@@ -207,6 +299,7 @@ def read_fields(
         channels=channels,
         origin=origin,
         missing=missing,
+        fill_values=fill_values,
         where=lazy.called,
         identity=f"{state_of(files)} {plan} {options}",
     )

@@ -73,7 +73,7 @@ class GivenArrays:
 
     def _measure(self, name: str, values: np.ndarray, mask: np.ndarray | None, kind: str) -> dict[str, Any]:
         axis = -1 if kind == "tokens" else 1
-        moments = Moments(values.shape[axis])
+        moments = Moments(values.shape[axis], values.size // values.shape[axis])
         for part in chunks(values):
             rows = values[part.start : part.stop].astype(np.float64)
             finite = np.abs(rows) <= LARGEST  # they are read in float32
@@ -87,6 +87,13 @@ class GivenArrays:
             if mask is not None:
                 finite &= mask[part.start : part.stop, :, None]
             moments.add(*(np.moveaxis(each, axis, 0).reshape(values.shape[axis], -1) for each in (rows, finite)))
+        for feature, end in enumerate(moments.outliers()):
+            if end is not None:
+                raise ValueError(
+                    f"the condition {name} of {self.place} holds {np.float32(end)!s} in feature {feature}, a million "
+                    "times as large as all others; it would decide the scale, so correct it"
+                    + (", or write NaN where it is not known" if kind == "planes" else "")
+                )
         pairs = zip(moments.mean.tolist(), moments.std.tolist(), strict=True)
         return {
             "mean": moments.mean.tolist(),

@@ -142,6 +142,10 @@ class Images(Source):
         except UNREADABLE as error:
             return Unreadable(_reason(error))
 
+    def all_labels(self) -> np.ndarray:
+        """See `Source`."""
+        return np.asarray(self.files.labels, dtype=np.int64)
+
     def name(self, index: int) -> str:
         """The file, or the row of a table."""
         return self.files.names[index]

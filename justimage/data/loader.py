@@ -6,7 +6,7 @@ import queue
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple, TypeVar
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from justimage.data.spec import DataSpec, Item, Source, StreamSource
+from justimage.data.spec import DataSpec, Item, Source, StreamSource, UnreadableSample
 from justimage.execution import to_device
 from justimage.randomness import Purpose, keys, mix, uniforms
 
@@ -92,19 +92,60 @@ class Buffers:
 def read(source: Source, positions: range, seed: int, buffers: Buffers | None = None) -> Batch:
     """The batch at these positions of a run."""
     indices = order(seed, positions, len(source))
-    return _batch([source[i] for i in indices.tolist()], positions, indices, buffers or Buffers())
+    items = [source[i] for i in indices.tolist()]
+    return _batch(items, positions, indices, buffers or Buffers(), source.spec, lambda i: source.name(int(indices[i])))
 
 
-def _batch(items: list[Item], positions: range, indices: np.ndarray, buffers: Buffers) -> Batch:
+def _batch(
+    items: list[Item],
+    positions: range,
+    indices: np.ndarray,
+    buffers: Buffers,
+    spec: DataSpec,
+    name_of: Callable[[int], str],
+) -> Batch:
+    """Samples as one batch. Raises UnreadableSample, naming it by its place in the batch, where one does not fit."""
     samples, given = zip(*items, strict=True)
-    raw = buffers.empty((len(samples), *samples[0].shape), samples[0].dtype)
-    for row, sample in zip(raw.numpy(), samples, strict=True):
-        assert sample.shape == row.shape
+    raw = buffers.empty((len(samples), *spec.shape), samples[0].dtype)
+    for i, (row, sample) in enumerate(zip(raw.numpy(), samples, strict=True)):
+        if sample.shape != spec.shape or sample.dtype != row.dtype:
+            raise UnreadableSample(
+                f"{name_of(i)} is {sample.shape} {sample.dtype}; the data say {spec.shape}, and {name_of(0)} is "
+                f"{row.dtype}: all samples need the same shape and type"
+            )
         row[...] = sample
-    y = {name: torch.from_numpy(np.stack([each[name] for each in given])) for name in given[0]}
+    y = {name: torch.from_numpy(each) for name, each in _beside(given, spec, name_of).items()}
     if buffers.pinned:
         y = {name: value.pin_memory() for name, value in y.items()}
     return Batch(raw, y, positions, indices)
+
+
+def _beside(
+    given: Sequence[dict[str, np.ndarray]], spec: DataSpec, name_of: Callable[[int], str]
+) -> dict[str, np.ndarray]:
+    """What comes with the samples of a batch, by name; labels are those of classes that there are."""
+    names = given[0].keys()
+    for i, each in enumerate(given):
+        if each.keys() != names or (spec.classes and "labels" not in each):
+            raise UnreadableSample(
+                f"{name_of(i)} comes with {', '.join(each) or 'nothing'}; all samples need the same, which is "
+                + ", ".join(need.name for need in spec.needs)
+            )
+        wrong = next((name for name in names if np.shape(each[name]) != np.shape(given[0][name])), None)
+        if wrong is not None:
+            shapes = f"{np.shape(each[wrong])}, and that of {name_of(0)} {np.shape(given[0][wrong])}"
+            raise UnreadableSample(f"{wrong} of {name_of(i)} is {shapes}: all samples need the same shape")
+    y = {name: np.stack([each[name] for each in given]) for name in names}
+    if spec.classes:
+        labels, count = y["labels"], len(spec.classes)
+        whole = labels.ndim == 1 and labels.dtype.kind in "iu"
+        bad = np.flatnonzero((labels < 0) | (labels >= count)) if whole else [0]
+        if len(bad):
+            raise UnreadableSample(
+                f"{name_of(int(bad[0]))} has the label {labels[bad[0]]}; a whole number from 0 to {count - 1} is "
+                f"needed, as there are {count} classes"
+            )
+    return y
 
 
 def batches(
@@ -193,7 +234,14 @@ def _stream_jobs(
         position = positions.stop
 
         def job(mine: list[Callable[[], Item]] = mine, positions: range = positions) -> Batch:
-            return _batch([decode() for decode in mine], positions, np.arange(positions.start, positions.stop), buffers)
+            return _batch(
+                [decode() for decode in mine],
+                positions,
+                np.arange(positions.start, positions.stop),
+                buffers,
+                source.spec,
+                lambda i: f"the sample at position {positions[i]:,} of the stream",
+            )
 
         yield job
 

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import time
 import zlib
 from collections import deque
@@ -26,7 +27,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 
+from justimage.data.arrays import UNREADABLE_ARRAY
 from justimage.data.containers import allow_open_files
+from justimage.data.records import read_json
 from justimage.data.spec import DataSpec, Item, Source, Unreadable
 from justimage.disk import (
     FULL,
@@ -48,6 +51,7 @@ from justimage.disk import (
 FORMAT = "justimage-pack/1"
 INDEX = "index.json"
 LARGEST = 10**9  # bytes of a sample, of which some tens are in memory at once
+SHARD = re.compile(r"\d{5,}")  # what packing calls a shard
 TASK = 16  # samples that one thread decodes before it takes the next
 REPAIR = "copy it again, or pack again"
 
@@ -63,11 +67,51 @@ def is_pack(path: Path) -> bool:
 
 
 def _index(folder: Path) -> dict[str, Any]:
-    try:
-        index = json.loads((folder / INDEX).read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder / INDEX} cannot be read: {error}") from error
+    index = read_json(folder / INDEX)
     return index if isinstance(index, dict) else {}
+
+
+def _check_index(index: dict[str, Any]) -> None:
+    """Raises KeyError, TypeError or ValueError where an index is not as packing writes it, naming what is wrong."""
+
+    def expect(what: str, value: Any, kind: type, least: int | None = None) -> None:
+        if type(value) is not kind or (least is not None and value < least):
+            wanted = {int: "a whole number", bool: "true or false", str: "a text", list: "a list", dict: "an object"}
+            from_least = "" if least is None else f" of at least {least}"
+            raise ValueError(f"{what} is {str(value)[:80]!r}, not {wanted[kind]}{from_least}")
+
+    for key, kind in (("complete", bool), ("source", dict), ("spec", dict), ("skipped", list), ("shards", list)):
+        expect(key, index[key], kind)
+    expect("next", index["next"], int, 0)
+    expect("the count of the source", index["source"]["count"], int, 1)
+    expect("the found of the source", index["source"]["found"], str)
+    before = ""
+    for number, shard in enumerate(index["shards"]):
+        expect(f"shard {number}", shard, dict)
+        expect(f"the name of shard {number}", shard["name"], str)
+        if not SHARD.fullmatch(shard["name"]):
+            raise ValueError(f"a shard is called {shard['name'][:80]!r}; packing calls them 00000, 00001, ...")
+        if before and int(shard["name"]) <= int(before):
+            raise ValueError(f"shard {shard['name']} comes after {before}")
+        before = shard["name"]
+        expect(f"the count of shard {before}", shard["count"], int, 1)
+        for key in ("crc32", "labels_crc32"):
+            expect(f"the {key} of shard {before}", shard[key], int, 0)
+
+
+def _labels(path: Path, count: int, spec: DataSpec) -> np.ndarray:
+    """The labels of a shard (count,) int64. Raises ValueError where they are not those of the spec's classes."""
+    labels = np.load(path, allow_pickle=False)
+    if labels.shape != (count,) or labels.dtype != np.int64:
+        raise ValueError(f"its labels are {labels.shape} {labels.dtype}, not ({count},) int64")
+    low, high = (0, len(spec.classes) - 1) if spec.classes else (-1, -1)
+    wrong = np.flatnonzero((labels < low) | (labels > high))
+    if len(wrong):
+        there = (
+            f"there are {len(spec.classes)} classes" if spec.classes else "there are no classes, so that it must be -1"
+        )
+        raise ValueError(f"sample {wrong[0]} of it has the label {labels[wrong[0]]}, and {there}")
+    return labels
 
 
 class Unfinished(ValueError):
@@ -86,27 +130,34 @@ class Packed(Source):
         index = _index(folder)
         if index.get("format") != FORMAT:
             raise ValueError(f'{folder} has the format {index.get("format")!r}, not "{FORMAT}": pack it again')
-        if not index.get("complete"):
+        try:
+            _check_index(index)
+            self.spec = DataSpec.from_json(index["spec"], "spec")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise ValueError(f"{folder / INDEX} is damaged ({what}); {REPAIR}") from error
+        if index["complete"] is not True:
             raise ValueError(
                 f"{folder} is not finished: {index['next']:,} of {index['source']['count']:,} samples are packed; "
                 "run the same `jit data pack` command again to finish it"
             )
-        try:
-            self.spec = DataSpec.from_json(index["spec"])
-            described = [(shard["name"], shard["count"], shard["crc32"]) for shard in index["shards"]]
-        except (KeyError, TypeError) as error:
-            what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-            raise ValueError(f"{folder / INDEX} is damaged ({what}); {REPAIR}") from error
-        allow_open_files(len(described))
+        counted = sum(shard["count"] for shard in index["shards"]) + len(index["skipped"])
+        if not index["next"] == index["source"]["count"] == counted:
+            of = f"{counted:,} samples are listed of {index['source']['count']:,}"
+            raise ValueError(f"{folder / INDEX} is damaged ({of}); {REPAIR}")
+        if not index["shards"]:
+            raise ValueError(f"{folder / INDEX} lists no shards; {REPAIR}")
+        self._check_files(index)
+        allow_open_files(len(index["shards"]))
         self.shards, labels = [], []
         for shard in index["shards"]:
             name, count = shard["name"], shard["count"]
             try:
                 rows = np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r"))  # mapped, of the plain class
-                labels.append(np.load(folder / f"{name}.labels.npy"))
-            except (OSError, EOFError, ValueError) as error:
+                labels.append(_labels(folder / f"{name}.labels.npy", count, self.spec))
+            except UNREADABLE_ARRAY as error:
                 raise ValueError(f"shard {name} of {folder} cannot be read: {reason_of(error)}; {REPAIR}") from error
-            if rows.shape != (count, *self.spec.shape) or rows.dtype != self.spec.dtype or len(labels[-1]) != count:
+            if rows.shape != (count, *self.spec.shape) or str(rows.dtype) != self.spec.dtype:
                 raise ValueError(f"shard {name} of {folder} is {rows.shape} {rows.dtype}, not as indexed; {REPAIR}")
             self.shards.append(rows)
         self.labels = np.concatenate(labels)
@@ -116,6 +167,16 @@ class Packed(Source):
         files = [folder / f"{shard['name']}{end}" for shard in index["shards"] for end in (".npy", ".labels.npy")]
         checked = (lambda: {"checked": True}) if just_written else self._check
         cached(f"checked {(folder / INDEX).read_text()} {state_of(files)}", checked)
+
+    def _check_files(self, index: dict[str, Any]) -> None:
+        """Raises ValueError where the folder lacks files of its shards, or holds those of others."""
+        names = [path.name for path in self.folder.glob("*.npy")]
+        there = {name for name in names if SHARD.fullmatch(name.removesuffix(".npy").removesuffix(".labels"))}
+        listed = {f"{shard['name']}{end}" for shard in index["shards"] for end in (".npy", ".labels.npy")}
+        for what, some in (("lacks", listed - there), ("has, though they are not in its index,", there - listed)):
+            if some:
+                more = f" and {len(some) - 1:,} more files" if len(some) > 1 else ""
+                raise ValueError(f"{self.folder} {what} {min(some)}{more}; {REPAIR}")
 
     def _check(self) -> dict[str, Any]:
         shards = list(zip(self._index["shards"], self.shards, strict=True))
@@ -141,6 +202,10 @@ class Packed(Source):
         shard = int(np.searchsorted(self.ends, index, side="right"))
         y = {"labels": self.labels[index]} if self.spec.classes else {}
         return self.shards[shard][index - self.starts[shard]], y
+
+    def all_labels(self) -> np.ndarray:
+        """See `Source`."""
+        return self.labels
 
     def describe(self) -> str:
         """See `Source`."""

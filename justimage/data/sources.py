@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from math import inf
+from math import inf, isfinite
 from pathlib import Path
 from typing import Literal
 
@@ -39,6 +39,8 @@ class DataOptions:
     missing: Missing = "stop"
     """If a value of an array or a field is missing (NaN): stop, with its place; or fill it with the mean of its
     channel, or with a number."""
+    fill_values: tuple[float, ...] = ()
+    """Numbers that stand for a missing value in arrays and fields, such as 1e20; a _FillValue of NetCDF is known."""
     crop: tuple[int, ...] = ()
     """Cut samples of arrays and fields to this size; images are cropped to the network's."""
     crop_at: At = "random"
@@ -72,6 +74,8 @@ class DataOptions:
             )
         if isinstance(self.missing, float) and not abs(self.missing) < float(np.finfo(np.float32).max):
             raise ValueError(f"missing is {self.missing}; it must be stop, mean, or a finite number of float32")
+        if not all(map(isfinite, self.fill_values)):
+            raise ValueError(f"fill_values are {self.fill_values}; they must be finite, as NaN is missing already")
         if self.stream.buffer < 1 or self.stream.classes < 0:
             raise ValueError(
                 f"a stream's buffer ({self.stream.buffer}) must be at least 1, and its classes "
@@ -162,12 +166,13 @@ def _open(
             inside if inside and not is_zarr(paths[0]) else paths,
             options.fields,
             missing=options.missing,
+            fill_values=options.fill_values,
             memory_gb=options.memory_gb,
         )
     elif kind == "pack":
         source = Packed(paths[0])
     elif paths[0].suffix.lower() in (".npy", ".npz") and paths[0].is_file():
-        source = read_arrays(paths[0], options.missing, options.conditions)
+        source = read_arrays(paths[0], options.missing, options.conditions, options.fill_values)
     elif options.conditions:
         raise ValueError(f"conditions are arrays of an .npz, beside x; {path} is a folder or archive of arrays")
     else:
@@ -175,7 +180,7 @@ def _open(
         files = find_files(
             place, ARRAY_FILES, labels=labels, split=options.split, others=_others(options, images=IMAGES)
         )
-        source = stack_arrays(files, options.missing)
+        source = stack_arrays(files, options.missing, options.fill_values)
     return Crops(source, options.crop, options.crop_at) if options.crop else source
 
 
@@ -189,6 +194,7 @@ def _check_options(path: str, kind: Kind, options: DataOptions) -> None:
         ("fields", options.fields != FieldOptions(), ("fields",)),
         ("stream", options.stream != StreamOptions(), ("table", "stream")),
         ("missing", options.missing != "stop", ("arrays", "fields")),
+        ("fill-values", bool(options.fill_values), ("arrays", "fields")),
         ("crop", bool(options.crop), ("arrays", "fields", "pack")),
         ("conditions", bool(options.conditions), ("arrays",)),
     )

@@ -1,6 +1,7 @@
 """DataSpec: what raw values mean, and the only place where they become model values and back; and what a source is."""
 
 import difflib
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -225,8 +226,8 @@ class DataSpec:
 
 def _check_scaling(mean: tuple[float, ...], scale: tuple[float, ...]) -> None:
     """Raises ValueError for numbers that float32 does not hold, and for scales that are not positive."""
-    float32 = np.finfo(np.float32)
-    if not all(abs(m) <= float32.max for m in mean) or not all(float32.tiny <= s <= float32.max for s in scale):
+    least, most = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+    if not all(abs(m) <= most for m in mean) or not all(least <= s <= most for s in scale):
         raise ValueError(f"means {mean} and scales {scale} must be finite numbers of float32, and scales positive")
 
 
@@ -262,6 +263,17 @@ class FileFacts:
     """Height and width, upright."""
     turned: bool
     """Whether EXIF says that it lies on its side or is mirrored."""
+
+
+def looked_at(spec: DataSpec, count: int) -> int:
+    """How many of `count` samples `content` looks at: 64, and fewer of samples above 16 MB, as all must be read.
+
+    Up to 1,024 of data that most machines hold in memory. A function of nothing else, or hashes could not be compared.
+    """
+    size = int(np.prod(spec.shape)) * np.dtype(spec.dtype).itemsize
+    few = max(4, min(64, 2**30 // size))
+    more = min(1024, 2**25 // size) if count * size <= 2**31 else 0
+    return min(count, max(few, more))
 
 
 Item = tuple[np.ndarray, dict[str, np.ndarray]]
@@ -313,6 +325,34 @@ class Source(Protocol):
     def read(self, start: int, stop: int) -> list[Item]:
         """Samples start to stop - 1 at once, which some sources do faster than one by one."""
         return [self[i] for i in range(start, stop)]
+
+    def all_labels(self) -> np.ndarray | None:
+        """The labels of all samples in their order (N,), where they are known without reading the samples; else None.
+
+        One label may stand for several neighbours, if it does so everywhere in the same way.
+        """
+        return None
+
+    def content(self) -> str:
+        """A short hash of the samples themselves, however they are held: a folder and the pack of it have the same.
+
+        It is made of the spec, the number of samples, all labels where they are at hand, and of as many samples as
+        `looked_at` says, evenly spread. So it is a sample: it changes if many of the samples do, and may not if few do.
+        """
+        count, labels = len(self), self.all_labels() if self.spec.classes else None
+        digest = hashlib.sha256(f"{self.spec.text()} {count}".encode())
+        if labels is not None:
+            digest.update(np.ascontiguousarray(labels, dtype="<i8").data)
+        for index in np.unique(np.linspace(0, count - 1, looked_at(self.spec, count)).astype(np.int64)).tolist():
+            found = self.look(index)
+            if isinstance(found, Unreadable):
+                digest.update(b"unreadable")
+                continue
+            raw, y = found
+            digest.update(np.ascontiguousarray(raw, dtype=self.spec.dtype).data)
+            for name in sorted(y):
+                digest.update(name.encode() + np.ascontiguousarray(y[name]).tobytes())
+        return digest.hexdigest()[:16]
 
     def file_facts(self, index: int) -> FileFacts | None:
         """The image file behind a sample; None where there is none, or it cannot be read."""

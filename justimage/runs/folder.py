@@ -1,6 +1,6 @@
 """A run as a folder: recipe.json says what is trained, log.jsonl how it goes; and whether a folder is this run's.
 
-recipe.json            the resolved recipe, versions, and a fingerprint of the data
+recipe.json            the resolved recipe, versions, and hashes of the data and of a sample of their content
 log.jsonl              one line for each tick
 samples/000025600.png  fixed seeds: raw weights and average, without and with guidance
 state/000025600/       what resuming restores
@@ -91,10 +91,21 @@ def facts_of(
     facts = {
         "network": name_of(model.net),
         "recipe": plain,
-        "data": {"path": data, "fingerprint": source.fingerprint(), "found": source.describe()},
+        "data": {"path": data, "fingerprint": source.fingerprint(), **_content(source), "found": source.describe()},
         "versions": {"justimage": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
     return facts | ({"loss": loss} if loss else {})
+
+
+def _content(source: Source | StreamSource) -> dict[str, str]:
+    """The hash of the samples themselves, if they can be looked at before training: a stream's cannot."""
+    return {"content": source.content()} if source.indexed is True else {}
+
+
+def _same_data(theirs: dict[str, Any], ours: dict[str, Any]) -> bool:
+    """Whether two runs have the same data, held in whatever way; older runs say only where their samples come from."""
+    both = "content" if "content" in theirs and "content" in ours else "fingerprint"
+    return theirs[both] == ours[both]
 
 
 def called(value: Any) -> str:
@@ -210,8 +221,13 @@ def check_same(folder: Path, old: dict[str, Any] | None, facts: dict[str, Any], 
     ]
     differing = [f"  {name}: {theirs.get(name)} in the run, {ours.get(name)} in the command" for name in differ]
     meant = bool(differ) and set(differ) <= set(CHANGEABLE)
-    if old["data"]["fingerprint"] != facts["data"]["fingerprint"]:
-        differing.append(f"  data: {old['data']['found']} in the run, {facts['data']['found']} in the command")
+    if not _same_data(old["data"], facts["data"]):
+        was, now = old["data"]["found"], facts["data"]["found"]
+        differing.append(
+            f"  data: {was} in the run, {now} in the command"
+            if was != now
+            else f"  data: {now}, but they are not the samples that the run was begun with: some were changed"
+        )
     if differing:
         raise ValueError(
             f"{folder} holds a run of another recipe:\n" + "\n".join(differing) + "\n"
