@@ -124,6 +124,12 @@ def test_the_content_needs_few_samples():
             looks.append(index)
             return np.zeros((3, 256, 256), np.uint8), {}
 
+        def describe(self) -> str:
+            return "a million photos"
+
+        def fingerprint(self) -> str:
+            return "photos"
+
     Slow().content()
     assert (len(looks), looks[0], looks[-1]) == (64, 0, 999_999)
 
