@@ -125,10 +125,10 @@ def test_the_content_needs_few_samples():
             return np.zeros((3, 256, 256), np.uint8), {}
 
         def describe(self) -> str:
-            return "a million images"
+            return "a million photos"
 
         def fingerprint(self) -> str:
-            return "a million"
+            return "photos"
 
     Slow().content()
     assert (len(looks), looks[0], looks[-1]) == (64, 0, 999_999)

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import asdict, replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -292,11 +291,16 @@ class Own(Source):
         return "own"
 
     def __getitem__(self, index: int, /) -> Item:
-        labels: Any = np.int64(index % 2)
-        return self.wrong if index == 5 else (np.zeros((3, 4, 4), np.uint8), {"labels": labels})
+        return self.wrong if index == 5 else (np.zeros((3, 4, 4), np.uint8), {"labels": np.array(index % 2)})
 
     def name(self, index: int) -> str:
         return f"photo {index}"
+
+    def describe(self) -> str:
+        return "8 photos"
+
+    def fingerprint(self) -> str:
+        return "photos"
 
 
 GOOD = np.zeros((3, 4, 4), np.uint8)

@@ -512,3 +512,37 @@ def test_attributes_may_speak_of_pickles_and_unknown_codecs_are_named(tmp_path):
     (store / "p" / ".zarray").write_text("[1")
     with pytest.raises(ValueError, match=r"\.zarray cannot be read"):
         source_of(store)
+
+
+def test_what_is_empty_or_there_twice_is_named(tmp_path, capfd):
+    """No samples, one variable or level twice, a label that some samples lack, and a damaged head without a word."""
+    for name, dataset in (
+        ("empty", made().isel(time=slice(0, 0)).drop_vars("station")),
+        ("twice", made().assign_coords(level=[850.0, 850.0, 200.0])),
+        ("unknown", made().assign_coords(kind=("time", np.where(np.arange(20) == 4, np.nan, 1.0)))),
+        ("unnamed", made().assign_coords(kind=("time", ["" if i == 4 else "a" for i in range(20)]))),
+    ):
+        dataset.to_netcdf(tmp_path / f"{name}.nc")
+    for name, options, message in (
+        ("empty", FieldOptions(), r"empty\.nc holds no samples: its dimension time has the length 0"),
+        ("twice", FieldOptions(), r"twice\.nc gives the channel t850 twice"),
+        ("unknown", FieldOptions(variables=("p", "p")), r"gives the channel p twice"),
+        (
+            "unknown",
+            FieldOptions(label="kind"),
+            r"1 of 20 samples of unknown\.nc have no kind .* at time 2020-01-31T22",
+        ),
+        (
+            "unnamed",
+            FieldOptions(label="kind"),
+            r"1 of 20 samples of unnamed\.nc have no kind .* at time 2020-01-31T22",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            source_of(tmp_path / f"{name}.nc", fields=options)
+    whole = bytearray((tmp_path / "unknown.nc").read_bytes())
+    whole[200:2000] = bytes(1800)
+    (tmp_path / "hole.nc").write_bytes(whole)
+    with pytest.raises(ValueError, match=r"hole\.nc cannot be read"):
+        source_of(tmp_path / "hole.nc")
+    assert capfd.readouterr().err == ""

@@ -1,7 +1,10 @@
 """Fields: NetCDF and Zarr through xarray, with variables and levels as channels."""
 
+import gc
 import json
 import os
+import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -100,9 +103,22 @@ def open_dataset(path: Path) -> Any:
     except ImportError as error:
         raise ValueError(f"{path} needs another package: {error}; pip install 'justimage[science]'") from error
     except Exception as error:  # every backend has its own errors
+        _let_go(error)
         raise ValueError(
             f"{path} cannot be read; it is damaged, or not NetCDF or Zarr: {_first_line(error)}"
         ) from error
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Free the files that an error still holds half open: some complain on the terminal when they are closed so."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        while error is not None:
+            traceback.clear_frames(error.__traceback__)
+            error = error.__cause__ or error.__context__
+        gc.collect()
+    finally:
+        sys.unraisablehook = hook
 
 
 def _check_codecs(store: Path) -> None:
@@ -273,6 +289,12 @@ def read_fields(
     parts = [open_dataset(path) for path in paths]
     plan = _plan(parts[0], options, str(paths[0]))
     channels, origin = _channel_names(parts[0], plan), _origin(parts[0], plan)
+    twice = next((name for name in channels if channels.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(
+            f"{paths[0]} gives the channel {twice} twice; name each variable and each level once, and give "
+            "equal levels values of their own"
+        )
     counts = []
     for path, part in zip(paths, parts, strict=True):
         if part is not parts[0]:
@@ -280,6 +302,8 @@ def read_fields(
         counts.append(part.sizes[plan.sample_dim] if plan.sample_dim else 1)
         if path.is_dir():
             _check_chunks(path, part, plan, missing)
+    if not sum(counts):
+        raise ValueError(f"{paths[0]} holds no samples: its dimension {plan.sample_dim} has the length 0")
     name = paths[0].name if len(paths) == 1 else f"{paths[0].parent.name or '.'} ({len(paths)} files)"
     files = [file for path in paths for file in ([path] if path.is_file() else sorted(path.rglob("*")))]
     with _name_damage(name):
@@ -453,10 +477,17 @@ def _labels(
             values = PARTS_OF_TIME[part_of_time](values)
         elif values.dtype.kind == "M":
             raise ValueError(f"{label} is a time; take a part of it, such as {label}.hour or {label}.month")
+        unknown = np.flatnonzero(dataset[coordinate].isnull().values | (values.values == ""))
+        if len(unknown):
+            at = _sample_name(dataset, int(unknown[0]), plan.sample_dim)
+            raise ValueError(
+                f"{len(unknown):,} of {count:,} samples of {name} have no {coordinate} to take a label from, the first "
+                f"at {at}; give each one a value, or leave out those samples"
+            )
         columns.append(values.values[:count])
     found, y = np.unique(np.concatenate(columns), return_inverse=True)
     classes = tuple(f"{value:g}" if np.asarray(value).dtype.kind == "f" else str(value) for value in found)
-    return y.astype(np.int64), classes
+    return y.astype(np.int64), classes if len(set(classes)) == len(classes) else tuple(map(str, found))
 
 
 def _plain(attributes: dict) -> Attributes:

@@ -47,7 +47,7 @@ class Moments:
         whole = bool(ok.all())
         self.low = np.minimum(self.low, (values if whole else np.where(ok, values, np.inf)).min(1, initial=np.inf))
         self.high = np.maximum(self.high, (values if whole else np.where(ok, values, -np.inf)).max(1, initial=-np.inf))
-        self._kept.append(np.where(ok, values, np.nan)[:, :: self._step])
+        self._kept.append(np.where(ok[:, :: self._step], values[:, :: self._step], np.nan))
 
     def outliers(self) -> list[float | None]:
         """Of each feature the end that cannot be meant; None where there is none. See `outlier`."""
