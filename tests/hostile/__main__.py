@@ -69,7 +69,7 @@ class Hostile:
                 if self.keep and (failures or self.case is not None):
                     kept = self.keep / str(outcome.number)
                     shutil.rmtree(kept, ignore_errors=True)
-                    shutil.copytree(folder, kept, symlinks=True)
+                    shutil.copytree(folder, kept, symlinks=True, ignore=_no_pipes)
                     (kept / "outcome.json").write_text(as_text(outcome))
                 if self.case is not None:
                     console.print(f"{outcome.door}, {outcome.told}\n{outcome.said}\n{failures}", markup=False)
@@ -91,6 +91,11 @@ class Hostile:
                 bar.advance(task)
                 if console.is_terminal:
                     bar.refresh()
+
+
+def _no_pipes(folder: str, names: list[str]) -> list[str]:
+    """Named pipes, which are not to be copied."""
+    return [name for name in names if Path(folder, name).is_fifo()]
 
 
 if __name__ == "__main__":

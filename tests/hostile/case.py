@@ -26,6 +26,8 @@ class Case:
     """A refusal names at least one of these."""
     right: Callable[[], str] = field(default=lambda: "")
     """Called after exit code 0: what is not as it was put in, or nothing."""
+    aloud: tuple[str, ...] = ()
+    """Accepting otherwise is right where one of these is said: a file that is there and not used, say."""
     writes: tuple[str, ...] = ("out",)
     """What the command may write, in the working folder."""
     codes: tuple[int, ...] = (2,)

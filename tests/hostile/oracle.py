@@ -3,7 +3,6 @@
 import re
 from dataclasses import dataclass
 
-from .case import NONE
 from .child import Outcome
 
 MOST_LINES = 25
@@ -53,6 +52,8 @@ def judge(outcome: Outcome) -> list[Failure]:
 
 
 def _accepted(outcome: Outcome) -> list[Failure]:
+    if any(word in outcome.said for word in outcome.told["aloud"]):
+        return []
     if outcome.wrong:
         return [Failure("wrong", plain(outcome.wrong))]
     if outcome.told["expect"] == "refuse":
@@ -64,8 +65,7 @@ def _refused(outcome: Outcome) -> list[Failure]:
     told, said = outcome.told, outcome.said
     found = []
     if told["expect"] == "accept":
-        kind = "good refused" if told["mutation"] == NONE else "good refused"
-        found.append(Failure(kind, plain(_last_line(said))))
+        found.append(Failure("good refused", plain(_last_line(said))))
     if outcome.code not in told["codes"]:
         found.append(Failure("exit code", f"{outcome.code}: {plain(_last_line(said))}"))
     found += [Failure("message", f"says {text}") for text in FORBIDDEN if text in said]
@@ -73,9 +73,15 @@ def _refused(outcome: Outcome) -> list[Failure]:
         found.append(Failure("message", "says nothing"))
     elif len(said.strip().splitlines()) > MOST_LINES:
         found.append(Failure("message", f"more than {MOST_LINES} lines"))
-    elif told["words"] and not any(word.lower() in said.lower() for word in told["words"] if word):
+    elif told["words"] and not any(_names(said, word) for word in told["words"] if word):
         found.append(Failure("message", f"names nothing: {plain(_last_line(said))}"))
     return found
+
+
+def _names(said: str, word: str) -> bool:
+    """Whether a text holds a word, by itself or in the plural; with _ as it is on the command line, too."""
+    pattern = re.escape(word).replace("_", "[_-]").replace(r"\-", "[_-]")
+    return re.search(rf"(?<![^\W_]){pattern}s?(?![^\W_])" if word[0].isalnum() else pattern, said, re.IGNORECASE) is not None
 
 
 def _left_over(outcome: Outcome) -> list[Failure]:

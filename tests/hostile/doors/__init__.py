@@ -1,10 +1,14 @@
 """The doors, by name: each makes a case from a random generator, in the folder it is called in."""
 
 from ..case import Door
-from . import archives
+from . import archives, arrays, fields, labels, packs
 
 DOORS: dict[str, Door] = {
     "archives": archives.case,
+    "labels": labels.case,
+    "arrays": arrays.case,
+    "fields": fields.case,
+    "packs": packs.case,
 }
 
 
