@@ -84,7 +84,9 @@ class Hostile:
         """The outcomes, with a bar that needs no thread: a child is not to inherit one."""
         columns = (TextColumn("hostile cases"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         total = 1 if self.case is not None else self.cases
-        with Progress(*columns, console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as bar:
+        with Progress(
+            *columns, console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
+        ) as bar:
             task = bar.add_task("", total=total)
             for outcome in outcomes:
                 yield outcome

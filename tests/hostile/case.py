@@ -1,8 +1,8 @@
 """What a case is, and how a door chooses one."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -38,7 +38,7 @@ Door = Callable[[Rng], Case]
 Mutation = Callable[..., Case]
 
 
-def pick(rng: Rng, choices):
+def pick(rng: Rng, choices: Iterable[Any]) -> Any:
     """One of the choices, as it is (numpy's own choice makes arrays and strings of them)."""
     choices = list(choices)
     return choices[int(rng.integers(len(choices)))]

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -143,9 +143,10 @@ def _live(door: Door, rng: np.random.Generator, folder: Path) -> NoReturn:
         here.mkdir(parents=True)
         os.chdir(here)
         os.environ |= {"JUSTIMAGE_CACHE": str(folder / "cache"), "HOME": str(folder / "home")}
-        said = os.open(folder / "said", os.O_WRONLY | os.O_CREAT)
+        said = os.open(folder / "said", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         for stream in (1, 2):
             os.dup2(said, stream)
+        sys.stdout, sys.stderr = (os.fdopen(stream, "w", closefd=False) for stream in (1, 2))
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         code = _run(door, rng, folder)
     except BaseException:
@@ -158,8 +159,11 @@ def _live(door: Door, rng: np.random.Generator, folder: Path) -> NoReturn:
 
 def _run(door: Door, rng: np.random.Generator, folder: Path) -> int:
     case = door(rng)
+    sys.stdout.flush()
+    sys.stderr.flush()
     told = {name: value for name, value in vars(case).items() if name != "right"}
     (folder / "case.json").write_text(json.dumps(told))
+    os.ftruncate(1, 0)  # what making it has said
     before = _listing(folder / "work")
     facts: dict[str, Any] = {"before": before}
     try:
@@ -242,6 +246,3 @@ def _outcome(each: _Running, status: int) -> Outcome:
 def as_text(outcome: Outcome) -> str:
     """An outcome as JSON, to keep."""
     return json.dumps(asdict(outcome), indent=1)
-
-
-Make = Callable[[np.random.Generator], Any]

@@ -96,7 +96,9 @@ def compare(command: Sequence[str], wanted: Counter[Read] | None) -> str:
         return ""
     if wanted is None:
         return ""
-    read = ("read", "out", "--size", str(SIDE)) if "pack" in command else ("read", *command[command.index("--size") - 1 :])
+    read = (
+        ("read", "out", "--size", str(SIDE)) if "pack" in command else ("read", *command[command.index("--size") - 1 :])
+    )
     if "inspect" in command:
         read = read[: read.index("--out")] + read[read.index("--out") + 2 :]
     try:
@@ -123,9 +125,7 @@ def read_all(words: Sequence[str]) -> list[Read]:
     size = asked.size * 2 if len(asked.size) == 1 else asked.size
     source = open_source(asked.path, size, asked.channels, asked.data_options)
     print(source.describe())
-    items: Iterator[Any] = (
-        (source[i] for i in range(len(source))) if source.indexed is not False else _one_pass(source)
-    )
+    items: Iterator[Any] = (source[i] for i in range(len(source))) if source.indexed is not False else _one_pass(source)
     return [(digest(raw), _class(source.spec.classes, y)) for raw, y in items]
 
 
@@ -150,4 +150,3 @@ def write_all(files: dict[str, bytes], folder: Path) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-

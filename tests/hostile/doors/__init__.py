@@ -1,7 +1,7 @@
 """The doors, by name: each makes a case from a random generator, in the folder it is called in."""
 
 from ..case import Door
-from . import archives, arrays, fields, labels, packs
+from . import archives, arrays, fields, flags, labels, packs, runs, weights, writing
 
 DOORS: dict[str, Door] = {
     "archives": archives.case,
@@ -9,6 +9,10 @@ DOORS: dict[str, Door] = {
     "arrays": arrays.case,
     "fields": fields.case,
     "packs": packs.case,
+    "weights": weights.case,
+    "runs": runs.case,
+    "flags": flags.case,
+    "writing": writing.case,
 }
 
 
@@ -16,15 +20,13 @@ def import_all() -> None:
     """Import what the commands import when they are called, so that children need not."""
     import datasets
     import h5netcdf
+    import pyarrow.parquet
     import scipy.io
     import webdataset
     import xarray
     import zarr
 
     import justimage.commands.convert
-    import justimage.commands.data
-    import justimage.commands.sample
-    import justimage.commands.train
     import justimage.data.tables
 
-    _ = datasets, h5netcdf, scipy.io, webdataset, xarray, zarr, justimage
+    _ = datasets, h5netcdf, pyarrow, scipy.io, webdataset, xarray, zarr, justimage

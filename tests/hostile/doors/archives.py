@@ -187,7 +187,9 @@ def empty(rng: Rng, good: Good) -> Case:
 
 def wrong_suffix(rng: Rng, good: Good) -> Case:
     """Called as if it were of another kind."""
-    suffix = pick(rng, [each for each in (".zip", ".tar", ".tar.gz", ".tar.xz", ".npz", ".parquet") if each != good.suffix])
+    suffix = pick(
+        rng, [each for each in (".zip", ".tar", ".tar.gz", ".tar.xz", ".npz", ".parquet") if each != good.suffix]
+    )
     path = good.write(good.bytes(), f"set{suffix}")
     return data_case(rng, "wrong suffix", path, good.reads, *good.options)
 

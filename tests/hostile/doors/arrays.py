@@ -1,4 +1,4 @@
-"""Arrays: .npy, .npz and folders of .npy, with headers that lie, wrong types, ranks and values, and wrong conditions."""
+"""Arrays: .npy, .npz and folders of .npy, with lying headers, wrong types, ranks and values, and conditions."""
 
 import io
 from collections.abc import Callable
@@ -92,7 +92,15 @@ def lying_header(rng: Rng) -> Case:
     header: dict = {"descr": np.lib.format.dtype_to_descr(x.dtype), "fortran_order": False, "shape": x.shape}
     field = pick(rng, header)
     lies = {
-        "shape": [(10**12, *x.shape[1:]), (x.shape[0] + 1, *x.shape[1:]), (-1, *x.shape[1:]), (), (0,), "x", (2**62, 2**62)],
+        "shape": [
+            (10**12, *x.shape[1:]),
+            (x.shape[0] + 1, *x.shape[1:]),
+            (-1, *x.shape[1:]),
+            (),
+            (0,),
+            "x",
+            (2**62, 2**62),
+        ],
         "descr": ["O", "<f9", "x", None, "<U5", [("a", "<f4")], "<c16", "|V8", "|O"],
         "fortran_order": [None, 2, "no"],
     }
@@ -133,7 +141,9 @@ def bad_type(rng: Rng) -> Case:
 
 def bad_shape(rng: Rng) -> Case:
     """A wrong rank, no samples, or channels that come last."""
-    shape = pick(rng, ((), (0,), (8,), (8, 8), (4, 0, 8, 8), (0, 1, 8, 8), (4, 1, 8, 0), (4, 1, 2, 2, 2, 2), (4, 16, 16, 3)))
+    shape = pick(
+        rng, ((), (0,), (8,), (8, 8), (4, 0, 8, 8), (0, 1, 8, 8), (4, 1, 8, 0), (4, 1, 2, 2, 2, 2), (4, 16, 16, 3))
+    )
     x = rng.normal(size=shape).astype(np.float32)
     kind = pick(rng, ("set.npy", "set.npz"))
     Path(kind).write_bytes(npy(x) if kind == "set.npy" else npz(x=x))

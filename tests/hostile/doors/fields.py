@@ -38,7 +38,9 @@ def write(data: Any, path: str, *, whole_chunk: bool = False) -> None:
     if path.endswith(".nc"):
         data.to_netcdf(path, engine="scipy" if "3" in path else "h5netcdf")
         return
-    chunks = {name: {"chunks": (1, *v.shape[1:])} for name, v in data.data_vars.items() if v.ndim > 1 and not whole_chunk}
+    chunks = {
+        name: {"chunks": (1, *v.shape[1:])} for name, v in data.data_vars.items() if v.ndim > 1 and not whole_chunk
+    }
     data.to_zarr(path, encoding=chunks, zarr_format=2 if "2" in path else 3, consolidated=False)
 
 
@@ -95,7 +97,9 @@ def damaged_chunk(rng: Rng) -> Case:
     chunk = pick(rng, chunks_of(path))
     before = chunk.read_bytes()
     damage(rng, chunk, how)
-    expect: Expect = "accept" if chunk.read_bytes() == before else "refuse" if how in ("cut", "emptied", "noise") else "either"
+    expect: Expect = (
+        "accept" if chunk.read_bytes() == before else "refuse" if how in ("cut", "emptied", "noise") else "either"
+    )
     return field_case(rng, f"{how} chunk", path, None, expect=expect)
 
 
@@ -103,7 +107,9 @@ def metadata(rng: Rng) -> Case:
     """A field of the metadata changed, dropped or of another type."""
     t, path = values_of(rng), pick(rng, ("set.zarr", "set2.zarr"))
     write(dataset(t), path)
-    files = sorted(each for each in Path(path).rglob("*") if each.name in ("zarr.json", ".zarray", ".zattrs", ".zgroup"))
+    files = sorted(
+        each for each in Path(path).rglob("*") if each.name in ("zarr.json", ".zarray", ".zattrs", ".zgroup")
+    )
     file = pick(rng, files)
     name, what = mutate_json_file(rng, file)
     return field_case(rng, f"{file.name}: {what}", path, None, words=[name])
@@ -113,7 +119,9 @@ def broken_metadata(rng: Rng) -> Case:
     """Metadata that are no JSON, or not there."""
     t, path = values_of(rng), pick(rng, ("set.zarr", "set2.zarr"))
     write(dataset(t), path)
-    files = sorted(each for each in Path(path).rglob("*") if each.name in ("zarr.json", ".zarray", ".zattrs", ".zgroup"))
+    files = sorted(
+        each for each in Path(path).rglob("*") if each.name in ("zarr.json", ".zarray", ".zattrs", ".zgroup")
+    )
     file = pick(rng, files)
     if rng.random() < 0.5:
         return field_case(rng, f"{file.name}: {instead_of(rng, file)}", path, None)
@@ -232,7 +240,9 @@ def several(rng: Rng) -> Case:
     write(changes[what](b), "set/b.nc")
     reads = [*reads_of(a.t.values), *reads_of(b.t.values)] if what == "none" else None
     expect: Expect = "accept" if what == "none" else "refuse"
-    return field_case(rng, "none" if what == "none" else f"files differ: {what}", "set", reads, expect=expect, words=["b.nc"])
+    return field_case(
+        rng, "none" if what == "none" else f"files differ: {what}", "set", reads, expect=expect, words=["b.nc"]
+    )
 
 
 def options(rng: Rng) -> Case:
@@ -240,7 +250,9 @@ def options(rng: Rng) -> Case:
     write(dataset(values_of(rng)), "set.nc")
     name = pick(rng, ("variables", "sample-dim", "level-dim", "label"))
     value = pick(rng, ("nowhere", "time.", "time.century", ".", "x" * 300, "lat", "lat.hour", "\u0000", "time"))
-    return field_case(rng, f"{name} {value[:12]!r}", "set.nc", None, f"--data-options.fields.{name}", value, words=[name])
+    return field_case(
+        rng, f"{name} {value[:12]!r}", "set.nc", None, f"--data-options.fields.{name}", value, words=[name]
+    )
 
 
 MUTATIONS: dict[str, Callable[[Rng], Case]] = {

@@ -1,4 +1,4 @@
-"""Packs: an index that says something else, shards that are cut, flipped or swapped, labels changed, unfinished ones."""
+"""Packs: an index that says something else, shards cut, flipped or swapped, labels changed, unfinished ones."""
 
 import json
 from collections import Counter
@@ -46,11 +46,15 @@ def compare(wanted: Labelled) -> str:
     return "" if len(source.spec.classes) > top else f"label {top} and {len(source.spec.classes)} classes"
 
 
-def pack_case(rng: Rng, mutation: str, wanted: Labelled, expect: Expect = "either", words: tuple[str, ...] = ()) -> Case:
+def pack_case(
+    rng: Rng, mutation: str, wanted: Labelled, expect: Expect = "either", words: tuple[str, ...] = ()
+) -> Case:
     """The pack as a case."""
     command = arguments(rng, "set", "--data-options.kind", pick(rng, ("auto", "pack")))
     names = ("index.json", "shard", "set", *words)
-    return Case(mutation, command, expect, names, lambda: compare(wanted), codes=(1, 2) if "pack" in command[:2] else (2,))
+    return Case(
+        mutation, command, expect, names, lambda: compare(wanted), codes=(1, 2) if "pack" in command[:2] else (2,)
+    )
 
 
 def none(rng: Rng) -> Case:
