@@ -67,7 +67,7 @@ class Good:
         """The number of a photo's class."""
         return CLASSES.index(photo.label)
 
-    def bytes(self, members: Members | None = None) -> bytes:
+    def encoded(self, members: Members | None = None) -> bytes:
         """The archive."""
         members = self.members if members is None else members
         return zip_of(members) if self.kind == "zip" else tar_of(members, self.compression)
@@ -85,14 +85,14 @@ class Good:
 
 def none(rng: Rng, good: Good) -> Case:
     """The archive as it is."""
-    return good.case(rng, "none", good.bytes(), good.reads, expect="accept")
+    return good.case(rng, "none", good.encoded(), good.reads, expect="accept")
 
 
 def damaged(how: str) -> Callable[[Rng, Good], Case]:
     """Damage to its bytes, but not to labels, which no checksum protects."""
 
     def mutation(rng: Rng, good: Good) -> Case:
-        data = good.bytes()
+        data = good.encoded()
         after = BYTES[how](rng, data)
         reads = good.reads if not good.with_labels or _same_labels(data, after) else None
         return good.case(rng, how, after, reads, expect="accept" if after == data else "either")
@@ -110,7 +110,7 @@ def _same_labels(data: bytes, after: bytes) -> bool:
 
 def header_flipped(rng: Rng, good: Good) -> Case:
     """One bit in the header of a member; in a zip, in its directory."""
-    data = good.bytes()
+    data = good.encoded()
     if good.kind == "zip":
         begin = data.index(b"PK\1\2")
         place = int(rng.integers(begin, len(data)))
@@ -126,7 +126,7 @@ def glued(rng: Rng, good: Good) -> Case:
     """Two archives one after the other: cat a.tar b.tar."""
     half = len(good.photos) // 2
     cut = half * (2 if good.with_labels else 1)
-    data = good.bytes(good.members[:cut]) + good.bytes(good.members[cut:])
+    data = good.encoded(good.members[:cut]) + good.encoded(good.members[cut:])
     return good.case(rng, "glued", data, good.reads)
 
 
@@ -136,7 +136,7 @@ def duplicated(rng: Rng, good: Good) -> Case:
     name = good.members[0][0]
     twice = [*good.members, (name, other.png)]
     reads = None if good.kind == "stream" else [(other.read[0], good.reads[0][1]), *good.reads[1:]]
-    return good.case(rng, "duplicated", good.bytes(twice), reads, words=[name, victim.name])
+    return good.case(rng, "duplicated", good.encoded(twice), reads, words=[name, victim.name])
 
 
 def named(what: str, change: Callable[[str], str]) -> Callable[[Rng, Good], Case]:
@@ -144,7 +144,7 @@ def named(what: str, change: Callable[[str], str]) -> Callable[[Rng, Good], Case
 
     def mutation(rng: Rng, good: Good) -> Case:
         members = [(change(name), data) for name, data in good.members]
-        return good.case(rng, what, good.bytes(members), None, words=["names"])
+        return good.case(rng, what, good.encoded(members), None, words=["names"])
 
     return mutation
 
@@ -164,13 +164,14 @@ def several_images(rng: Rng, good: Good) -> Case:
     mask = photos(rng, 1)[0].png
     more = [(name.replace(".png", ".seg.png"), mask) for name, _ in good.members if name.endswith(".png")]
     members = sorted(good.members + more)
-    return good.case(rng, "several images", good.bytes(members), good.reads, words=["seg.png", ".png"])
+    reads = good.reads if good.with_labels else None  # in class folders, each is an image
+    return good.case(rng, "several images", good.encoded(members), reads, words=["seg.png", ".png"])
 
 
 def garbled(rng: Rng, good: Good) -> Case:
     """Names that are not ASCII, as other systems write them."""
     members = [(f"{label}/{name}", data) for name, data in good.members for label in ["grün" if "0" in name else "é"]]
-    data = good.bytes(members)
+    data = good.encoded(members)
     if good.kind == "zip":  # UTF-8 without the flag that says so: the system's `zip`
         for mark, at in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
             parts = data.split(mark)
@@ -182,7 +183,7 @@ def garbled(rng: Rng, good: Good) -> Case:
 def empty(rng: Rng, good: Good) -> Case:
     """An archive without members, or without images."""
     members = pick(rng, ([], [("readme.txt", b"nothing")]))
-    return good.case(rng, "empty", good.bytes(members), None, expect="refuse")
+    return good.case(rng, "empty", good.encoded(members), None, expect="refuse")
 
 
 def wrong_suffix(rng: Rng, good: Good) -> Case:
@@ -190,7 +191,7 @@ def wrong_suffix(rng: Rng, good: Good) -> Case:
     suffix = pick(
         rng, [each for each in (".zip", ".tar", ".tar.gz", ".tar.xz", ".npz", ".parquet") if each != good.suffix]
     )
-    path = good.write(good.bytes(), f"set{suffix}")
+    path = good.write(good.encoded(), f"set{suffix}")
     return data_case(rng, "wrong suffix", path, good.reads, *good.options)
 
 
@@ -199,7 +200,7 @@ def no_labels(rng: Rng, good: Good) -> Case:
     if not good.with_labels:
         return none(rng, good)
     members = [each for each in good.members if each[0] != f"{good.photos[1].name}.cls"]
-    return good.case(rng, "a label gone", good.bytes(members), None, expect="refuse", words=["001"])
+    return good.case(rng, "a label gone", good.encoded(members), None, expect="refuse", words=["001"])
 
 
 MUTATIONS: dict[str, Callable[[Rng, Good], Case]] = {

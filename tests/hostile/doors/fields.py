@@ -25,10 +25,9 @@ def dataset(t: np.ndarray, dims: tuple[str, ...] = ("time", "lat", "lon"), **mor
     """One variable, with coordinates where they fit."""
     import xarray
 
-    times = np.datetime64("2020-01-01", "ns") + np.arange(t.shape[0]) * np.timedelta64(6, "h") if t.ndim else None
     coordinates = {name: values for name, values in AXES.items() if name in dims}
     if "time" in dims and dims[0] == "time":
-        coordinates["time"] = times
+        coordinates["time"] = np.datetime64("2020-01-01", "ns") + np.arange(t.shape[0]) * np.timedelta64(6, "h")
     attributes = {} if t.dtype.kind == "M" else {"units": "K"}
     return xarray.Dataset({"t": (dims, t, attributes), **more}, coordinates)
 

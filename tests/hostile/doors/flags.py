@@ -121,7 +121,6 @@ def words(rng: Rng) -> Case:
     word = pick(
         rng,
         (
-            "--",
             "-",
             "---",
             "--=",

@@ -158,7 +158,7 @@ def npz_key(rng: Rng) -> Case:
     """Labels under another name: never left out in silence."""
     key = pick(rng, ("labels", "label", "Y", "targets"))
     x = rng.integers(0, 256, (6, 3, 8, 8), np.uint8)
-    np.savez("set.npz", x=x, **{key: np.arange(6) % 3})
+    np.savez("set.npz", x=x, **{key: np.arange(6) % 3})  # type: ignore[arg-type]
     return data_case(rng, f"npz key {key}", "set.npz", None, expect="refuse", words=[key], aloud=[key])
 
 

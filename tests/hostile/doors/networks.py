@@ -11,7 +11,7 @@ from justimage.data.spec import DataSpec
 from ..case import Rng
 
 # A training of two steps in a fraction of a second, of a network that is as small as the recipe allows.
-TRAIN = (
+TRAIN: str = (
     "train mnist-demo --data set.npz --run out --device cpu --minutes 0.1 --data-options.workers 1 "
     "--network.patch 4 --network.width 16 --network.depth 2 --network.heads 2 --network.bottleneck 4 "
     "--network.context-start 1 --training.schedule constant --training.batch-size 2 --training.duration-nimg 4 "

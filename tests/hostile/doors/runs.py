@@ -16,7 +16,7 @@ from .networks import TRAIN, data, read_weights, same
 
 RUN = Path("out")
 STATE = RUN / "state" / "000000004"
-FURTHER = (*TRAIN.split(), "--training.duration-nimg", "8")
+FURTHER: tuple[str, ...] = (*TRAIN.split(), "--training.duration-nimg", "8")
 NAMES = ("recipe.json", "log.jsonl", "state.json", "state.safetensors", "out", "000000004")
 
 NO_POSITION = (
@@ -28,12 +28,12 @@ NO_POSITION = (
 def begin(rng: Rng) -> None:
     """A run that has made half of its way."""
     data(rng)
-    assert main(TRAIN.split()) == 0
+    assert main(list(TRAIN.split())) == 0
 
 
 def as_if_nothing_were() -> str:
     """Whether the weights are those of a run that was never stopped."""
-    words = list(FURTHER)
+    words: list[str] = list(FURTHER)
     words[words.index("out")] = "again"
     assert main(words) == 0
     return same(read_weights("out/weights/raw"), read_weights("again/weights/raw"))

@@ -175,7 +175,7 @@ def official_tensors(rng: Rng) -> Case:
         found[name] = value
         return official_case(rng, f"a tensor that is {value!r}", checkpoint, "refuse", (name,))
     what, name, expect = change_tensor(rng, found)
-    return official_case(rng, f"official tensor: {what}", checkpoint, expect, (name, name.removeprefix("net.")))
+    return official_case(rng, f"official tensor: {what}", checkpoint, expect, (name, "tensors"))
 
 
 def official_entries(rng: Rng) -> Case:
