@@ -60,15 +60,9 @@ def photos(rng: Rng, count: int = 0, suffix: str = "png") -> list[Photo]:
 def arguments(rng: Rng, path: str, *options: str) -> tuple[str, ...]:
     """A command that reads data: reading alone, packing, or looking."""
     size = ("--size", str(SIDE), *options)
-    return pick(
-        rng,
-        (
-            ("read", path, *size),
-            ("read", path, *size),
-            ("data", "pack", path, *size, "--out", "out", "-j", "1"),
-            ("data", "inspect", path, *size, "--out", "out"),
-        ),
-    )
+    read, look = ("read", path, *size), ("data", "inspect", path, *size, "--out", "out")
+    pack = ("data", "pack", path, *size, "--out", "out", "-j", "1")
+    return pick(rng, (read, look) if path.startswith("pipe:") else (read, read, pack, look))
 
 
 def data_case(

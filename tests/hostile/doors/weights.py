@@ -25,7 +25,7 @@ def folder_case(rng: Rng, mutation: str, expect: Expect = "either", words: tuple
     """Weights in set/: sampled from, or converted."""
     convert = ("convert", "set", pick(rng, ("out.pth", "out.safetensors")))
     command = pick(rng, (tuple(SAMPLE.split()), tuple(SAMPLE.split()), convert))
-    names = ("config.json", "model.safetensors", "set", *words)
+    names = ("config.json", "model.safetensors", "set", "tensors", *words)
     return Case(mutation, command, expect, names, finite_samples, writes=("out", command[-1]))
 
 
