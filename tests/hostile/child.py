@@ -79,7 +79,16 @@ def run_cases(
     """The outcomes of cases as they end, each with its folder, which is removed when the next one is asked for."""
     gc.collect()
     gc.freeze()  # a collection in a child would copy every page of the parent
-    waiting, running = iter(numbers), []
+    try:
+        yield from _as_they_end(iter(numbers), seed, doors, folder, limits, at_once)
+    finally:
+        gc.unfreeze()
+
+
+def _as_they_end(
+    waiting: Iterator[int], seed: int, doors: Mapping[str, Door], folder: Path, limits: Limits, at_once: int
+) -> Iterator[tuple[Outcome, Path]]:
+    running: list[_Running] = []
     while True:
         while len(running) < at_once and (number := next(waiting, None)) is not None:
             running.append(_start(number, seed, doors, folder / str(number)))

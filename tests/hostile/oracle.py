@@ -105,7 +105,7 @@ def _last_line(said: str) -> str:
 
 
 def plain(text: str) -> str:
-    """A text without the numbers and names that differ from case to case."""
+    """A text in one line, without the numbers and names that differ from case to case."""
     text = re.sub(r"'[^']*'|\"[^\"]*\"", "'..'", text)
     text = re.sub(r"\S*/\S+", lambda found: found.group().rpartition("/")[2], text) if ":" not in text[:40] else text
-    return re.sub(r"\d+", "N", text)[:160]
+    return "".join(c if c.isprintable() else " " for c in re.sub(r"\d+", "N", text))[:160]
