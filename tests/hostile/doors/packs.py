@@ -38,7 +38,11 @@ def compare(wanted: Labelled) -> str:
     source = open_source("set", (8, 8), 3)
     if source.indexed is False:
         return "it has become a stream"
-    found = Counter((digest(raw), int(y.get("labels", -1))) for raw, y in (source[i] for i in range(len(source))))
+    items = [source[i] for i in range(len(source))]
+    strange = [y["labels"] for _, y in items if np.ndim(y.get("labels", 0))]
+    if strange:
+        return f"a label that is {strange[0]}"
+    found = Counter((digest(raw), int(y.get("labels", -1))) for raw, y in items)
     if found != wanted:
         same = Counter(each for each, _ in found.elements()) == Counter(each for each, _ in wanted.elements())
         return "other labels" if same else f"{(wanted - found).total()} of {wanted.total()} samples are lost"
