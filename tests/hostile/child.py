@@ -77,30 +77,27 @@ def run_cases(
     numbers: Iterable[int], seed: int, doors: Mapping[str, Door], folder: Path, limits: Limits, at_once: int = 2
 ) -> Iterator[tuple[Outcome, Path]]:
     """The outcomes of cases as they end, each with its folder, which is removed when the next one is asked for."""
+    waiting = iter(numbers)
+    running: list[_Running] = []
     gc.collect()
     gc.freeze()  # a collection in a child would copy every page of the parent
     try:
-        yield from _as_they_end(iter(numbers), seed, doors, folder, limits, at_once)
+        while True:
+            while len(running) < at_once and (number := next(waiting, None)) is not None:
+                running.append(_start(number, seed, doors, folder / str(number)))
+            if not running:
+                return
+            time.sleep(0.004)
+            for each in list(running):
+                status = _status(each, limits)
+                if status is not None:
+                    running.remove(each)
+                    yield _outcome(each, status), each.folder
+                    shutil.rmtree(each.folder, ignore_errors=True)
     finally:
         gc.unfreeze()
-
-
-def _as_they_end(
-    waiting: Iterator[int], seed: int, doors: Mapping[str, Door], folder: Path, limits: Limits, at_once: int
-) -> Iterator[tuple[Outcome, Path]]:
-    running: list[_Running] = []
-    while True:
-        while len(running) < at_once and (number := next(waiting, None)) is not None:
-            running.append(_start(number, seed, doors, folder / str(number)))
-        if not running:
-            return
-        time.sleep(0.004)
-        for each in list(running):
-            status = _status(each, limits)
-            if status is not None:
-                running.remove(each)
-                yield _outcome(each, status), each.folder
-                shutil.rmtree(each.folder, ignore_errors=True)
+        for each in running:  # this one was stopped
+            _kill_group(each.pid)
 
 
 def _start(number: int, seed: int, doors: Mapping[str, Door], folder: Path) -> _Running:
