@@ -284,12 +284,6 @@ class Own(Source):
     def __len__(self) -> int:
         return 8
 
-    def describe(self) -> str:
-        return "photos of one's own"
-
-    def fingerprint(self) -> str:
-        return "own"
-
     def __getitem__(self, index: int, /) -> Item:
         return self.wrong if index == 5 else (np.zeros((3, 4, 4), np.uint8), {"labels": np.array(index % 2)})
 

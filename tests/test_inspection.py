@@ -78,7 +78,7 @@ def test_the_command_writes_a_sheet_and_lists_everything(tmp_path, monkeypatch, 
     assert jit_here("data", "inspect", "nowhere", "--out", "new", cwd=tmp_path, monkeypatch=monkeypatch) == 2
     assert not (tmp_path / "new").exists()
     assert jit_here("data", "inspect", "set", "--out", "set/cat/a.png", cwd=tmp_path, monkeypatch=monkeypatch) == 2
-    assert "cannot be made" in capsys.readouterr().err
+    assert "set/cat/a.png cannot be written" in capsys.readouterr().err
 
 
 def test_the_sheet_is_what_training_sees(tmp_path):

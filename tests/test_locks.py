@@ -84,7 +84,8 @@ def test_one_holder_at_a_time_however_many_try(tmp_path):
     processes = [subprocess.Popen(words, env=environment) for _ in range(3)]
     assert [process.wait(timeout=120) for process in processes] == [0] * 3
     assert (tmp_path / "counter").read_text() == "90"
-    assert not (tmp_path / "held").exists()
+    left = tmp_path / "held"  # one that was made by another than the last holder stays, and is empty
+    assert not left.exists() or not any(left.iterdir())
 
 
 def test_left_overs_are_removed_and_nothing_that_a_user_made(tmp_path):

@@ -274,7 +274,12 @@ def _pack(source: Source, folder: Path, workers: int, rows: int) -> Packed:
     index = _begin(folder, {**identity, "found": source.describe()}, source.spec)
 
     def done() -> str:
-        return f"{index['next']:,} of {len(source):,} samples are packed and stay valid"
+        listed = _index(folder)["next"] if (folder / INDEX).is_file() else 0
+        return f"{listed:,} of {len(source):,} samples are packed and stay valid"
+
+    def list_shards() -> None:
+        if index["shards"]:  # else there is nothing to come back to
+            write_text(folder / INDEX, json.dumps(index, indent=1) + "\n")
 
     def settle(entry: dict[str, Any], start: int, stop: int, finish: Callable[[], None]) -> None:
         """List a shard in the index once it is on the disk. A thread does this while the next shard is decoded."""
@@ -282,11 +287,10 @@ def _pack(source: Source, folder: Path, workers: int, rows: int) -> Packed:
             temporary(folder / f"{entry['name']}.npy").unlink(missing_ok=True)
             return
         finish()
-        skipped = index["skipped"] + entry.pop("skipped")
-        now = {**index, "skipped": skipped, "shards": index["shards"] + [entry] * bool(entry["count"]), "next": stop}
-        if now["shards"]:  # else there is nothing to come back to
-            write_text(folder / INDEX, json.dumps(now, indent=1) + "\n")
-        index.update(now)
+        index["skipped"] += entry.pop("skipped")
+        index["shards"] += [entry] * bool(entry["count"])
+        index["next"] = stop
+        list_shards()
 
     try:
         with (
@@ -305,6 +309,8 @@ def _pack(source: Source, folder: Path, workers: int, rows: int) -> Packed:
             for last in settled:
                 last.result()
     except Unwritten as error:
+        with contextlib.suppress(OSError):  # a shard that found no room is gone, so that there is some for the index
+            list_shards()
         room = (len(source) - index["next"]) * per_sample / 1e6
         full = f"make room for {room:,.0f} MB, and " if error.errno in FULL else ""
         raise Unfinished(
