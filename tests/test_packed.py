@@ -245,7 +245,7 @@ def test_no_shard_follows_one_that_could_not_be_settled(photos, tmp_path, monkey
 
     def full(descriptor):
         calls.append(descriptor)
-        if len(calls) == 3:  # after the first shard and its index
+        if len(calls) == 4:  # after the new index, the first shard, and the index that lists it
             raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:

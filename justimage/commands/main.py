@@ -1,6 +1,7 @@
 """The command `jit`: which command is meant. What it needs is imported when it is called: help comes at once."""
 
 import difflib
+import errno
 import os
 import signal
 import sys
@@ -134,6 +135,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"justimage {__version__}")
         return DONE
     try:
+        if "" in arguments:
+            after = arguments[arguments.index("") - 1] if arguments[0] else "jit"
+            raise ValueError(f"what follows {after} is empty; is it a variable of the shell that is not set?")
         return _choose("jit", COMMANDS, arguments)
     except ValueError as error:
         print(f"jit: {error}", file=sys.stderr)
@@ -145,7 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
         from justimage.disk import in_words
 
         print(f"jit: {in_words(error)}", file=sys.stderr)
-        return FAILED
+        return REFUSED if error.errno == errno.ENAMETOOLONG else FAILED  # a name that nothing can have
     except KeyboardInterrupt:
         return INTERRUPTED
 

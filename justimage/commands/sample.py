@@ -134,11 +134,11 @@ def _draw(asked: Sample, arguments: Sequence[str]) -> int:
     facts = {"model": asked.model, "weights": asked.weights, "sampling": asdict(sampling), "size": list(size)}
     rounds = -(-len(order.seeds) // asked.batch_size)
     new = not written_by_justimage(asked.out)
-    if new:  # so that the folder counts as samples from its first file on
-        write_facts(asked.out, facts, [], None)
     sheet, code, problem = Sheet(order.each, order.rows), DONE, None
     with writer(form, asked.out, model) as writing:
         try:
+            if new:  # so that the folder counts as samples from its first file on
+                write_facts(asked.out, facts, [], None)
             for batch in _shown(batches, rounds):
                 writing.add(batch)
                 sheet.add(batch.raw)
@@ -149,7 +149,7 @@ def _draw(asked: Sample, arguments: Sequence[str]) -> int:
             problem = error
     if not writing.count:
         if new:
-            (asked.out / FACTS).unlink()
+            (asked.out / FACTS).unlink(missing_ok=True)
         if problem is not None:
             raise problem
         return code

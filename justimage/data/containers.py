@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import stat
 import struct
 import zipfile
 import zlib
@@ -97,8 +98,8 @@ def _walk(root: Path, left_out: list[str]) -> Iterator[tuple[str, os.DirEntry[st
     visits: dict[tuple[int, int], int] = {}
 
     def enter(folder: str, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str, os.DirEntry[str]]]:
-        stat = os.stat(folder)
-        here = (stat.st_dev, stat.st_ino)
+        of = os.stat(folder)
+        here = (of.st_dev, of.st_ino)
         if here in above:
             return  # a link back to where it came from
         visits[here] = visits.get(here, 0) + 1
@@ -136,8 +137,11 @@ class Folder:
         self.sizes = {prefix + entry.name: _size(entry) for prefix, entry in _walk(root, self.left_out)}
 
     def open(self, name: str) -> BinaryIO:
-        """The file of this name."""
-        return (self.root / name).open("rb")
+        """The file of this name. ValueError for a pipe, a socket or a device, which would be waited for."""
+        path = self.root / name
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ValueError("it is not a file, but a pipe, a socket or a device")
+        return path.open("rb")
 
     def state(self) -> str:
         """A hash of the files' places, sizes and times of change."""
@@ -198,6 +202,14 @@ def open_zip(path: Path) -> zipfile.ZipFile:
             f"{path} cannot be read as a zip archive: its directory is damaged, and lists {there:,} of {said:,} "
             "members; copy it again"
         )
+    first = min((member.header_offset for member in archive.infolist()), default=0)
+    with path.open("rb") as file:
+        if first and file.read(4) == b"PK\x03\x04":
+            archive.close()
+            raise ValueError(
+                f"{path} cannot be read as a zip archive: {first:,} bytes with other members stand before the first "
+                "one of its directory, perhaps of another archive; give the archives as files of their own"
+            )
     return archive
 
 

@@ -179,7 +179,7 @@ def index_labels(
     texts = list(map(str, labels))
     distinct = set(texts)
     if not as_names:
-        no_names = {text for text in distinct if not _is_whole(text) and _is_number(text)}
+        no_names = {text for text in distinct if (not _is_whole(text) and _is_number(text)) or _is_a_list(text)}
         if odd or no_names:
             i = next(i for i, label in enumerate(labels) if type(label) in odd or texts[i] in no_names)
             raise ValueError(
@@ -208,6 +208,11 @@ def index_labels(
 
 def _is_whole(text: str) -> bool:
     return re.fullmatch(r"-?\d{1,18}", text) is not None
+
+
+def _is_a_list(text: str) -> bool:
+    """Whether a text is how a list or a dictionary is written: labels of several classes, perhaps."""
+    return text[:1] + text[-1:] in ("[]", "{}", "()")
 
 
 def _is_number(text: str) -> bool:

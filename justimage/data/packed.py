@@ -42,7 +42,6 @@ from justimage.disk import (
     state_of,
     system_reason,
     temporary,
-    whole,
     write_array_header,
     write_text,
     writing,
@@ -278,14 +277,16 @@ def _pack(source: Source, folder: Path, workers: int, rows: int) -> Packed:
         return f"{listed:,} of {len(source):,} samples are packed and stay valid"
 
     def list_shards() -> None:
-        if index["shards"]:  # else there is nothing to come back to
-            write_text(folder / INDEX, json.dumps(index, indent=1) + "\n")
+        write_text(folder / INDEX, json.dumps(index, indent=1) + "\n")
 
     def settle(entry: dict[str, Any], start: int, stop: int, finish: Callable[[], None]) -> None:
         """List a shard in the index once it is on the disk. A thread does this while the next shard is decoded."""
         if index["next"] != start:  # the shard before could not be written: none may follow it
-            temporary(folder / f"{entry['name']}.npy").unlink(missing_ok=True)
+            for end in (".npy", ".labels.npy"):
+                temporary(folder / f"{entry['name']}{end}").unlink(missing_ok=True)
             return
+        if not (folder / INDEX).is_file():  # before there is any shard, or a kill would leave files that nobody claims
+            list_shards()
         finish()
         index["skipped"] += entry.pop("skipped")
         index["shards"] += [entry] * bool(entry["count"])
@@ -309,8 +310,9 @@ def _pack(source: Source, folder: Path, workers: int, rows: int) -> Packed:
             for last in settled:
                 last.result()
     except Unwritten as error:
-        with contextlib.suppress(OSError):  # a shard that found no room is gone, so that there is some for the index
-            list_shards()
+        if index["shards"]:
+            with contextlib.suppress(OSError):  # a shard that found no room is gone: there is some for the index
+                list_shards()
         room = (len(source) - index["next"]) * per_sample / 1e6
         full = f"make room for {room:,.0f} MB, and " if error.errno in FULL else ""
         raise Unfinished(
@@ -322,6 +324,7 @@ def _pack(source: Source, folder: Path, workers: int, rows: int) -> Packed:
     except ValueError as error:
         raise Unfinished(f"{error}. {done()}; --data-options.on-error skip leaves such samples out") from error
     if not index["shards"]:
+        (folder / INDEX).unlink(missing_ok=True)
         raise ValueError(f"no sample of {source.describe()} can be decoded")
     write_text(folder / INDEX, json.dumps({**index, "complete": True}, indent=1) + "\n")
     return Packed(folder, just_written=True)
@@ -410,6 +413,8 @@ def _write_shard(
     """Write the tasks up to the sample `stop` under another name -> its entry, and what makes it a shard."""
     path = folder / f"{name}.npy"
     beside = temporary(path)
+    labels_path = folder / f"{name}.labels.npy"
+    labels_beside = temporary(labels_path)
     count, crc, labels, skipped, after = 0, 0, [], [], -1
     with writing(path):
         file = beside.open("wb")
@@ -430,33 +435,37 @@ def _write_shard(
             file.seek(0)
             write_array_header(file, count, spec.shape, spec.dtype)
             file.flush()
+        y = np.array(labels, dtype=np.int64)
+        # Now, while there is room: the next shard may fill the disk before this one is settled.
+        with writing(labels_path), labels_beside.open("wb") as labels_file:
+            np.save(labels_file, y)
     except BaseException:
-        _drop(file, beside)
+        _drop(file, beside, labels_beside)
         raise
-    y = np.array(labels, dtype=np.int64)
 
     def finish() -> None:
         if not count:  # all were left out
-            _drop(file, beside)
+            _drop(file, beside, labels_beside)
             return
         try:
             with writing(path):
                 os.fsync(file.fileno())
                 file.close()
-            with whole(folder / f"{name}.labels.npy") as labels_beside, labels_beside.open("wb") as labels_file:
-                np.save(labels_file, y)
+            with writing(labels_path):
+                put(labels_beside, labels_path)
             with writing(path):
                 put(beside, path)
         except BaseException:
-            _drop(file, beside)
+            _drop(file, beside, labels_beside)
             raise
 
     sums = {"crc32": crc, "labels_crc32": zlib.crc32(y.tobytes())}
     return {"name": name, "count": count, **sums, "skipped": skipped}, finish
 
 
-def _drop(file: BinaryIO, path: Path) -> None:
-    """Free the space of a file: a full disk needs it."""
+def _drop(file: BinaryIO, *paths: Path) -> None:
+    """Close a file and free the space of some: a full disk needs it."""
     with contextlib.suppress(OSError):  # closing tries again to write what could not be written
         file.close()
-    path.unlink(missing_ok=True)
+    for path in paths:
+        path.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ weights/ema-0.9995/    enough to sample
 """
 
 import json
+import os
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
@@ -131,6 +132,11 @@ def read_facts(folder: Path) -> dict[str, Any] | None:
     path = folder / RECIPE
     if not folder.is_dir() or not path.is_file():
         raise ValueError(f"{folder} is not empty and not a run; choose another folder with --run")
+    for name in ("state", "samples", "weights"):
+        if os.path.lexists(folder / name) and not (folder / name).is_dir():
+            raise ValueError(f"{folder / name} is not a folder, and a run keeps its {name} there; remove it")
+    if os.path.lexists(folder / LOG) and not (folder / LOG).is_file():
+        raise ValueError(f"{folder / LOG} is not a file, and a run keeps its log there; remove it")
     try:
         old = read_json(path)
         facts = from_plain(_Facts, known_fields(_Facts, old), str(path))

@@ -92,7 +92,7 @@ def restore_model(
         licence=said.licence,
     )
     if tensors is not None:
-        assign_tensors(net, tensors, allow_non_finite=allow_non_finite)
+        assign_tensors(net, tensors, allow_non_finite=allow_non_finite, where=where)
     return model
 
 
@@ -124,10 +124,13 @@ def _scalings(name: str, given: Scalings | None) -> Any:
     return name
 
 
-def assign_tensors(net: nn.Module, tensors: dict[str, Tensor], *, allow_non_finite: bool = False) -> None:
+def assign_tensors(
+    net: nn.Module, tensors: dict[str, Tensor], *, allow_non_finite: bool = False, where: str = "these weights"
+) -> None:
     """Give a network built on the meta device its tensors, as numbers of the network's own type.
 
-    Raises ValueError that lists what does not fit, and names a tensor with values that are not finite.
+    where: what holds them, for messages. Raises ValueError that lists what does not fit, and names a tensor with values
+    that are not finite.
     """
     kinds = {name: tensor.dtype for name, tensor in net.state_dict().items()}
     expected = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
@@ -145,10 +148,10 @@ def assign_tensors(net: nn.Module, tensors: dict[str, Tensor], *, allow_non_fini
     ]
     if wrong:
         shown = "\n  ".join(wrong[:20]) + (f"\n  and {len(wrong) - 20} more" if len(wrong) > 20 else "")
-        raise ValueError(f"these tensors are not this network's:\n  {shown}")
+        raise ValueError(f"the tensors of {where} are not this network's:\n  {shown}")
     tensors = {name: tensor.to(kinds[name]) for name, tensor in tensors.items()}
     if not allow_non_finite:
-        _check_finite(net, tensors)
+        _check_finite(net, tensors, where)
     net.load_state_dict(tensors, assign=True)
 
 
@@ -159,7 +162,7 @@ def _convertible(tensor: Tensor, kind: torch.dtype) -> bool:
     return tensor.dtype in FLOATS if kind.is_floating_point else tensor.dtype == kind
 
 
-def _check_finite(net: nn.Module, tensors: dict[str, Tensor]) -> None:
+def _check_finite(net: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
     """Raises ValueError where a weight is NaN or infinite, which would draw black samples.
 
     Infinite numbers in a buffer, such as a mask, may be meant where the network is the user's own.
@@ -171,8 +174,8 @@ def _check_finite(net: nn.Module, tensors: dict[str, Tensor]) -> None:
     if bad:
         more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
         raise ValueError(
-            f"the weights hold numbers that are not finite, in {bad[0]}{more}: they come from a training that failed, "
-            "and draw nothing. To look at them all the same: load(..., allow_non_finite=True), or --allow-non-finite"
+            f"{where}: numbers that are not finite in {bad[0]}{more}: they come from a training that failed, and draw "
+            "nothing. To look at them all the same: load(..., allow_non_finite=True), or --allow-non-finite"
         )
 
 

@@ -180,6 +180,7 @@ def swap_weights(model: Denoiser, source: str | Path, weights: str | None = None
         if value != ours[part]:
             raise ValueError(f"the weights of {source} are for another model: {part} {value}, not {ours[part]}")
     kept = {name: (each.device, each.dtype) for name, each in model.net.state_dict().items()}
-    assign_tensors(model.net, {name: t.to(*kept[name]) if name in kept else t for name, t in tensors.items()})
+    moved = {name: t.to(*kept[name]) if name in kept else t for name, t in tensors.items()}
+    assign_tensors(model.net, moved, where=str(path))
     model.training_summary = said.training or {}
     return model

@@ -307,7 +307,7 @@ def load_official(
     )
     with torch.device("meta"):
         net = JiT(config)
-    assign_tensors(net, from_official(tensors, config), allow_non_finite=allow_non_finite)
+    assign_tensors(net, from_official(tensors, config), allow_non_finite=allow_non_finite, where=str(path))
     classes = [str(i) for i in range(config.num_classes)]
     return Denoiser(
         net,

@@ -99,8 +99,9 @@ def other_suffixes(rng: Rng) -> Case:
     """A sample with a suffix in capitals or of another format: read, or said, or refused."""
     found = folders(rng)
     old = Path(f"set/{found[0].label}/{found[0].name}.png")
-    old.rename(old.with_suffix(pick(rng, (".PNG", ".jfif", ".jpe", ".tga", ".bak"))))
-    aloud = [old.name.partition(".")[0], "1 file", "suffix"]
+    suffix = pick(rng, (".PNG", ".jfif", ".jpe", ".tga", ".bak"))
+    old.rename(old.with_suffix(suffix))
+    aloud = [old.name.partition(".")[0], f"1 {suffix}"]
     return data_case(rng, "another suffix", "set", known(found, numbers=False), aloud=aloud)
 
 
