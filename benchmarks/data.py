@@ -28,7 +28,8 @@ from justimage.data.arrays import digits
 from justimage.data.files import Files, find_files
 from justimage.data.images import Images
 from justimage.data.loader import Buffers, batches, read
-from justimage.data.packed import Packed, pack
+from justimage.data.packed import Packed
+from justimage.data.packing import pack
 from justimage.data.spec import Item, Source
 from justimage.parallel import Processes
 from justimage.runs.recipes import RECIPES

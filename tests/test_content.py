@@ -14,7 +14,7 @@ from PIL import Image
 
 from justimage.data.arrays import Arrays
 from justimage.data.crops import Crops
-from justimage.data.packed import pack
+from justimage.data.packing import pack
 from justimage.data.sources import DataOptions, open_source
 from justimage.data.spec import DataSpec, Item, Source, looked_at
 

@@ -15,7 +15,7 @@ from justimage.data.files import find_files
 from justimage.data.images import Images, centre_crop
 from justimage.data.loader import batches, model_values, order
 from justimage.data.origin import Coordinate, Origin, Variable
-from justimage.data.packed import Unfinished, pack
+from justimage.data.packing import Unfinished, pack
 from justimage.data.sources import DataOptions, open_source
 from justimage.data.spec import DataSpec, Given, Item, Source, Unreadable, UnreadableSample
 from justimage.randomness import Purpose, uniforms

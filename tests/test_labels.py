@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from test_archives import png, tarred
 
-from justimage.data.files import find_files, index_labels
+from justimage.data.files import find_files
+from justimage.data.labels import index_labels
 from justimage.data.sources import DataOptions, open_source
 from justimage.data.streams import StreamOptions
 from justimage.data.tables import TableOptions

@@ -17,7 +17,8 @@ from PIL import Image
 
 from justimage.data.arrays import Arrays
 from justimage.data.crops import Crops
-from justimage.data.packed import Packed, Unfinished, pack
+from justimage.data.packed import Packed
+from justimage.data.packing import Unfinished, pack
 from justimage.data.sources import DataOptions, open_source
 from justimage.data.spec import Source
 

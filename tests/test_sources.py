@@ -15,7 +15,7 @@ from conftest import jit_here
 from PIL import Image
 
 from justimage.data.loader import batches
-from justimage.data.packed import pack
+from justimage.data.packing import pack
 from justimage.data.sources import DataOptions, open_source
 from justimage.data.spec import Source
 from justimage.data.streams import StreamOptions

@@ -17,8 +17,9 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 from rich.progress import track
 
-from justimage.data.files import MOST_CLASSES, Files
+from justimage.data.files import Files
 from justimage.data.given import MASK, GivenArrays
+from justimage.data.labels import MOST_CLASSES
 from justimage.data.moments import GAP, LARGEST, Moments, Rows, changes, chunks, hash_rows
 from justimage.data.origin import Origin
 from justimage.data.spec import DataSpec, Item, Source, UnreadableSample

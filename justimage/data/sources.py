@@ -12,15 +12,17 @@ from typing import Literal
 import numpy as np
 
 from justimage.data.arrays import ARRAY_FILES, Missing, digits, read_arrays, stack_arrays
-from justimage.data.containers import IMAGES, TARS, holds, is_tar, open_zip, suffix_of
+from justimage.data.containers import IMAGES, TARS, holds, is_tar, suffix_of
 from justimage.data.crops import At, Crops
 from justimage.data.fields import NETCDF, FieldOptions, is_zarr, read_fields
-from justimage.data.files import TABLES_OF_LABELS, Files, find_files
+from justimage.data.files import Files, find_files
 from justimage.data.images import Deep, Images, Policy
+from justimage.data.labels import TABLES_OF_LABELS
 from justimage.data.packed import Packed, is_pack
 from justimage.data.spec import Source, StreamSource
 from justimage.data.streams import REMOTE, StreamOptions, open_shards, stream_rows
 from justimage.data.tables import SAVED, TABLES, TableOptions, find_rows, is_hub_id
+from justimage.data.zips import open_zip
 
 NAMED: dict[str, Callable[[], Source]] = {"mnist": digits}
 MOST_WORKERS = 1024

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from justimage.data.containers import IMAGES, clean, suffix_of
-from justimage.data.files import COMPANIONS, key_of, label_in, which_image
+from justimage.data.files import which_image
 from justimage.data.images import UNREADABLE, Policy, check_crop, pixels
+from justimage.data.labels import COMPANIONS, key_of, label_in
 from justimage.data.spec import DataSpec, Item, StreamSource, UnreadableSample
 from justimage.data.tables import TableOptions, columns_of, folders_of, image_bytes, open_table, without_decoding
 from justimage.data.tars import Tar

@@ -11,7 +11,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from justimage.data.files import LABEL_COLUMNS, NONE, SPLITS, Files, index_labels
+from justimage.data.files import NONE, SPLITS, Files
+from justimage.data.labels import LABEL_COLUMNS, index_labels
 
 TABLES = (".parquet", ".arrow")
 SAVED = ("dataset_info.json", "dataset_dict.json")  # what save_to_disk writes

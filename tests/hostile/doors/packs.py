@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from justimage.data.arrays import Arrays
-from justimage.data.packed import pack
+from justimage.data.packing import pack
 from justimage.data.sources import open_source
 
 from ..case import Case, Expect, Rng, choose, pick
