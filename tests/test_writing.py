@@ -15,10 +15,11 @@ import pytest
 import torch
 from conftest import jit_here, small_net
 from PIL import Image
+from safetensors.torch import save_file
 
 import justimage as ji
 from justimage import disk
-from justimage.disk import GrowingArray, Unwritten, whole, write_tensors, write_text
+from justimage.disk import GrowingArray, Unwritten, read_tensors, whole, write_tensors, write_text
 from justimage.sampling.fields_file import FieldsFile
 from justimage.sampling.generate import Samples
 from justimage.sampling.write import FileNames
@@ -332,3 +333,23 @@ def test_an_image_damaged_in_mid_run_under_torchrun_is_named_and_the_state_saved
     assert "cannot be decoded" in result.stdout
     assert len(saved_states(tmp_path / "r" / "state")) == 1
     assert not [name for name in visible(tmp_path) if ".jit." in name]
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.uint8])
+def test_changed_tensors_are_found(tmp_path, kind):
+    """Any byte of the tensors, and a hole of zeros; without the sum (other code, older versions) there is no check."""
+    path, generator = tmp_path / "t.safetensors", torch.Generator().manual_seed(0)
+    tensors = {"a": torch.randint(1, 100, (5, 7), generator=generator).to(kind), "b": torch.ones((), dtype=kind)}
+    write_tensors(path, tensors)
+    assert all(torch.equal(tensors[name], each) for name, each in read_tensors(path).items())
+    good = path.read_bytes()
+    begin = 8 + int.from_bytes(good[:8], "little")
+    for at in (begin, (begin + len(good)) // 2, len(good) - 1):
+        path.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
+        with pytest.raises(ValueError, match=r"t\.safetensors is damaged"):
+            read_tensors(path)
+    path.write_bytes(good[:begin] + bytes(len(good) - begin))
+    with pytest.raises(ValueError, match=r"t\.safetensors is damaged"):
+        read_tensors(path)
+    save_file({name: each + each for name, each in tensors.items()}, path)
+    assert read_tensors(path).keys() == tensors.keys()
