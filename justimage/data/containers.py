@@ -130,14 +130,19 @@ class Folder:
         self.root = root
         self.left_out: list[str] = []
         self.repeated = 0
-        self.sizes = {prefix + entry.name: _size(entry) for prefix, entry in _walk(root, self.left_out)}
+        self.sizes: dict[str, int] = {}
+        self._strange: set[str] = set()
+        for prefix, entry in _walk(root, self.left_out):
+            found = _stat(entry)
+            self.sizes[prefix + entry.name] = found.st_size if found else 0
+            if found and not stat.S_ISREG(found.st_mode):
+                self._strange.add(prefix + entry.name)
 
     def open(self, name: str) -> BinaryIO:
         """The file of this name. ValueError for a pipe, a socket or a device, which would be waited for."""
-        path = self.root / name
-        if not stat.S_ISREG(path.stat().st_mode):
+        if name in self._strange:
             raise ValueError("it is not a file, but a pipe, a socket or a device")
-        return path.open("rb")
+        return open(os.path.join(self.root, name), "rb")
 
     def state(self) -> str:
         """A hash of the files' places, sizes and times of change."""
@@ -151,12 +156,12 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _size(entry: os.DirEntry[str]) -> int:
-    """Bytes of a file; 0 for a broken link, which is unreadable: that is reported when it is opened."""
+def _stat(entry: os.DirEntry[str]) -> os.stat_result | None:
+    """What the system says of a file; None for a broken link, which is reported when it is opened."""
     try:
-        return entry.stat().st_size
+        return entry.stat()
     except OSError:
-        return 0
+        return None
 
 
 class Zip:
