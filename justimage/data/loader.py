@@ -106,12 +106,13 @@ def _batch(
 ) -> Batch:
     """Samples as one batch. Raises UnreadableSample, naming it by its place in the batch, where one does not fit."""
     samples, given = zip(*items, strict=True)
-    raw = buffers.empty((len(samples), *spec.shape), samples[0].dtype)
+    shape, dtype = spec.shape, samples[0].dtype
+    raw = buffers.empty((len(samples), *shape), dtype)
     for i, (row, sample) in enumerate(zip(raw.numpy(), samples, strict=True)):
-        if sample.shape != spec.shape or sample.dtype != row.dtype:
+        if sample.shape != shape or sample.dtype != dtype:
             raise UnreadableSample(
-                f"{name_of(i)} is {sample.shape} {sample.dtype}; the data say {spec.shape}, and {name_of(0)} is "
-                f"{row.dtype}: all samples need the same shape and type"
+                f"{name_of(i)} is {sample.shape} {sample.dtype}; the data say {shape}, and {name_of(0)} is "
+                f"{dtype}: all samples need the same shape and type"
             )
         row[...] = sample
     y = {name: torch.from_numpy(each) for name, each in _beside(given, spec, name_of).items()}
@@ -125,17 +126,22 @@ def _beside(
 ) -> dict[str, np.ndarray]:
     """What comes with the samples of a batch, by name; labels are those of classes that there are."""
     names = given[0].keys()
+    lacking = bool(spec.classes) and "labels" not in names
     for i, each in enumerate(given):
-        if each.keys() != names or (spec.classes and "labels" not in each):
+        if lacking or each.keys() != names:
             raise UnreadableSample(
                 f"{name_of(i)} comes with {', '.join(each) or 'nothing'}; all samples need the same, which is "
                 + ", ".join(need.name for need in spec.needs)
             )
-        wrong = next((name for name in names if np.shape(each[name]) != np.shape(given[0][name])), None)
-        if wrong is not None:
-            shapes = f"{np.shape(each[wrong])}, and that of {name_of(0)} {np.shape(given[0][wrong])}"
-            raise UnreadableSample(f"{wrong} of {name_of(i)} is {shapes}: all samples need the same shape")
-    y = {name: np.stack([each[name] for each in given]) for name in names}
+    y = {}
+    for name in names:
+        try:
+            y[name] = np.stack([each[name] for each in given])
+        except ValueError as error:
+            first, *shapes = [np.shape(each[name]) for each in given]
+            i = next(i for i, shape in enumerate(shapes, 1) if shape != first)
+            found = f"{shapes[i - 1]}, and that of {name_of(0)} {first}"
+            raise UnreadableSample(f"{name} of {name_of(i)} is {found}: all samples need the same shape") from error
     if spec.classes:
         labels, count = y["labels"], len(spec.classes)
         whole = labels.ndim == 1 and labels.dtype.kind in "iu"
