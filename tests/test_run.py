@@ -169,7 +169,7 @@ def test_nan_in_training_names_the_batch_and_how_to_go_on(tmp_path, monkeypatch,
     )
     good = ["--training.lr", "1e-3", *advised[2:]]
     assert jit_here(*command, *good[:-3], cwd=tmp_path, monkeypatch=monkeypatch) == 2
-    assert "or --changed training.clip_norm training.lr if it shall go on" in capsys.readouterr().err
+    assert "or add --changed training.clip_norm training.lr to go on with the new ones" in capsys.readouterr().err
     assert jit_here(*command, *good, cwd=tmp_path, monkeypatch=monkeypatch) == 0
 
 

@@ -238,7 +238,7 @@ def check_same(folder: Path, old: dict[str, Any] | None, facts: dict[str, Any], 
         raise ValueError(
             f"{folder} holds a run of another recipe:\n" + "\n".join(differing) + "\n"
             "Give the same settings to resume it, or another folder with --run"
-            + (f"; or --changed {' '.join(differ)} if it shall go on with other ones" if meant else "")
+            + (f"; or add --changed {' '.join(differ)} to go on with the new ones" if meant else "")
         )
 
 
