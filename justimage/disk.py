@@ -174,7 +174,8 @@ def held(folder: Path, *, only: str = "", below: Iterable[str] = ()) -> Iterator
         _remove_empty(made)
         if error.errno in FULL:
             raise Unwritten(error.errno, error.strerror, str(folder)) from error
-        raise ValueError(f"{folder} cannot be written: {system_reason(error)}; choose another place") from error
+        place = folder / only if only else folder
+        raise ValueError(f"{place} cannot be written: {system_reason(error)}; choose another place") from error
     try:
         yield
     finally:

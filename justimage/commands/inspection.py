@@ -64,6 +64,7 @@ def inspect(source: Source | StreamSource, *, at_most: int = 20_000) -> Inspecti
         report = Inspection(source.describe(), source.spec, None, promise=source.promise())
         items, total = ((f"sample {i}", decode()) for i, decode in enumerate(_first_pass(source))), STREAM_LIMIT
     _look_at_samples(items, total, report)
+    report.unreadable |= source.skipped  # of a stream they are found on the way
     return report
 
 

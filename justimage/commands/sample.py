@@ -147,6 +147,10 @@ def _draw(asked: Sample, arguments: Sequence[str]) -> int:
             code = INTERRUPTED
         except OSError as error:  # the disk is full
             problem = error
+        except ValueError:  # what the model refuses: nothing is drawn
+            if new and not writing.count:
+                (asked.out / FACTS).unlink(missing_ok=True)
+            raise
     if not writing.count:
         if new:
             (asked.out / FACTS).unlink(missing_ok=True)

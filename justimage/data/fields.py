@@ -476,7 +476,10 @@ def _labels(
                 )
             values = PARTS_OF_TIME[part_of_time](values)
         elif values.dtype.kind == "M":
-            raise ValueError(f"{label} is a time; take a part of it, such as {label}.hour or {label}.month")
+            raise ValueError(
+                f"{coordinate} of {name} is a time, and no label; take a part of it, such as {coordinate}.hour or "
+                f"{coordinate}.month"
+            )
         unknown = np.flatnonzero(dataset[coordinate].isnull().values | (values.values == ""))
         if len(unknown):
             at = _sample_name(dataset, int(unknown[0]), plan.sample_dim)

@@ -366,6 +366,8 @@ class StreamSource(Protocol):
     spec: DataSpec
     length: int | None
     """Samples of a pass, once one has been read."""
+    skipped: Mapping[str, str] = MappingProxyType({})
+    """The samples left out so far: name -> reason."""
 
     def samples(self, seed: int, start: int) -> Iterator[Callable[[], Item]]:
         """The samples from position `start` of a run on, without end, each decoded when it is called.

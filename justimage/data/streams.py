@@ -69,6 +69,7 @@ class ImageStream(StreamSource):
         self.place, self.read_pass, self.buffer, self.on_error = place, read_pass, buffer, on_error
         self.size, self.channels = size, channels
         self.spec = DataSpec.pixels(size, channels, classes)
+        self.skipped: dict[str, str] = {}
         self.length: int | None = None  # known after the first pass
         first = next(read_pass(0), None)
         if first is None:
@@ -115,7 +116,8 @@ class ImageStream(StreamSource):
         held: list[Encoded] = []
         count = 0
         for encoded in self.read_pass(secret % 2**31):
-            if self.on_error == "skip" and not self._readable(encoded):
+            if self.on_error == "skip" and (reason := self._why_unreadable(encoded)):
+                self.skipped[encoded[0]] = reason
                 continue
             count += 1
             if len(held) < self.buffer:
@@ -128,12 +130,13 @@ class ImageStream(StreamSource):
             yield held[place]
         self.length = count
 
-    def _readable(self, encoded: Encoded) -> bool:
+    def _why_unreadable(self, encoded: Encoded) -> str:
+        """Why a sample cannot be used; empty where it can."""
         try:
             self._item(*encoded)
-        except UnreadableSample:
-            return False
-        return True
+        except UnreadableSample as error:
+            return str(error)
+        return ""
 
     def describe(self) -> str:
         """See `StreamSource`."""

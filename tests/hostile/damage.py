@@ -115,7 +115,10 @@ def at(values: Any, place: tuple) -> Any:
 def mutate_json(rng: Rng, values: Any) -> tuple[Any, str, str]:
     """JSON values with one thing changed -> them, the field's name, and what was done to it."""
     values = copy.deepcopy(values)
-    place = pick(rng, places(values))
+    there = list(places(values))
+    if not there:  # an empty object
+        return pick(rng, HOSTILE), "", "an empty object replaced"
+    place = pick(rng, there)
     parent, key = at(values, place[:-1]), place[-1]
     name = next((str(each) for each in reversed(place) if isinstance(each, str)), "")
     how = pick(rng, ("changed", "changed", "changed", "dropped", "added"))

@@ -107,6 +107,8 @@ def change_tensor(rng: Rng, tensors: dict[str, Any]) -> tuple[str, str, Expect]:
     }
     what = pick(rng, changes)
     new = changes[what]()
+    if what == "another rank" and new is not None and new.shape == tensor.shape:  # it was flat already
+        new = tensor[None]
     if new is None:
         del tensors[name]
         if what == "another name":
