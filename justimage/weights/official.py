@@ -307,7 +307,11 @@ def load_official(
     )
     with torch.device("meta"):
         net = JiT(config)
-    assign_tensors(net, from_official(tensors, config), allow_non_finite=allow_non_finite, where=str(path))
+    try:
+        ours = from_official(tensors, config)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    assign_tensors(net, ours, allow_non_finite=allow_non_finite, where=str(path))
     classes = [str(i) for i in range(config.num_classes)]
     return Denoiser(
         net,
