@@ -53,7 +53,7 @@ def memory_of(device: torch.device) -> int | None:
         return None
 
 
-def check_room(needed: int, device: torch.device, what: str, instead: str) -> None:
+def check_memory(needed: int, device: torch.device, what: str, instead: str) -> None:
     """Raises ValueError where something needs more bytes than a device has: what it is, and what to do instead."""
     there = memory_of(device)
     if there is not None and needed > there:

@@ -98,20 +98,6 @@ class Condition(Protocol):
         ...
 
 
-class Unconditional:
-    """The condition of a network that takes none."""
-
-    needs: tuple[tuple[str, str, int, int], ...] = ()
-
-    def null(self, count: int, size: tuple[int, ...], device: torch.device) -> Value | None:
-        """None."""
-        return None
-
-    def drop(self, y: Value, draws: Tensor, rate: float) -> Value:
-        """y, which is empty."""
-        return y
-
-
 def replace_rows(y: Value, null: Value, rows: Tensor) -> Value:
     """y with the rows (B,) bool taken from null: the usual way to drop a condition."""
     return {name: torch.where(rows.view(-1, *[1] * (each.ndim - 1)), null[name], each) for name, each in y.items()}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from justimage.execution import check_room
+from justimage.execution import check_memory
 from justimage.process import Prediction
 from justimage.samplers import Grid, Predict, Sampling, Step, guided
 
@@ -19,7 +19,7 @@ def check_samples(count: int, shape: Sequence[int], device: torch.device) -> Non
     """Raises ValueError where so many samples (C, *S) at once are more than the device can hold."""
     if not all(length >= 1 for length in shape):
         raise ValueError(f"a sample of the shape {tuple(shape)} is empty; every length must be at least 1")
-    check_room(
+    check_memory(
         2 * 4 * count * prod(shape),  # the state and a prediction
         device,
         f"{count:,} samples of the shape {tuple(shape)} at once",

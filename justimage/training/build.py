@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from justimage.denoiser import Denoiser
-from justimage.execution import best_device, check_room, checkpoint_blocks, compile_blocks, compiling_pays
+from justimage.execution import best_device, check_memory, checkpoint_blocks, compile_blocks, compiling_pays
 from justimage.parallel import Processes, replicate
 from justimage.randomness import Purpose, key
 from justimage.training.ema import EMA
@@ -41,7 +41,7 @@ def build(
             "this model has been trained: build(..., adopt=True) continues from its weights, adopt=False draws new ones"
         )
     net = model.net
-    _check_room(model, config, processes)
+    _check_memory(model, config, processes)
     if not adopt:
         initialise(net, config.seed)
     model.to(processes.device)
@@ -56,13 +56,13 @@ def build(
     return TrainingState(model, runner, processes, optimizer, ema)
 
 
-def _check_room(model: Denoiser, config: Training, processes: Processes) -> None:
+def _check_memory(model: Denoiser, config: Training, processes: Processes) -> None:
     """Raises ValueError where what training certainly needs is more than the device has, before any of it is made."""
     sizes = [(each.numel() * each.element_size(), each.requires_grad) for each in model.net.parameters()]
     trained = sum(size for size, learns in sizes if learns)
     weights = sum(size for size, _ in sizes)
     state = weights + trained * (3 + len(config.ema_decays))
-    check_room(
+    check_memory(
         state,
         processes.device,
         f"the parameters ({weights / 4e6:,.1f} M), gradients, moments and averages of this network",
@@ -70,7 +70,7 @@ def _check_room(model: Denoiser, config: Training, processes: Processes) -> None
     )
     samples = config.batch_size // processes.world  # all of them are read at once, whatever the microbatch
     numbers = model.config.channels * prod(model.config.size)
-    check_room(
+    check_memory(
         state + 4 * numbers * samples,
         processes.device,
         f"training this network and {samples:,} samples of {numbers:,} numbers at once",
