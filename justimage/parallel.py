@@ -108,6 +108,24 @@ def fail_together(error: Exception | None, processes: Processes) -> None:
         raise FailedElsewhere(f"process {rank}: {messages[rank]}")
 
 
+def same_everywhere(value: Made, processes: Processes) -> Made:
+    """What the first process has, in all of them."""
+    if processes.world == 1:
+        return value
+    held: list[Made] = [value]
+    dist.broadcast_object_list(held, src=0, group=processes.control)
+    return held[0]
+
+
+def gathered(value: Made, processes: Processes) -> list[Made]:
+    """What every process has, in their order, in the first one; in the others, nothing."""
+    if processes.world == 1:
+        return [value]
+    held: list[Any] | None = [None] * processes.world if processes.first else None
+    dist.gather_object(value, held, dst=0, group=processes.control)
+    return held or []
+
+
 def first_then_others(processes: Processes, make: Callable[[], Made]) -> Made:
     """make() in the first process, then in the others, which find what it has left in caches.
 

@@ -64,8 +64,11 @@ def name_of(net_or_config: Any) -> str:
     return type(net_or_config).__name__
 
 
-def network_of(name: str, given: NetworkClass | None = None) -> tuple[type, NetworkClass]:
-    """(config, network) of a name, or those of a class that the user gives. Raises ValueError where there is none."""
+def network_of(name: str, given: NetworkClass | None = None, where: str = "") -> tuple[type, NetworkClass]:
+    """(config, network) of a name, or those of a class that the user gives. Raises ValueError where there is none.
+
+    where: what names it, for the message.
+    """
     if given is not None:
         config = getattr(given, "Config", None)
         if config is None:
@@ -74,7 +77,7 @@ def network_of(name: str, given: NetworkClass | None = None) -> tuple[type, Netw
         return config, given
     if name not in NETWORKS:
         raise ValueError(
-            f"the network {name!r} is none of {', '.join(NETWORKS)}; if it is yours, give its class: "
+            f"{where}{': ' if where else ''}the network {name!r} is none of {', '.join(NETWORKS)}; if it is yours, give its class: "
             f"load(..., network={name})"
         )
     return NETWORKS[name]

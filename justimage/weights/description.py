@@ -76,7 +76,7 @@ def restore_model(
     names, or values of other types, and where the tensors are not the network's, or not finite.
     """
     said = from_plain(Description, known_fields(Description, description), where)
-    config_class, network_class = network_of(said.network, network)
+    config_class, network_class = network_of(said.network, network, where)
     config = from_plain(config_class, said.architecture, where, "architecture")
     spec = None if said.data is None else DataSpec.from_json(said.data, where, "data")
     net = build_network(network_class, config, empty=tensors is not None)

@@ -1,0 +1,240 @@
+"""`jit evaluate`."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+
+from justimage.commands.console import bars, interruptible, say
+from justimage.commands.judging import ExtractorName, Reading, judge_of, picture, places, reference_data, report
+from justimage.commands.line import parse
+from justimage.commands.main import DONE, INTERRUPTED
+from justimage.data.sources import DataOptions
+from justimage.data.spec import DataSpec, Source, StreamSource
+from justimage.disk import held, remove, sum_of
+from justimage.evaluation.evaluate import (
+    Draws,
+    Judge,
+    Labels,
+    Progress,
+    check_counts,
+    draws_of,
+    evaluate,
+    mean_of,
+)
+from justimage.evaluation.reference import batches_of, check_comparable, save_statistics
+from justimage.evaluation.rows import RowStore
+from justimage.evaluation.samples import open_samples
+from justimage.evaluation.scores import Scores
+from justimage.execution import find_device
+from justimage.parallel import Processes, first_then_others, in_the_first, join, leave
+from justimage.samplers import PRESETS, Sampling
+from justimage.sampling.draw import check_samples
+from justimage.sampling.write import file_format, write_facts, writer
+from justimage.weights.load import load
+
+DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Score a model, or samples made elsewhere, against data: a table, a line of evaluations.jsonl, and a grid.
+
+    Samples are drawn in memory and forgotten; sample k depends on its seed alone, so the numbers are the same for any
+    batch size and number of processes. The same command goes on where it was interrupted.
+    """
+
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")] = ""
+    """A run folder, a weights folder, a hub id (USER/NAME), or an official .pth; none with --samples."""
+    samples: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """Samples made elsewhere instead: a folder or archive of images, .npy, .npz (ADM's too), what `jit sample` wrote."""
+    data: Annotated[str | None, tyro.conf.arg(metavar="REF")] = None
+    """What they are compared with: anything that --data of training takes, or an .npz with mu and sigma; of a run, its
+    training data by default."""
+    count: Annotated[int, tyro.conf.arg(metavar="N")] = 5000
+    """Samples to draw. Papers draw 50,000; the Frechet distance of fewer is higher, and fd_infinity less so."""
+    labels: Labels = "balanced"
+    """balanced: every class equally often; data: classes and conditions as in the data."""
+    features: ExtractorName = "fit"
+    """fit: a small network fitted to the reference, which needs no download; inception: the FID of papers; dinov2,
+    clip (extra `eval`)."""
+    features_weights: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """The weights of inception, dinov2 or clip, where they are not to be downloaded."""
+    first_seed: Annotated[int, tyro.conf.arg(metavar="SEED")] = 0
+    """Sample k has the seed first_seed + k."""
+    repeats: Annotated[int, tyro.conf.arg(metavar="N")] = 1
+    """Evaluate so many times with fresh seeds; the errors are then those of the mean over them."""
+    unseen: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None
+    """Data that were not trained on, for the copying check; by default training samples, each left out in its turn."""
+    mirrored: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Take each sample of the reference mirrored as well."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Folder for evaluations.jsonl and the grid; by default the run, or `evaluations`."""
+    save: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    """Write the samples, too."""
+    save_statistics: Annotated[Path | None, tyro.conf.arg(metavar="FILE.npz")] = None
+    """Write mu and sigma of the reference, which --data takes again, and other codes do."""
+    preset: Literal["", "paper", "fast"] = ""
+    """Settings by name in place of the model's; single options win over them."""
+    sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
+    weights: Annotated[str | None, tyro.conf.arg(aliases=["--ema"], metavar="NAME")] = None
+    """Which weights: ema-0.9999 or raw of a run; ema1, ema2 or model of an official .pth."""
+    context_start: Annotated[int | None, tyro.conf.arg(metavar="BLOCK")] = None
+    """In-context start block of an official checkpoint that does not record it."""
+    data_options: DataOptions = field(default_factory=DataOptions)
+    batch_size: Annotated[int, tyro.conf.arg(metavar="N")] = 64
+    """Samples drawn at once by each process; it only changes the speed."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 where the hardware is faster with it."""
+    device: Annotated[str | None, tyro.conf.arg(metavar="DEVICE")] = None
+    """cpu, cuda, ...; the accelerator by default, if there is one."""
+
+    def judge(
+        self,
+        data: Reading,
+        size: tuple[int, ...],
+        channels: int,
+        spec: DataSpec | None,
+        device: torch.device,
+        progress: Progress,
+    ) -> tuple[Judge, Source | StreamSource | None]:
+        """Features and reference, and the data themselves where they are at hand; spec: of the model."""
+        judge, source = judge_of(
+            data,
+            size,
+            channels,
+            features=self.features,
+            weights=self.features_weights,
+            spec=spec,
+            unseen=self.unseen,
+            mirrored=self.mirrored,
+            device=device,
+            progress=progress,
+        )
+        if self.save_statistics is not None:
+            save_statistics(judge.reference, self.save_statistics)
+        return judge, source
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Evaluate; returns the exit code."""
+    asked = parse(Evaluate, arguments, "jit evaluate")
+    interruptible()
+    if bool(asked.model) == (asked.samples is not None):
+        raise ValueError("give a MODEL, or --samples PATH; one of them")
+    if asked.batch_size < 1 or asked.count < 1 or asked.repeats < 1 or not 0 <= asked.first_seed < 2**62:
+        raise ValueError(
+            f"batch_size ({asked.batch_size}), count ({asked.count}) and repeats ({asked.repeats}) must be at least 1, "
+            f"and first_seed ({asked.first_seed}) at least 0"
+        )
+    processes = join(find_device(asked.device))
+    try:
+        return _of_samples(asked) if asked.samples is not None else _of_model(asked, arguments, processes)
+    finally:
+        leave(processes)
+
+
+def _of_model(asked: Evaluate, arguments: Sequence[str], processes: Processes) -> int:
+    """Draw samples of a model, and judge them."""
+    model = load(
+        asked.model,
+        weights=asked.weights,
+        context_start=asked.context_start,
+        device=processes.device,
+        dtype=DTYPES[asked.precision],
+    )
+    # Once more with the model's own settings as defaults: what the user has written wins over them.
+    chosen = replace(model.sampling, **PRESETS[asked.preset]) if asked.preset else model.sampling
+    asked = parse(Evaluate, arguments, "jit evaluate", Evaluate(asked.model, sampling=chosen))
+    if asked.save is not None and processes.world > 1:
+        raise ValueError("--save is for one process; `jit sample` writes samples from the same seeds")
+    check_samples(asked.batch_size, (model.config.channels, *model.config.size), model.device)
+    form = file_format("auto", model.spec) if asked.save is not None else ""
+    data = reference_data(asked.model, asked.data, asked.data_options)
+    size, channels = tuple(model.config.size), model.config.channels
+    with bars() as progress:
+        judge, source = first_then_others(
+            processes, lambda: asked.judge(data, size, channels, model.spec, processes.device, progress)
+        )
+        check_counts(asked.count, judge.features)
+        starts = range(asked.first_seed, asked.first_seed + asked.repeats * asked.count, asked.count)
+        each = [draws_of(model, asked.count, start, asked.labels, source) for start in starts]
+        facts = {
+            "model": asked.model,
+            "weights": asked.weights or model.training_summary.get("weights", ""),
+            "weights_sum": sum_of(model.net.state_dict()),
+        }
+        results, pictures = places(asked.out, asked.model)
+        names = [_name(asked.sampling, facts, judge, draws) for draws in each]
+        found: list[Scores] = []
+        for draws, name in zip(each, names, strict=True):
+            rows = pictures / f".{name}.rows"
+            with in_the_first(processes, lambda name=name: held(pictures, only=f"{name}.png")), ExitStack() as stack:
+                if asked.save is not None:
+                    writing_samples = stack.enter_context(writer(form, asked.save, model))
+                    write_facts(asked.save, {**facts, "sampling": asdict(asked.sampling)}, [], None)
+                    remove(rows)  # of an interrupted evaluation: all samples are to be written
+                try:
+                    scores = evaluate(
+                        model,
+                        judge,
+                        draws,
+                        rows,
+                        sampling=asked.sampling,
+                        batch_size=asked.batch_size,
+                        processes=processes,
+                        progress=progress,
+                        keep=writing_samples.add if asked.save is not None else None,
+                    )
+                except KeyboardInterrupt:
+                    if processes.first:
+                        kept = RowStore(rows, judge.looker().kinds()).count if rows.exists() else 0
+                        say(f"interrupted: {kept:,} of {asked.count:,} samples are kept; the same command goes on")
+                    return INTERRUPTED
+                if scores is not None:
+                    found.append(Scores(scores.scores, {**facts, **scores.facts}))
+                    picture(RowStore(rows, judge.looker().kinds()), judge.spec, pictures / f"{name}.png")
+                    remove(rows)
+    if found:
+        report(mean_of(found), results, pictures / f"{names[0]}.png")
+    return DONE
+
+
+def _name(sampling: Sampling, facts: Mapping[str, Any], judge: Judge, draws: Draws) -> str:
+    """What an evaluation is called: the same for the same samples and judge, whatever their number."""
+    about = [facts["weights_sum"], asdict(sampling), draws.policy, draws.seeds.start, judge.facts()["features"]["name"]]
+    about += [judge.reference.facts.get("fingerprint", judge.reference.facts.get("sha256"))]
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]
+
+
+def _of_samples(asked: Evaluate) -> int:
+    """Judge samples made elsewhere."""
+    assert asked.samples is not None
+    if asked.data is None:
+        raise ValueError("--samples are compared with --data: a folder or archive of images, arrays, fields or a pack")
+    samples, device = open_samples(asked.samples), find_device(asked.device)
+    with bars() as progress:
+        size, channels = samples.spec.size, len(samples.spec.channels)
+        judge, _ = asked.judge(Reading(asked.data, asked.data_options), size, channels, None, device, progress)
+        check_comparable(samples.spec, judge.spec, str(asked.samples))
+        check_counts(len(samples), judge.features)
+        results, pictures = places(asked.out, "")
+        with TemporaryDirectory(prefix="justimage-rows-") as folder:
+            store = RowStore(Path(folder), judge.looker().kinds())
+            for raw in batches_of(samples, len(samples)):
+                store.append(judge.looker()(raw, range(store.count, store.count + len(raw))))
+                progress(store.count, len(samples), "looking at the samples")
+            scores = judge.scores(store)
+            name = f"samples-{samples.fingerprint()[:12]}"
+            with held(pictures, only=f"{name}.png"):
+                picture(store, judge.spec, pictures / f"{name}.png")
+    facts = {"samples": str(asked.samples), "fingerprint": samples.fingerprint(), "count": len(samples)}
+    report(Scores(scores.scores, {**facts, **scores.facts}), results, pictures / f"{name}.png")
+    return DONE

@@ -1,0 +1,186 @@
+"""What the commands that judge samples share: which data, which features, and where results go."""
+
+import json
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from justimage.commands.console import say
+from justimage.data.records import from_plain, known_fields, read_json
+from justimage.data.sources import DataOptions, open_source
+from justimage.data.spec import DataSpec, Source, StreamSource
+from justimage.disk import writing
+from justimage.evaluation.copying import reduced
+from justimage.evaluation.evaluate import Judge, Progress
+from justimage.evaluation.features import EXTRACTORS, Features
+from justimage.evaluation.fitted import Fitted, fit_features, load_fitted
+from justimage.evaluation.reference import (
+    check_comparable,
+    is_statistics,
+    read_statistics,
+    reference_of,
+)
+from justimage.evaluation.rows import RowStore
+from justimage.evaluation.scores import Scores
+from justimage.sampling.pictures import grid, save
+
+ExtractorName = Literal["fit", "inception", "dinov2", "clip"]
+RESULTS = "evaluations.jsonl"
+SHOWN = 100  # samples of a picture
+UNSEEN = 2000  # samples that were not trained on, for the copying check
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A path of data, and how they are read."""
+
+    path: str
+    options: DataOptions
+
+
+def reference_data(model: str, data: str | None, options: DataOptions) -> Reading:
+    """The data that a model is compared with: those given, else those that its run was trained on.
+
+    Raises ValueError where there are none.
+    """
+    if data is not None:
+        return Reading(data, options)
+    recipe = Path(model) / "recipe.json"
+    if not recipe.is_file():
+        raise ValueError(
+            f"{model} is no run, so it does not say what it was trained on; give --data, or an .npz of statistics"
+        )
+    facts = read_json(recipe)
+    try:
+        path, theirs = str(facts["data"]["path"]), facts["recipe"]["data_options"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{recipe} is damaged: it lacks {error}; give --data") from error
+    if path.startswith("<") or not path:
+        raise ValueError(f"{recipe} does not say where its data are; give --data")
+    known = from_plain(DataOptions, known_fields(DataOptions, theirs), str(recipe), "recipe.data_options")
+    return Reading(path, replace(known, workers=options.workers))
+
+
+def judge_of(
+    data: Reading,
+    size: tuple[int, ...],
+    channels: int,
+    *,
+    features: str,
+    weights: Path | None,
+    spec: DataSpec | None,
+    unseen: str | None,
+    mirrored: bool,
+    device: torch.device,
+    progress: Progress,
+) -> tuple[Judge, Source | StreamSource | None]:
+    """Features and reference, and the data themselves; None where only their statistics are given.
+
+    size, channels: of the samples. spec: what the samples mean, where they come from a model.
+    """
+    statistics = Path(data.path)
+    if is_statistics(statistics):
+        if spec is None:
+            raise ValueError(
+                f"{statistics} holds statistics only, which do not say what samples are; give --data itself"
+            )
+        made = _features_alone(features, weights, device, statistics)
+        made.check(spec)
+        return Judge(made, read_statistics(statistics, made), spec), None
+    source = open_source(data.path, size, channels, data.options)
+    if spec is not None:
+        check_comparable(spec, source.spec, data.path)
+    if features != "fit":
+        made = _features_alone(features, weights, device, None)
+        made.check(source.spec)
+    else:
+        if source.indexed is not True:
+            raise ValueError(
+                f"{data.path} is a stream, to which no features can be fitted; choose --features inception"
+            )
+        made = fit_features(source, progress=progress, device=device)
+    others = None if unseen is None else _unseen(unseen, size, channels, data.options, source.spec)
+    reference = reference_of(source, made, mirrored=mirrored, path=data.path, progress=progress, device=device)
+    return Judge(made, reference, source.spec, others), source
+
+
+def _features_alone(name: str, weights: Path | None, device: torch.device, statistics: Path | None) -> Features:
+    """Features that need no data."""
+    if name != "fit":
+        return EXTRACTORS[name](weights, device)
+    assert statistics is not None
+    with np.load(statistics, allow_pickle=False) as file:
+        of = str(file["features"]) if "features" in file.files else ""
+    fitted: Fitted | None = load_fitted(of, device) if of.startswith("fit-") else None
+    if fitted is None:
+        raise ValueError(
+            f"{statistics} holds statistics of {of or 'unnamed'} features, and --features fit needs those that were "
+            "fitted to the data, which this machine does not have; choose --features inception, or give the data"
+        )
+    return fitted
+
+
+def _unseen(path: str, size: tuple[int, ...], channels: int, options: DataOptions, spec: DataSpec) -> np.ndarray:
+    """Reduced samples of data that were not trained on."""
+    source = open_source(path, size, channels, options)
+    if source.indexed is not True:
+        raise ValueError(f"--unseen {path} is a stream; give a folder, an archive or arrays")
+    check_comparable(source.spec, spec, path)
+    chosen = np.unique(np.linspace(0, len(source) - 1, UNSEEN).astype(np.int64))
+    return np.concatenate([reduced(source[i][0][None], spec) for i in chosen.tolist()])
+
+
+def places(out: Path | None, model: str) -> tuple[Path, Path]:
+    """The file that a result is added to, and the folder of pictures."""
+    if out is not None:
+        return out / RESULTS, out
+    if model and (Path(model) / "recipe.json").is_file():
+        return Path(model) / RESULTS, Path(model) / "evaluations"
+    return Path("evaluations") / RESULTS, Path("evaluations")
+
+
+def picture(store: RowStore, spec: DataSpec, path: Path) -> None:
+    """A grid of the first samples."""
+    shown = torch.from_numpy(np.array(store["raw"][:SHOWN]))
+    save(grid(shown, spec, 10), path)
+
+
+def report(scores: Scores, path: Path, drawn: Path) -> None:
+    """Print a result, and add it to a file as one line."""
+    say(str(scores))
+    say(in_words(scores))
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.write(json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **scores.to_json()}) + "\n")
+    say(f"added to {path}; a grid of the first samples: {drawn}")
+
+
+def in_words(scores: Scores) -> str:
+    """What was judged, by what, how sure it is, and where the time went."""
+    facts: dict[str, Any] = scores.facts
+    features, reference = facts["features"], facts["reference"]
+    held_out = {name: value for name, value in features.items() if name.startswith("held_out")}
+    shown = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in held_out.items() if value is not None)
+    lines = [
+        f"{facts['count']:,} samples"
+        + (f", labels {facts['labels']}" if "labels" in facts else "")
+        + f", against {reference.get('found', reference.get('path'))}",
+        f"features {features['name']}"
+        + (f" ({shown})" if shown else "")
+        + "; numbers of other features cannot be compared with these",
+    ]
+    fd = scores["fd"]
+    if fd.error is not None:
+        lines.append(
+            f"differences in fd below {2 * fd.error:.2g} (two standard errors) are within the noise of these samples"
+        )
+    if "overhead" in facts:
+        lines.append(
+            f"{facts['nfe']} evaluations a sample; {facts['overhead']:.1%} of the time was not spent in drawing"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Evaluation: how good samples are, and which settings draw the best ones."""

@@ -1,0 +1,90 @@
+"""Is it copying? Distances from samples to their nearest training samples, against those of data it has not seen."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn.functional import adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d
+
+from justimage.data.spec import DataSpec
+
+LONGEST = 16  # of each axis of a reduced sample
+NEAR = 0.01  # a distance is small where only this share of unseen data comes as near
+POOLS = (adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d)
+
+
+@dataclass(frozen=True)
+class Copying:
+    """What was found. Distances are root mean squares of model values of reduced samples."""
+
+    share: float
+    """Of the samples, those nearer to a training sample than all but NEAR of unseen data are: NEAR where nothing is
+    copied, 1 where all is."""
+    error: float
+    """Standard error of the share."""
+    auc: float
+    """The probability that a sample is nearer to the training data than unseen data are; 0.5 where nothing is copied
+    (the statistic of Mann and Whitney, as in Meehan et al., arXiv 2004.05675)."""
+    distances: np.ndarray
+    """(N,) to the nearest training sample."""
+    nearest: np.ndarray
+    """(N,) which one that is."""
+    unseen: np.ndarray
+    """(M,) distances of unseen data."""
+
+
+def reduced(raw: np.ndarray, spec: DataSpec) -> np.ndarray:
+    """Raw samples (N, C, *S) -> (N, F) float32: model values, averaged to at most LONGEST along each axis."""
+    x = spec.encode(torch.from_numpy(np.ascontiguousarray(raw)))
+    size = tuple(min(length, LONGEST) for length in spec.size)
+    if size != spec.size and len(x):
+        x = POOLS[len(size) - 1](x, size)
+    return x.flatten(1).numpy() if len(x) else np.zeros((0, x.shape[1] * int(np.prod(size))), np.float32)
+
+
+def copying(samples: np.ndarray, training: np.ndarray, unseen: np.ndarray | None = None) -> Copying:
+    """Compare samples (N, F) with training data (T, F), all reduced; unseen: data that were not trained on (M, F).
+
+    Without unseen data, as many of the training data stand for them, each left out of the training data in its turn:
+    what was drawn from the same distribution, and is not looked for in itself. Raises ValueError for fewer than two.
+    """
+    if len(training) < 2 or not len(samples):
+        raise ValueError(
+            f"copies of {len(samples)} samples among {len(training)} training samples cannot be looked for"
+        )
+    distances, nearest = nearest_of(samples, training)
+    if unseen is None:
+        own = np.unique(np.linspace(0, len(training) - 1, min(len(training), 1000)).astype(np.int64))
+        apart, _ = nearest_of(training[own], training, leave_out=own)
+    else:
+        apart, _ = nearest_of(unseen, training)
+    share = float((distances < np.quantile(apart, NEAR)).mean())
+    order = np.sort(apart)
+    below, upto = np.searchsorted(order, distances, "left"), np.searchsorted(order, distances, "right")
+    auc = float(1 - ((below + upto) / 2).mean() / len(apart))
+    error = float(np.sqrt(max(share * (1 - share), NEAR * (1 - NEAR)) / len(distances)))
+    return Copying(share, error, auc, distances, nearest, apart)
+
+
+def nearest_of(
+    samples: np.ndarray, among: np.ndarray, leave_out: np.ndarray | None = None, block: int = 8192
+) -> tuple[np.ndarray, np.ndarray]:
+    """Distance (root mean square) and index of the nearest of `among` (T, F) to each sample (N, F).
+
+    leave_out: for each sample, one of `among` that does not count.
+    """
+    x = torch.from_numpy(np.ascontiguousarray(samples, np.float32))
+    best = torch.full((len(x),), torch.inf)
+    where = torch.zeros(len(x), dtype=torch.long)
+    for start in range(0, len(among), block):
+        part = torch.from_numpy(np.ascontiguousarray(among[start : start + block], np.float32))
+        squares = (x.square().sum(1, keepdim=True) + part.square().sum(1) - 2 * x @ part.T).clamp_(min=0)
+        if leave_out is not None:
+            rows = np.flatnonzero((leave_out >= start) & (leave_out < start + len(part)))
+            squares[torch.from_numpy(rows), torch.from_numpy(leave_out[rows] - start)] = torch.inf
+        least, index = squares.min(1)
+        nearer = least < best
+        best, where = torch.where(nearer, least, best), torch.where(nearer, index + start, where)
+    # The product's rounding hides small distances; those to the nearest are computed anew.
+    exact = np.sqrt(np.square(samples - among[where.numpy()]).mean(1, dtype=np.float64))
+    return exact, where.numpy()
