@@ -1,0 +1,334 @@
+"""The sweep: which weights, guidance, interval, sampler, steps and last step draw the best samples, on one model load.
+
+Successive halving (Jamieson and Talwalkar, arXiv 1502.07943): all candidates draw a few samples from the same seeds, the
+better ones go on from there, until a few draw them all. What several candidates compute alike is computed once.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby, product
+from math import ceil, inf
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from justimage.denoiser import Denoiser
+from justimage.evaluation.evaluate import Draws, Judge, Progress
+from justimage.evaluation.metrics import Estimate, frechet_estimate
+from justimage.evaluation.rows import Row, RowStore
+from justimage.parallel import Processes, fail_together, gathered, same_everywhere
+from justimage.process import Prediction
+from justimage.randomness import noise
+from justimage.samplers import STEPS, Final, Sampler, Sampling
+from justimage.sampling.draw import draw
+from justimage.weights.load import swap_weights
+
+ROOM = 2**29  # bytes of predictions that are remembered, for each batch
+CONDITION = Literal["labels"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Weights and how they are sampled."""
+
+    source: str
+    """A run, a weights folder or a checkpoint."""
+    weights: str
+    """Which of several it holds; empty where it holds one."""
+    sampling: Sampling
+
+    def text(self) -> str:
+        """In a few words."""
+        s = self.sampling
+        guidance = (
+            "no guidance" if s.guidance == 1 else f"guidance {s.guidance:g} in {s.interval[0]:g}-{s.interval[1]:g}"
+        )
+        shift = "" if s.shift == 1 else f", shift {s.shift:g}"
+        last = "" if s.final == "official" else f", last step {s.final}"
+        return f"{self.weights or self.source}: {guidance}, {s.steps} x {s.sampler}{shift}{last}"
+
+
+@dataclass(frozen=True)
+class Space:
+    """The settings that a sweep goes through: all combinations. What is empty stays as the model has it."""
+
+    guidance: tuple[float, ...] = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
+    """Guidance scales; 1 is none."""
+    intervals: tuple[tuple[float, float], ...] = ()
+    """Guidance intervals, as pairs: --intervals 0 1 0.1 1."""
+    samplers: tuple[Sampler, ...] = ()
+    """Samplers."""
+    steps: tuple[int, ...] = ()
+    """Numbers of steps."""
+    shifts: tuple[float, ...] = ()
+    """Time grids."""
+    finals: tuple[Final, ...] = ()
+    """Last steps."""
+
+    def candidates(self, sets: Sequence[tuple[str, str]], own: Sampling, *, guided: bool) -> list[Candidate]:
+        """All of them, for every set of weights (source, weights); among them the model's own settings.
+
+        guided: whether there is a condition to guide with. Of unguided ones, no two differ in their interval alone.
+        """
+        grid = product(
+            self.guidance if guided else (1.0,),
+            self.intervals or (own.interval,),
+            self.samplers or (own.sampler,),
+            self.steps or (own.steps,),
+            self.shifts or (own.shift,),
+            self.finals or (own.final,),
+        )
+        named = [
+            Sampling(steps, sampler, guidance, interval, final=final, shift=shift)
+            for guidance, interval, sampler, steps, shift, final in grid
+        ]
+        first = (self.intervals or (own.interval,))[0]
+        every = [
+            replace(each, interval=first) if each.guidance == 1 else each
+            for each in (own if guided else replace(own, guidance=1.0), *named)
+        ]
+        return [Candidate(source, weights, each) for source, weights in sets for each in dict.fromkeys(every)]
+
+
+@dataclass(frozen=True)
+class Halving:
+    """How many samples the candidates draw, and how many of them go on."""
+
+    count: int = 2000
+    """Samples of those that get to the end."""
+    first: float = 1 / 8
+    """Share of these that all draw."""
+    kept: float = 1 / 3
+    """Share of the candidates that go on; they draw twice as many."""
+    finalists: int = 3
+
+    def rungs(self, candidates: int, least: int, multiple: int) -> list[tuple[int, int]]:
+        """(samples, candidates) of each round.
+
+        least: samples that a distance needs at least; multiple: of what the numbers must be (classes, balanced).
+        """
+        rounds, share, left = [], self.first, candidates
+        while True:
+            last = share >= 1 or left <= self.finalists
+            count = self.count if last else min(self.count, max(ceil(self.count * share), least))
+            rounds.append((min(self.count, ceil(count / multiple) * multiple), left))
+            if last:
+                return rounds
+            share, left = 2 * share, max(self.finalists, ceil(left * self.kept))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a candidate has scored after some samples."""
+
+    candidate: Candidate
+    fd: Estimate
+    count: int
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """All that a sweep has found."""
+
+    trials: tuple[Trial, ...]
+    """The last of each candidate, the best first: more samples before fewer, which are not comparable."""
+    first: tuple[Trial, ...]
+    """Those after the first round, which all have in common."""
+    drawn: int
+    """Samples drawn in all."""
+    full: int
+    """Samples that a full grid would have drawn."""
+
+    @property
+    def best(self) -> Trial:
+        """The recommended one."""
+        return self.trials[0]
+
+
+class Remembering:
+    """A model that remembers its last prediction at every time, and gives it again where it is asked the very same.
+
+    Before guidance begins, samples of all guidance scales are on one path, and to the last step those of all last steps
+    are: exactly the same numbers, computed once. Predictions above ROOM bytes are not remembered.
+    """
+
+    def __init__(self, model: Denoiser):
+        self.model, self.kept, self.size = model, {}, 0
+        self.asked = self.computed = 0
+
+    def null(self, count: int, size: Sequence[int], device: torch.device) -> Any:
+        """As the model's."""
+        return self.model.null(count, size, device)
+
+    def __call__(self, z: Tensor, t: Tensor, y: Any) -> Prediction:
+        self.asked += len(z)
+        key = (float(t[0]), len(z))
+        known: Prediction | None = self.kept.get(key)
+        if known is not None and torch.equal(known.z, z):
+            return known
+        self.computed += len(z)
+        found = self.model(z, t, y)
+        if known is not None or self.size + 2 * found.value.nbytes <= ROOM:
+            self.size += 0 if known is not None else 2 * found.value.nbytes
+            self.kept[key] = found
+        return found
+
+
+def sweep(
+    model: Denoiser,
+    judge: Judge,
+    draws: Draws,
+    candidates: Sequence[Candidate],
+    halving: Halving,
+    folder: Path,
+    *,
+    always: Callable[[Candidate], bool] = lambda candidate: candidate.sampling.guidance == 1,
+    batch_size: int = 64,
+    processes: Processes | None = None,
+    progress: Progress | None = None,
+) -> Sweep:
+    """Find the best candidate. All draw the same `draws`, of which rounds take the first ones.
+
+    model: one loaded with any of the weights; others are swapped in. folder: where features are kept, to go on after a
+    kill. always: of those that this names, the best goes on to the end. Raises ValueError where a round has too few
+    samples for the features.
+    """
+    processes = processes or Processes()
+    multiple = model.num_classes if draws.policy.startswith("balanced") else 1
+    least = judge.features.size + 2
+    rungs = halving.rungs(len(candidates), least, multiple)
+    if halving.count < least:
+        raise ValueError(
+            f"{halving.count:,} samples are too few for {judge.features.size:,} features; choose a larger count"
+        )
+    left, trials = list(candidates), {}
+    first: list[Trial] = []
+    before = drawn = 0
+    total = _work(rungs)
+    for number, (count, _) in enumerate(rungs):
+        by_weights = sorted(left, key=lambda each: (each.source, each.weights))
+        done = drawn
+        for (source, weights), some in groupby(by_weights, key=lambda each: (each.source, each.weights)):
+            group = list(some)
+            swap_weights(model, source, weights or None)
+
+            def shown(samples: int, done: int = done) -> None:
+                if progress is not None:
+                    progress(min(done + samples, total), total, "sweeping")
+
+            _advance(model, judge, draws, group, count, folder, batch_size, processes, shown)
+            done += (count - before) * len(group)
+        drawn += (count - before) * len(left)
+        before = count
+        found = (
+            [Trial(each, _distance(each, judge, draws, folder, count), count) for each in left]
+            if processes.first
+            else []
+        )
+        found = same_everywhere(found, processes)
+        ranked = sorted(found, key=lambda trial: trial.fd.value)
+        trials |= {trial.candidate: trial for trial in ranked}
+        first = first or ranked
+        if number + 1 < len(rungs):
+            going = ranked[: rungs[number + 1][1]]
+            going += [
+                each for each in [next((t for t in ranked if always(t.candidate)), None)] if each and each not in going
+            ]
+            left = [trial.candidate for trial in going]
+    order = sorted(trials.values(), key=lambda trial: (-trial.count, trial.fd.value))
+    return Sweep(tuple(order), tuple(first), drawn, halving.count * len(candidates))
+
+
+def _work(rungs: Sequence[tuple[int, int]]) -> int:
+    counts = [0, *(count for count, _ in rungs)]
+    return sum((count - before) * left for (count, left), before in zip(rungs, counts, strict=False))
+
+
+def _store(candidate: Candidate, judge: Judge, draws: Draws, folder: Path) -> RowStore:
+    about = [asdict(candidate), judge.features.name, draws.policy, draws.seeds.start]
+    name = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+    return RowStore(folder / name, {"features": Row((judge.features.size,))})
+
+
+def _distance(candidate: Candidate, judge: Judge, draws: Draws, folder: Path, count: int) -> Estimate:
+    features = _store(candidate, judge, draws, folder)["features"][:count]
+    if not np.isfinite(features).all():
+        return Estimate(inf, None)
+    return frechet_estimate(features, judge.reference.moments)
+
+
+def _advance(
+    model: Denoiser,
+    judge: Judge,
+    draws: Draws,
+    group: Sequence[Candidate],
+    count: int,
+    folder: Path,
+    batch_size: int,
+    processes: Processes,
+    shown: Callable[[int], None],
+) -> None:
+    """Draw what the candidates of one set of weights lack of `count` samples, batch by batch."""
+    stores = [_store(each, judge, draws, folder) for each in group] if processes.first else []
+    have = same_everywhere([store.count for store in stores], processes)
+    ordered = sorted(range(len(group)), key=lambda i: _alike(group[i].sampling))
+    start = begin = min(have)
+    while start < count:
+        stop = min(start + batch_size * processes.world, count)
+        mine = range(
+            min(start + processes.rank * batch_size, stop), min(start + (processes.rank + 1) * batch_size, stop)
+        )
+        made: dict[int, np.ndarray] = {}
+        problem = None
+        try:
+            if mine:
+                for i, features in _drawn(
+                    model, judge, draws, mine, [(i, group[i]) for i in ordered if have[i] < stop]
+                ):
+                    made[i] = features
+        except ValueError as error:
+            problem = error
+        fail_together(problem, processes)
+        for every in [gathered(made, processes)]:
+            for i, store in enumerate(stores):
+                parts = [each[i] for each in every if i in each]
+                if parts:
+                    store.append({"features": np.concatenate(parts)[max(0, store.count - start) :]})
+        start = stop
+        shown((start - begin) * len(group))
+
+
+def _alike(sampling: Sampling) -> tuple[Any, ...]:
+    """Neighbours in this order have the most in common."""
+    return sampling.sampler, sampling.steps, sampling.shift, sampling.interval, sampling.guidance, sampling.final
+
+
+def _drawn(
+    model: Denoiser, judge: Judge, draws: Draws, part: range, group: Sequence[tuple[int, Candidate]]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """The features of the samples of one batch, for each candidate of a set of weights."""
+    size = tuple(model.config.size)
+    some = slice(part.start, part.stop)
+    labels = None if draws.labels is None else list(draws.labels[some])
+    y = model.value(labels, {name: rows[some] for name, rows in draws.condition.items()}, len(part), size)
+    y = None if y is None else {name: each.to(model.device) for name, each in y.items()}
+    z = model.noise_scale * noise(list(draws.seeds[some]), (model.config.channels, *size)).to(model.device)
+    remembering = Remembering(model)
+    for i, candidate in group:
+        with torch.inference_mode():
+            x = draw(remembering, y, z, candidate.sampling)
+            raw = judge.spec.decode(x) if model.spec is None else model.spec.decode(x)
+            features, _ = judge.features(raw)
+        yield i, features.float().cpu().numpy()
+
+
+def check_samplers(space: Space) -> None:
+    """Raises ValueError for samplers that do not exist."""
+    unknown = [name for name in space.samplers if name not in STEPS]
+    if unknown:
+        raise ValueError(f"no sampler is called {unknown[0]!r}; there are {', '.join(STEPS)}")
