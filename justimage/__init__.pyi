@@ -29,12 +29,14 @@ from .runs.recipes import RECIPES as RECIPES
 from .runs.recipes import Recipe as Recipe
 from .runs.recipes import Report as Report
 from .runs.run import train_run as train_run
+from .samplers import PRESETS as PRESETS
 from .samplers import Sampling as Sampling
 from .samplers import euler as euler
 from .samplers import guided as guided
 from .samplers import heun as heun
 from .samplers import integrate as integrate
 from .samplers import linear_grid as linear_grid
+from .samplers import shifted as shifted
 from .sampling.draw import draw as draw
 from .sampling.fields import to_xarray as to_xarray
 from .sampling.generate import generate as generate

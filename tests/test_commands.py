@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,7 @@ def test_importing_the_package_imports_nothing_heavy():
         (["sample", "m", "--seeds", "x"], ["a whole number from 0 on, or a range"]),
         (["sample", "m", "--unconditional", "--classes", "cat"], ["--unconditional cannot go with --classes"]),
         (["sample", "m", "--unconditional", "--guidance", "2.5"], ["drawn without a condition"]),
+        (["sample", "m", "--shift", "0"], ["shift is 0.0; it must lie between 0.01 and 100"]),
         (["sample", "m", "--size", "9"], ["does not divide a size of 9x9"]),
     ],
 )
@@ -162,6 +164,29 @@ def test_samples_as_files(tmp_path, monkeypatch, capsys):
     assert np.abs(drawn.astype(int) - expected.numpy().astype(int)).max() <= 1
     assert np.load(tmp_path / "c" / "labels.npy").tolist() == [0, 0, 0]
     assert "wrote samples.npy (3, 3, 8, 8) and grid.png to c" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "changed"),
+    [
+        ([], {}),
+        (["--preset", "fast"], ji.PRESETS["fast"]),
+        (["--preset", "paper"], ji.PRESETS["paper"]),
+        (["--steps", "2", "--preset", "fast", "--shift", "3"], {**ji.PRESETS["fast"], "steps": 2, "shift": 3.0}),
+        (["--sampler", "dpm++2m", "--guidance", "1.5"], {"sampler": "dpm++2m", "guidance": 1.5}),
+    ],
+)
+def test_options_win_over_the_preset_and_the_preset_over_the_model(tmp_path, monkeypatch, options, changed):
+    """Wherever they stand in the command; samples.json has what was drawn with, and Python draws the same."""
+    model(tmp_path / "m")
+    arguments = ["sample", "m", "--classes", "cat", "--count", "2", "--format", "npy", "--precision", "float32"]
+    assert jit_here(*arguments, "--device", "cpu", *options, cwd=tmp_path, monkeypatch=monkeypatch) == 0
+    loaded = ji.load(tmp_path / "m", device="cpu", dtype=torch.float32)
+    facts = json.loads((tmp_path / "samples" / "samples.json").read_text())
+    assert facts["sampling"] == json.loads(json.dumps(asdict(loaded.sampling) | changed))
+    expected = loaded.sample(["cat"] * 2, [0, 1], **changed)
+    drawn = np.load(tmp_path / "samples" / "samples.npy")
+    assert np.abs(drawn.astype(int) - expected.numpy().astype(int)).max() <= 1
 
 
 def test_the_grid_stays_small(tmp_path, monkeypatch):
@@ -297,6 +322,7 @@ def test_completion_offers_commands_recipes_and_options(tmp_path):
     script = command("completion", "bash", cwd=tmp_path).stdout
     typed = {"jit sa": "sample", "jit train cifar10-": "cifar10-dit", "jit sample m --gui": "--guidance"}
     typed |= {"jit train fields --network.pa": "--network.patch", "jit data pack x --sh": "--shard-mb"}
+    typed |= {"jit sample m --preset f": "fast", "jit train toy --sampling.sampler dpm": "dpm++2m"}
     for line, expected in typed.items():
         words = line.split()
         asked = f'{script}\nCOMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _jit; echo "${{COMPREPLY[@]}}"'

@@ -128,7 +128,7 @@ def test_a_config_with_anything_wrong_is_refused_or_works(tmp_path):
         (("architecture", "size"), 8, "architecture.size is 8; a list is needed"),
         (("architecture", "conditions", 0, "kind"), [], r"architecture.conditions\[0\].kind is \[\]; a text is needed"),
         (("sampling", "steps"), "50", "config.json: sampling.steps is '50'; a whole number is needed"),
-        (("sampling", "sampler"), None, "sampling.sampler is None; it must be 'heun' or 'euler' or 'ab2'"),
+        (("sampling", "sampler"), None, "sampling.sampler is None; it must be 'heun' or 'euler' or 'ab2' or 'dpm"),
         (("sampling", "guidance"), nan, "sampling: guidance is nan"),
         (("prediction", "noise_scale"), True, "prediction.noise_scale is True; a number is needed"),
         (("data", "mean", 0), None, r"config.json: data.mean\[0\] is None; a number is needed"),

@@ -86,6 +86,8 @@ def test_no_float_of_any_configuration_is_infinite_or_nan(value):
         (lambda: Part("a", "tokens", 1, 10**12), "length 1000000000000"),
         (lambda: ji.Sampling(steps=10**9), "steps is 1000000000"),
         (lambda: ji.Sampling(guidance=1e30), r"guidance is 1e\+30"),
+        (lambda: ji.Sampling(shift=1e3), "shift is 1000.0; it must lie between 0.01 and 100"),
+        (lambda: ji.shifted(0), "shift is 0"),
         (lambda: ji.Training(batch_size=10**30), "batch_size is 1000"),
         (lambda: ji.Training(ema_decays=(0.9, 0.9)), "ema_decays are"),
         (lambda: DataOptions(workers=10**9), "workers .1000000000"),

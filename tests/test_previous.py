@@ -58,6 +58,7 @@ def test_a_run_of_the_previous_version_resumes(run):
     result = subprocess.run(command, cwd=run.parent, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr
     assert f"at nimg = {SAVED_NIMG:,}" in result.stdout
+    assert json.loads((run / "recipe.json").read_text())["recipe"]["sampling"]["shift"] == 1
 
     expected = load_file(PREVIOUS / "finished.safetensors")
     reached = load_file(run / "state" / f"{DURATION_NIMG:09d}" / "state.safetensors")
@@ -108,6 +109,7 @@ def test_weights_say_what_they_said(tmp_path):
     assert model.spec is not None
     assert model.spec.classes == ("one", "two", "zero")
     assert (model.sampling.sampler, model.sampling.steps, model.sampling.guidance) == ("heun", 10, 2.0)
+    assert model.sampling.shift == 1
     assert (model.noise_scale, model.t_eps, model.licence) == (0.5, 0.05, "mit")
     model.save_pretrained(tmp_path / "again")
     old, new = (load_file(folder / "model.safetensors") for folder in (PREVIOUS / "weights", tmp_path / "again"))

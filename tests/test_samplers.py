@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from itertools import pairwise
+from math import log2
+from typing import get_args
 
 import pytest
 import torch
@@ -10,7 +12,24 @@ from torch import Tensor
 
 from justimage.denoiser import Denoiser
 from justimage.process import SPACES, Prediction, Space
-from justimage.samplers import Sampling, adams_bashforth2, euler, guided, heun, integrate, land, linear_grid
+from justimage.samplers import (
+    FINALS,
+    PRESETS,
+    STEPS,
+    Final,
+    Preset,
+    Sampler,
+    Sampling,
+    adams_bashforth2,
+    dpm_solver_2m,
+    euler,
+    guided,
+    heun,
+    integrate,
+    land,
+    linear_grid,
+    shifted,
+)
 
 SHAPES = [(3, 2, 3), (3, 2, 3, 3), (2, 1, 2, 2, 2)]
 
@@ -58,6 +77,104 @@ def test_multistep_keeps_its_order_on_an_uneven_grid():
     assert torch.log2(error(80) / error(160)).item() == pytest.approx(2, abs=0.15)
 
 
+def dpm_error(times: Tensor) -> float:
+    """The largest error of DPM-Solver++(2M) from the first to the last of these times."""
+    predict, exact = gaussian(0.7, 0.4)
+    noise = torch.randn(8, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    start, end = float(times[0]), float(times[-1])
+    step = dpm_solver_2m()
+    return (integrate(predict, exact(noise, start), times, step, step) - exact(noise, end)).abs().max().item()
+
+
+def test_dpm_solver_is_of_second_order_in_lambda():
+    """Where lambda = logit(t) is finite, with steps of two lengths in turn."""
+    errors = []
+    for steps in (40, 80, 160):
+        lengths = torch.tensor([1.0, 2.0], dtype=torch.float64).repeat(steps // 2)
+        errors.append(dpm_error(torch.sigmoid(-3 + 6 * torch.cat((torch.zeros(1), lengths.cumsum(0))) / lengths.sum())))
+    assert [log2(a / b) for a, b in pairwise(errors)] == pytest.approx([2, 2], abs=0.1)
+
+
+@pytest.mark.parametrize("shift", [0.5, 1, 3])
+def test_dpm_solver_from_noise_to_data_loses_a_logarithm(shift):
+    """From t = 0 to 1 the error falls as h² log(1/h): the steps at both ends are never small in lambda."""
+    a, b = (dpm_error(shifted(shift)(steps)) for steps in (640, 1280))
+    assert log2(a / b) == pytest.approx(2 - log2(log2(1280) / log2(640)), abs=0.12)
+
+
+def test_dpm_solver_is_algorithm_2_of_its_paper():
+    """As written there, in alpha, sigma, lambda, h and r, on times between the infinite ends."""
+    predict, _ = gaussian(0.7, 0.4)
+    times = shifted(2.0)(7)[1:-1]
+    z = torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    alpha, sigma = times, 1 - times
+    h = (alpha / sigma).log().diff()
+    x = z
+    data: list[Tensor] = []
+    for i in range(1, len(times)):
+        data.append(predict(x, times[i - 1]).to("x"))
+        d = data[-1]
+        if i > 1:
+            r = h[i - 2] / h[i - 1]
+            d = (1 + 1 / (2 * r)) * data[-1] - 1 / (2 * r) * data[-2]
+        x = sigma[i] / sigma[i - 1] * x - alpha[i] * (torch.exp(-h[i - 1]) - 1) * d
+    step = dpm_solver_2m()
+    torch.testing.assert_close(integrate(predict, z, times, step, step), x, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 100])
+def test_dpm_solver_lands_on_an_x_that_does_not_change(steps):
+    """To rounding, in any number of steps: no floor comes in, and nothing infinite at either end."""
+    x, noise = torch.tensor([[0.3, -0.8]]), torch.randn(1, 2, generator=torch.Generator().manual_seed(0))
+    states = []
+
+    def predict(z: Tensor, t: Tensor) -> Prediction:
+        states.append((float(t), z))
+        return Prediction(x, z, t.expand(1).float(), "x", t_eps=0.05)
+
+    step = dpm_solver_2m()
+    torch.testing.assert_close(integrate(predict, noise, shifted(3.0)(steps), step, step), x)
+    for t, z in states:
+        torch.testing.assert_close(z, t * x + (1 - t) * noise)
+
+
+@pytest.mark.parametrize("shift", [0.01, 0.5, 1, 3, 100])
+def test_a_shift_moves_the_log_signal_to_noise_ratio(shift):
+    times, linear = shifted(shift)(50), linear_grid(50)
+    assert (times.dtype, times[0], times[-1]) == (torch.float64, 0, 1)
+    assert bool((times.diff() > 0).all())
+    torch.testing.assert_close(torch.logit(times[1:-1]), torch.logit(linear[1:-1]) - torch.tensor(shift).double().log())
+    if shift == 1:  # to the bit: what was drawn before there were shifts is drawn again
+        assert all(torch.equal(shifted(1)(steps), linear_grid(steps)) for steps in range(1, 300))
+
+
+def test_the_grid_is_the_one_that_is_named():
+    """Sampling's shift says where the network is asked; a grid of the caller's own wins over it."""
+
+    def times_of(sampling: Sampling, **given) -> list[float]:
+        seen: list[float] = []
+
+        def predict(z: Tensor, t: Tensor) -> Prediction:
+            seen.append(float(t))
+            return Prediction(z, z, t.expand(1), "x")
+
+        sampling.run(predict, torch.zeros(1, 1), **given)
+        return seen
+
+    assert times_of(Sampling(8, "dpm++2m", shift=3.0)) == shifted(3.0)(8)[:-1].tolist()
+    assert times_of(Sampling(8, "ab2")) == linear_grid(8)[:-1].tolist()
+    assert times_of(Sampling(8, "ab2", shift=3.0), grid=linear_grid) == linear_grid(8)[:-1].tolist()
+
+
+def test_names_and_tables_are_the_same():
+    assert get_args(Sampler) == tuple(STEPS)
+    assert get_args(Final) == tuple(FINALS)
+    assert get_args(Preset) == tuple(PRESETS)
+    for settings in PRESETS.values():  # all of how to integrate, and nothing of what is drawn
+        assert Sampling(**settings)
+        assert set(settings) == set(Sampling.__dataclass_fields__) - {"guidance", "interval"}
+
+
 def test_final_steps():
     """From t = 0.98 the floored step goes 40 % of the way; landing goes all of it."""
     x, z = torch.ones(1, 1, 2), torch.zeros(1, 1, 2)
@@ -91,6 +208,8 @@ def counting() -> tuple[Callable[..., Prediction], list[int]]:
         (Sampling(50, "heun", guidance=2.9, interval=(0.4, 0.4)), 99, 99),
         (Sampling(50, "euler", guidance=2.0, interval=(0.1, 1.0)), 50, 94),
         (Sampling(20, "ab2", guidance=2.0, interval=(0.0, 1.0)), 20, 40),
+        (Sampling(20, "dpm++2m", guidance=2.0, interval=(0.0, 1.0)), 20, 40),
+        (Sampling(20, "dpm++2m", guidance=2.0, interval=(0.25, 1.0), shift=3.0), 20, 29),
     ],
 )
 def test_number_of_evaluations(settings, calls, evaluations):
@@ -152,6 +271,7 @@ def test_sample_depends_on_seed_and_label_alone(size):
         ({"steps": 0}, "at least 1"),
         ({"sampler": "dpm"}, "no sampler is called 'dpm'"),
         ({"final": "zero"}, "no final step is called 'zero'"),
+        ({"shift": 0.0}, "shift is 0.0; it must lie between 0.01 and 100"),
         ({"interval": (0.5, 0.2)}, "0 <= lo <= hi <= 1"),
         ({"cfg": 2.0}, "no sampling setting is called cfg"),
     ],

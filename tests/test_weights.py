@@ -23,7 +23,7 @@ GOLDENS = Path(__file__).parent / "goldens"
 
 def model(**kwargs) -> ji.Denoiser:
     spec = DataSpec((8, 8), ("u", "v"), (1.0, -2.0), (3.0, 0.5), classes=("calm", "storm", "gale"))
-    sampling = ji.Sampling(steps=5, guidance=1.5, interval=(0.2, 0.9), final="x")
+    sampling = ji.Sampling(steps=5, guidance=1.5, interval=(0.2, 0.9), final="x", shift=3.0)
     return ji.Denoiser(small_net(), spec=spec, sampling=sampling, noise_scale=2.0, t_eps=0.02, **kwargs)
 
 

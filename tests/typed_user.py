@@ -15,6 +15,9 @@ def everything(folder: Path) -> None:
     model.sample(
         condition={"depth": np.zeros((1, 2))}, sampling=ji.Sampling(steps=3), step=ji.heun, grid=ji.linear_grid
     )
+    model.sample(labels=0, **ji.PRESETS["fast"])
+    model.sample(sampler="dpm++2m", shift=3.0)
+    model.sample(grid=ji.shifted(3.0))
     for batch in ji.generate(model, range(10), [0] * 10, batch_size=5, sampler="ab2"):
         print(batch.raw.shape, batch.seeds, batch.labels)
     assert model.spec is not None

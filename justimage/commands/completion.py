@@ -1,17 +1,19 @@
-"""`jit completion`: a script that completes commands, recipes and options in bash and zsh."""
+"""`jit completion`: a script that completes commands, recipes, options and their words in bash and zsh."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from justimage.commands.convert import Convert
 from justimage.commands.data import Inspect, Pack
-from justimage.commands.line import option_names
+from justimage.commands.line import options_of
 from justimage.commands.main import COMMANDS, DATA_COMMANDS, DONE
 from justimage.commands.sample import Sample
 from justimage.commands.train import Train
 from justimage.runs.recipes import RECIPES
 
 SHELLS = ("bash", "zsh")
-# After `jit COMMAND [SUBCOMMAND]` comes an option, where a dash is typed, and a file otherwise.
+# After `jit COMMAND [SUBCOMMAND]` comes an option, where a dash is typed; one of the words of the option before, where it
+# has a choice of them; and a file otherwise.
 SCRIPT = """\
 _jit() {{
     local word="${{COMP_WORDS[COMP_CWORD]}}" choices=""
@@ -25,6 +27,10 @@ _jit() {{
         case "${{COMP_WORDS[1]}} ${{COMP_WORDS[2]}}" in
 {cases}
         esac
+    else
+        case "${{COMP_WORDS[COMP_CWORD - 1]}}" in
+{words}
+        esac
     fi
     COMPREPLY=($(compgen -W "$choices" -- "$word"))
 }}
@@ -36,19 +42,26 @@ def script(shell: str) -> str:
     """The script for a shell; zsh runs that of bash. Raises ValueError for other shells."""
     if shell not in SHELLS:
         raise ValueError(f"there is no completion for {shell!r}; there is for {' and '.join(SHELLS)}")
-    options = {f"train {name}": _options(Train(recipe)) for name, recipe in RECIPES.items()}
-    options |= {"data inspect": _options(Inspect("")), "data pack": _options(Pack(""))}
-    options |= {"sample *": _options(Sample("")), "convert *": _options(Convert(Path(), Path()))}
-    cases = "\n".join(f'            "{name}") choices="{text}" ;;' for name, text in options.items())
+    commands: dict[str, object] = {f"train {name}": Train(recipe) for name, recipe in RECIPES.items()}
+    commands |= {"data inspect": Inspect(""), "data pack": Pack("")}
+    commands |= {"sample *": Sample(""), "convert *": Convert(Path(), Path())}
+    options = {name: dict(options_of(values)) for name, values in commands.items()}
+    cases = _cases({name: [f"--{option}" for option in each] for name, each in options.items()})
     cases = cases.replace('"sample *"', "sample\\ *").replace('"convert *"', "convert\\ *")
+    # An option means the same in every command that has it.
+    words = {f"--{option}": each for of in options.values() for option, each in of.items() if each}
     text = SCRIPT.format(
-        commands=" ".join(COMMANDS), recipes=" ".join(RECIPES), data_commands=" ".join(DATA_COMMANDS), cases=cases
+        commands=" ".join(COMMANDS),
+        recipes=" ".join(RECIPES),
+        data_commands=" ".join(DATA_COMMANDS),
+        cases=cases,
+        words=_cases(words),
     )
     return ("autoload -U +X bashcompinit && bashcompinit\n" if shell == "zsh" else "") + text
 
 
-def _options(values: object) -> str:
-    return " ".join(f"--{name}" for name in dict.fromkeys(option_names(values)))
+def _cases(choices: Mapping[str, Sequence[str]]) -> str:
+    return "\n".join(f'            "{name}") choices="{" ".join(each)}" ;;' for name, each in choices.items())
 
 
 def main(arguments: list[str]) -> int:

@@ -3,7 +3,8 @@
 import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any, TypeVar, get_args, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -59,8 +60,13 @@ def parse(kind: type[Parsed], arguments: Sequence[str], prog: str, default: Pars
     return parsed
 
 
-def option_names(values: Any, prefix: str = "") -> Iterator[str]:
+def option_names(values: Any) -> Iterator[str]:
     """The options that a dataclass becomes, without the dashes in front."""
+    yield from (name for name, _ in options_of(values))
+
+
+def options_of(values: Any, prefix: str = "") -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The options that a dataclass becomes, without the dashes in front, each with the words it may have, if few."""
     hints = get_type_hints(type(values), include_extras=True)
     for item in fields(values):
         value = getattr(values, item.name)
@@ -71,9 +77,18 @@ def option_names(values: Any, prefix: str = "") -> Iterator[str]:
             continue
         if is_dataclass(value):
             without_name = any(getattr(mark, "name", None) == "" for mark in marks)
-            yield from option_names(value, prefix if without_name else f"{prefix}{name}.")
+            yield from options_of(value, prefix if without_name else f"{prefix}{name}.")
         else:
-            yield prefix + name
+            yield prefix + name, tuple(_words(hints[item.name]))
+
+
+def _words(hint: Any) -> Iterator[str]:
+    """The texts among the values of a Literal, inside of Annotated and unions too."""
+    if get_origin(hint) is Literal:
+        yield from (word for word in get_args(hint) if isinstance(word, str))
+    elif get_origin(hint) in (Annotated, Union, UnionType):
+        for each in get_args(hint):
+            yield from _words(each)
 
 
 def _instead(unknown: str, options: list[str]) -> str:

@@ -38,6 +38,7 @@ CAME_LATER: dict[str, Any] = {
     "training.mirror": lambda old, spec: "on" if _mirrored(old, spec) else "off",
     "network.conditions": lambda old, spec: (),
     "data_options.conditions": lambda old, spec: (),
+    "sampling.shift": lambda old, spec: 1.0,
 }
 PAPER = "flow_matching"  # the loss where none is named
 REPLACED = ("training.flip", "training.flip_fields")  # fields that it may have, since replaced by others

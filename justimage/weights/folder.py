@@ -58,8 +58,8 @@ def card(config: dict) -> str:
         f"samples = model.sample({'labels=[0], ' if classes else ''}seeds=[0])",
         "```",
         "",
-        f"Recommended sampling: {sampling['sampler']}, {sampling['steps']} steps, guidance {sampling['guidance']} "
-        f"in the interval {tuple(sampling['interval'])}.",
+        f"Recommended sampling: {sampling['sampler']}, {sampling['steps']} steps (shift {sampling['shift']}), guidance "
+        f"{sampling['guidance']} in the interval {tuple(sampling['interval'])}.",
     ]
     if config.get("training"):
         lines += ["", "Training:", "", *(f"- {name}: {value}" for name, value in config["training"].items())]
