@@ -24,6 +24,7 @@ class Purpose(IntEnum):
     DROP = 5
     DROPOUT = 6
     SHARDS = 7
+    PLACES = 8
 
 
 def mix(h: np.ndarray) -> np.ndarray:

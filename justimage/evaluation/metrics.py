@@ -157,7 +157,7 @@ def _influence(features: np.ndarray, moments: FeatureMoments, reference: Feature
     return out
 
 
-def frechet_infinity(features: np.ndarray, reference: FeatureMoments, *, sizes: int = 4, seed: int = 0) -> Estimate:
+def frechet_infinity(features: np.ndarray, reference: FeatureMoments, *, sizes: int = 3, seed: int = 0) -> Estimate:
     """The Frechet distance of infinitely many samples, extrapolated from features (N, D).
 
     Chong and Forsyth, arXiv 1911.07023: the distance of n samples is the limit plus a bias proportional to 1/n, so the
@@ -165,40 +165,38 @@ def frechet_infinity(features: np.ndarray, reference: FeatureMoments, *, sizes: 
     1/n, and each distance is the mean over the disjoint parts of n samples that a random order (from the seed) splits
     all N into. As every point then rests on the same N samples, their errors to first order are one and the same,
     that of frechet_estimate; the error adds to it (in squares) that of the regression, where sizes > 2. There are
-    sizes (sizes + 1) / 2 distances, in 2,048 dimensions a few seconds each. The line holds for n well above D.
+    sizes (sizes + 1) / 2 distances, in 2,048 dimensions several seconds each.
 
-    Raises ValueError for fewer than 2 sizes, and where the smallest parts have fewer than 2 samples.
+    Raises ValueError for fewer than 2 sizes, and where the smallest parts have no more samples than there are
+    features: the bias is no line in 1/n there.
     """
+    count, width = features.shape
     if sizes < 2:
         raise ValueError(f"sizes is {sizes}; a line needs distances at 2 sizes or more")
-    count = len(features)
-    if count // sizes < 2:
+    if count // sizes <= width:
         raise ValueError(
-            f"{count} samples are too few for parts of 1/{sizes} of them; draw at least {2 * sizes}, or lower sizes"
+            f"{count} samples of {width} features are too few to extrapolate from parts of {count // sizes}: "
+            f"draw at least {sizes * (width + 1)}, or use an extractor with fewer features"
         )
     whole = frechet_estimate(features, reference)
     assert whole.error is not None
     order = np.random.default_rng(seed).permutation(count)
     distances = [whole.value]
     for parts in range(2, sizes + 1):
-        split = (features[np.sort(some)] for some in np.array_split(order, parts))
-        distances.append(float(np.mean([_quick_frechet(part, reference) for part in split])))
-    inverse = np.stack([np.ones(sizes), np.arange(1, sizes + 1) / count], 1)
-    solution, *_ = np.linalg.lstsq(inverse, np.array(distances))
-    residuals = distances - inverse @ solution
-    spread = np.linalg.inv(inverse.T @ inverse)[0, 0] * (residuals @ residuals) / max(sizes - 2, 1)
-    return Estimate(float(solution[0]), float(np.sqrt(whole.error**2 + spread)))
+        split = (FeatureMoments.of(features[np.sort(some)]) for some in np.array_split(order, parts))
+        distances.append(float(np.mean([_quick_distance(part, reference) for part in split])))
+    line = np.stack([np.ones(sizes), np.arange(1, sizes + 1) / count], 1)
+    inverse = np.linalg.pinv(line)
+    intercept = float(inverse[0] @ distances)
+    residuals = distances - line @ (inverse @ distances)
+    spread = (inverse[0] @ inverse[0]) * (residuals @ residuals) / max(sizes - 2, 1)
+    return Estimate(intercept, float(np.sqrt(whole.error**2 + spread)))
 
 
-def _quick_frechet(features: np.ndarray, reference: FeatureMoments) -> float:
-    """The Frechet distance by eigenvalues of the smaller product: faster, right to about 1e-5 of the traces."""
-    moments = FeatureMoments.of(features)
-    if moments.count <= len(moments.mean):
-        factor = (features.astype(np.float64) - moments.mean) @ reference.root / np.sqrt(moments.count - 1)
-        product = factor @ factor.T
-    else:
-        product = reference.root.T @ moments.covariance @ reference.root
-    return _frechet(moments, reference, float(np.sqrt(np.maximum(np.linalg.eigvalsh(product), 0)).sum()))
+def _quick_distance(a: FeatureMoments, b: FeatureMoments) -> float:
+    """The Frechet distance by eigenvalues of L'^T S L', faster and right to about 1e-5 of the traces."""
+    squares = np.linalg.eigvalsh(b.root.T @ a.covariance @ b.root)
+    return _frechet(a, b, float(np.sqrt(np.maximum(squares, 0)).sum()))
 
 
 def inception_score(logits: np.ndarray, splits: int = 10) -> Estimate:
