@@ -23,7 +23,7 @@ def say(text: str) -> None:
 
 @contextmanager
 def bars() -> Iterator[Callable[[int, int, str], None]]:
-    """A callable (done, total, of what) that shows a bar for each thing, with its rate and the time left, on a terminal."""
+    """A callable (done, total, of what) that shows a bar for each thing on a terminal, with its rate and time left."""
     if not console.is_terminal:
         yield lambda done, total, what: None
         return

@@ -13,7 +13,7 @@ import torch
 import tyro
 
 from justimage.commands.console import bars, interruptible, say
-from justimage.commands.judging import ExtractorName, Reading, judge_of, picture, places, reference_data, report
+from justimage.commands.judging import DTYPES, ExtractorName, Reading, judge_of, picture, places, reference_data, report
 from justimage.commands.line import parse
 from justimage.commands.main import DONE, INTERRUPTED
 from justimage.data.sources import DataOptions
@@ -40,8 +40,6 @@ from justimage.sampling.draw import check_samples
 from justimage.sampling.write import file_format, write_facts, writer
 from justimage.weights.load import load
 
-DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
-
 
 @dataclass(frozen=True)
 class Evaluate:
@@ -54,7 +52,7 @@ class Evaluate:
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")] = ""
     """A run folder, a weights folder, a hub id (USER/NAME), or an official .pth; none with --samples."""
     samples: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
-    """Samples made elsewhere instead: a folder or archive of images, .npy, .npz (ADM's too), what `jit sample` wrote."""
+    """Samples made elsewhere: a folder or archive of images, .npy, .npz (ADM's too), or what `jit sample` has written."""
     data: Annotated[str | None, tyro.conf.arg(metavar="REF")] = None
     """What they are compared with: anything that --data of training takes, or an .npz with mu and sigma; of a run, its
     training data by default."""

@@ -14,12 +14,14 @@ from justimage.data.records import from_plain, known_fields, read_json
 from justimage.data.sources import DataOptions, open_source
 from justimage.data.spec import DataSpec, Source, StreamSource
 from justimage.disk import writing
-from justimage.evaluation.copying import reduced
+from justimage.evaluation.copying import copying, reduced
 from justimage.evaluation.evaluate import Judge, Progress
 from justimage.evaluation.features import EXTRACTORS, Features
 from justimage.evaluation.fitted import Fitted, fit_features, load_fitted
 from justimage.evaluation.reference import (
+    MOST_COPIES,
     check_comparable,
+    evenly,
     is_statistics,
     read_statistics,
     reference_of,
@@ -28,9 +30,11 @@ from justimage.evaluation.rows import RowStore
 from justimage.evaluation.scores import Scores
 from justimage.sampling.pictures import grid, save
 
+DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 ExtractorName = Literal["fit", "inception", "dinov2", "clip"]
 RESULTS = "evaluations.jsonl"
 SHOWN = 100  # samples of a picture
+NEAREST = 10  # of them beside their nearest training samples
 UNSEEN = 2000  # samples that were not trained on, for the copying check
 
 
@@ -147,6 +151,21 @@ def picture(store: RowStore, spec: DataSpec, path: Path) -> None:
     """A grid of the first samples."""
     shown = torch.from_numpy(np.array(store["raw"][:SHOWN]))
     save(grid(shown, spec, 10), path)
+
+
+def save_nearest(store: RowStore, judge: Judge, source: Source | StreamSource | None, path: Path) -> None:
+    """A picture of the samples that come nearest to training samples, and below each of them that one."""
+    if source is None or source.indexed is not True or judge.reference.small is None:
+        return
+    raw = store["raw"]
+    found = copying(reduced(raw, judge.spec), judge.reference.small, judge.unseen)
+    chosen = np.argsort(found.distances)[:NEAREST]
+    where = evenly(len(source), MOST_COPIES)[found.nearest[chosen]]
+    pairs = [torch.from_numpy(np.stack([raw[i] for i in chosen]))]
+    pairs.append(torch.from_numpy(np.stack([source[int(i)][0] for i in where])))
+    captions = [f"{found.distances[i]:.3f}" for i in chosen] + [source.name(int(i)) for i in where]
+    titles = ("samples, and their distance", "nearest in the training data")
+    save(grid(torch.cat(pairs), judge.spec, len(chosen), row_titles=titles, captions=captions), path)
 
 
 def report(scores: Scores, path: Path, drawn: Path) -> None:

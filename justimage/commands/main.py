@@ -35,6 +35,18 @@ def _sample(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def _evaluate(arguments: list[str]) -> int:
+    from justimage.commands.evaluate import main
+
+    return main(arguments)
+
+
+def _sweep(arguments: list[str]) -> int:
+    from justimage.commands.sweep import main
+
+    return main(arguments)
+
+
 def _inspect(arguments: list[str]) -> int:
     from justimage.commands.console import interruptible
     from justimage.commands.data import Inspect
@@ -81,6 +93,8 @@ DATA_COMMANDS: Commands = {
 COMMANDS: Commands = {
     "train": (TRAIN, _train),
     "sample": ("Draw samples: PNGs, arrays or fields, and a grid.", _sample),
+    "evaluate": ("Score a model, or samples made elsewhere, against data: a table, and its file.", _evaluate),
+    "sweep": ("Find the weights, guidance, sampler and steps that draw the best samples.", _sweep),
     "data": ("Look at data before training, or pack them: jit data inspect, jit data pack.", _data),
     "convert": ("Convert weights between a weights folder and the official layout.", _convert),
     "completion": ("Print a script that completes commands and options: jit completion bash, or zsh.", _completion),

@@ -1,4 +1,4 @@
-"""Evaluation: draw, look, and compare with the reference. The result does not depend on batch or number of processes."""
+"""Evaluation: draw, look, and compare with the reference; the same for any batch and number of processes."""
 
 import platform
 import time
@@ -262,7 +262,7 @@ def scores_of(
             found.append(Score("agreement", agrees, _share_error(agrees, len(features)), "higher", meaning))
     if "spectrum" in reference.rows:
         apart = spectrum_distance(rows["spectrum"], reference.rows["spectrum"])
-        found.append(Score("spectrum", apart, None, "lower", "distance of the power spectra, in decades"))
+        found.append(Score("spectrum", apart, None, "lower", "distance of the mean power spectra, in decibels"))
     if spec is not None and "values" in reference.rows:
         found += list(_of_values(rows, reference.rows, spec))
     if reference.small is not None and spec is not None and "raw" in rows:
@@ -298,8 +298,8 @@ def check_counts(count: int, features: Features) -> None:
     """Raises ValueError where so many samples do not suffice for a Frechet distance."""
     if count <= features.size:
         raise ValueError(
-            f"{count:,} samples are too few: {features.name} has {features.size:,} features, and a covariance needs more "
-            f"samples than features; choose a count of {2 * features.size} at least, or features of a smaller size"
+            f"{count:,} samples are too few: {features.name} has {features.size:,} features, and a covariance needs "
+            f"more samples than features; choose a count of {2 * features.size} at least, or features of a smaller size"
         )
 
 

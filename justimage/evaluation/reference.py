@@ -114,7 +114,7 @@ def _look(
     kept = RowStore(folder / "rows", looker.kinds())
     blank = reduced(np.zeros((1, *source.spec.shape), source.spec.dtype), source.spec)
     small = RowStore(folder / "small", {"small": Row(blank.shape[1:])})
-    few, some = _evenly(count, KEPT), _evenly(count, MOST_COPIES)
+    few, some = evenly(count, KEPT), evenly(count, MOST_COPIES)
     halves: list[list[FeatureMoments]] = [[], []]
     seen = 0
     for raw in batches_of(source, count):
@@ -165,7 +165,7 @@ def _rows(folder: Path) -> dict[str, np.ndarray]:
     return {name: store[name] for name in kinds}
 
 
-def _evenly(count: int, most: int) -> np.ndarray:
+def evenly(count: int, most: int) -> np.ndarray:
     """At most so many of `count` numbers, evenly spread."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
 

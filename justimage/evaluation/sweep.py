@@ -1,4 +1,4 @@
-"""The sweep: which weights, guidance, interval, sampler, steps and last step draw the best samples, on one model load.
+"""The sweep: which weights and which settings draw the best samples, on one model load.
 
 Successive halving (Jamieson and Talwalkar, arXiv 1502.07943): all candidates draw a few samples from the same seeds, the
 better ones go on from there, until a few draw them all. What several candidates compute alike is computed once.
@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import groupby, product
 from math import ceil, inf
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,12 +24,11 @@ from justimage.evaluation.rows import Row, RowStore
 from justimage.parallel import Processes, fail_together, gathered, same_everywhere
 from justimage.process import Prediction
 from justimage.randomness import noise
-from justimage.samplers import STEPS, Final, Sampler, Sampling
+from justimage.samplers import Final, Sampler, Sampling
 from justimage.sampling.draw import draw
 from justimage.weights.load import swap_weights
 
 ROOM = 2**29  # bytes of predictions that are remembered, for each batch
-CONDITION = Literal["labels"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,10 @@ class Candidate:
     weights: str
     """Which of several it holds; empty where it holds one."""
     sampling: Sampling
+
+    def key(self) -> str:
+        """A short hash."""
+        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()[:12]
 
     def text(self) -> str:
         """In a few words."""
@@ -187,16 +190,16 @@ def sweep(
     halving: Halving,
     folder: Path,
     *,
-    always: Callable[[Candidate], bool] = lambda candidate: candidate.sampling.guidance == 1,
+    always: Sequence[Callable[[Candidate], bool]] = (),
     batch_size: int = 64,
     processes: Processes | None = None,
     progress: Progress | None = None,
 ) -> Sweep:
     """Find the best candidate. All draw the same `draws`, of which rounds take the first ones.
 
-    model: one loaded with any of the weights; others are swapped in. folder: where features are kept, to go on after a
-    kill. always: of those that this names, the best goes on to the end. Raises ValueError where a round has too few
-    samples for the features.
+    model: one loaded with any of the weights; others are swapped in. folder: where features are kept, to go on after
+    a kill. always: of those that each of these names, the best goes on to the end. Raises ValueError where a round has
+    too few samples for the features.
     """
     processes = processes or Processes()
     multiple = model.num_classes if draws.policy.startswith("balanced") else 1
@@ -236,9 +239,9 @@ def sweep(
         first = first or ranked
         if number + 1 < len(rungs):
             going = ranked[: rungs[number + 1][1]]
-            going += [
-                each for each in [next((t for t in ranked if always(t.candidate)), None)] if each and each not in going
-            ]
+            for named in always:
+                going += [each for each in ranked if named(each.candidate)][:1]
+            going = list(dict.fromkeys(going))
             left = [trial.candidate for trial in going]
     order = sorted(trials.values(), key=lambda trial: (-trial.count, trial.fd.value))
     return Sweep(tuple(order), tuple(first), drawn, halving.count * len(candidates))
@@ -250,9 +253,8 @@ def _work(rungs: Sequence[tuple[int, int]]) -> int:
 
 
 def _store(candidate: Candidate, judge: Judge, draws: Draws, folder: Path) -> RowStore:
-    about = [asdict(candidate), judge.features.name, draws.policy, draws.seeds.start]
-    name = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
-    return RowStore(folder / name, {"features": Row((judge.features.size,))})
+    about = hashlib.sha256(json.dumps([judge.features.name, draws.policy, draws.seeds.start]).encode()).hexdigest()[:12]
+    return RowStore(folder / f"{candidate.key()}-{about}", {"features": Row((judge.features.size,))})
 
 
 def _distance(candidate: Candidate, judge: Judge, draws: Draws, folder: Path, count: int) -> Estimate:
@@ -294,11 +296,11 @@ def _advance(
         except ValueError as error:
             problem = error
         fail_together(problem, processes)
-        for every in [gathered(made, processes)]:
-            for i, store in enumerate(stores):
-                parts = [each[i] for each in every if i in each]
-                if parts:
-                    store.append({"features": np.concatenate(parts)[max(0, store.count - start) :]})
+        every = gathered(made, processes)
+        for i, store in enumerate(stores):
+            parts = [each[i] for each in every if i in each]
+            if parts:
+                store.append({"features": np.concatenate(parts)[max(0, store.count - start) :]})
         start = stop
         shown((start - begin) * len(group))
 
@@ -325,10 +327,3 @@ def _drawn(
             raw = judge.spec.decode(x) if model.spec is None else model.spec.decode(x)
             features, _ = judge.features(raw)
         yield i, features.float().cpu().numpy()
-
-
-def check_samplers(space: Space) -> None:
-    """Raises ValueError for samplers that do not exist."""
-    unknown = [name for name in space.samplers if name not in STEPS]
-    if unknown:
-        raise ValueError(f"no sampler is called {unknown[0]!r}; there are {', '.join(STEPS)}")

@@ -77,8 +77,8 @@ def network_of(name: str, given: NetworkClass | None = None, where: str = "") ->
         return config, given
     if name not in NETWORKS:
         raise ValueError(
-            f"{where}{': ' if where else ''}the network {name!r} is none of {', '.join(NETWORKS)}; if it is yours, give its class: "
-            f"load(..., network={name})"
+            f"{where}{': ' if where else ''}the network {name!r} is none of {', '.join(NETWORKS)}; if it is yours, "
+            f"give its class: load(..., network={name})"
         )
     return NETWORKS[name]
 

@@ -20,6 +20,14 @@ def write_folder(folder: Path, tensors: dict[str, Tensor], config: dict) -> None
         page.write_text(card(config))
 
 
+def write_sampling(folder: Path, sampling: dict) -> None:
+    """Replace the recommended settings of a weights folder, in its config and on its card."""
+    config = {**read_json(folder / CONFIG), "sampling": json.loads(json.dumps(sampling))}
+    with whole(folder / CARD) as page, whole(folder / CONFIG) as facts:
+        write_text(facts, json.dumps(config, indent=2) + "\n")
+        page.write_text(card(config))
+
+
 def read_folder(folder: Path) -> tuple[dict[str, Tensor], dict]:
     """A weights folder -> tensors, config. Raises ValueError where a file is missing, truncated or foreign."""
     for name in (CONFIG, TENSORS):
