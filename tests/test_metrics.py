@@ -289,7 +289,7 @@ def test_the_error_of_kid_is_its_spread_over_repeats():
     pairs = [
         (rng(seed).normal(size=(300, 8)), 1.2 * rng(seed + 1000).normal(size=(400, 8)) + 0.2) for seed in range(50)
     ]
-    for settings in ({"subsets": 30, "subset_size": 150}, {"subsets": 1}):
+    for settings in ({"subsets": 15, "subset_size": 100}, {"subsets": 1}):
         estimates = [kid(a, b, **settings) for a, b in pairs]
         spread = np.std([each.value for each in estimates], ddof=1)
         assert np.mean([each.error for each in estimates]) == pytest.approx(spread, rel=0.4)
