@@ -235,6 +235,8 @@ def kid(a: np.ndarray, b: np.ndarray, *, subsets: int = 100, subset_size: int = 
         raise ValueError(f"{subsets} subsets of {size} samples; KID needs at least 1 of at least 2")
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"{a.shape[1]} features against {b.shape[1]}; both must come from the same extractor")
+    if size == len(a) == len(b):
+        subsets = 1  # all are the same
     generator = np.random.RandomState(seed)
     values, variances = np.empty(subsets), np.empty(subsets)
     for i in range(subsets):

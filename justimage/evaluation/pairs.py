@@ -46,9 +46,7 @@ def _blurred(x: np.ndarray) -> np.ndarray:
     weights = np.exp(-0.5 * (np.arange(WINDOW) - WINDOW // 2) ** 2 / SIGMA**2)
     weights /= weights.sum()
     for axis in range(2, x.ndim):
-        length = x.shape[axis] - WINDOW + 1
-        before = (slice(None),) * axis
-        x = np.sum([weight * x[(*before, slice(k, k + length))] for k, weight in enumerate(weights)], axis=0)
+        x = np.lib.stride_tricks.sliding_window_view(x, WINDOW, axis) @ weights
     return x
 
 
