@@ -52,7 +52,7 @@ class Evaluate:
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")] = ""
     """A run folder, a weights folder, a hub id (USER/NAME), or an official .pth; none with --samples."""
     samples: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
-    """Samples made elsewhere: a folder or archive of images, .npy, .npz (ADM's too), or what `jit sample` has written."""
+    """Samples made elsewhere: a folder or archive of images, .npy, .npz (ADM's too), or what `jit sample` wrote."""
     data: Annotated[str | None, tyro.conf.arg(metavar="REF")] = None
     """What they are compared with: anything that --data of training takes, or an .npz with mu and sigma; of a run, its
     training data by default."""

@@ -16,8 +16,8 @@ from justimage.data.spec import DataSpec, Source, StreamSource
 from justimage.disk import writing
 from justimage.evaluation.copying import copying, reduced
 from justimage.evaluation.evaluate import Judge, Progress
-from justimage.evaluation.features import EXTRACTORS, Features
-from justimage.evaluation.fitted import Fitted, fit_features, load_fitted
+from justimage.evaluation.features import Features, open_features
+from justimage.evaluation.fitted import load_fitted
 from justimage.evaluation.reference import (
     MOST_COPIES,
     check_comparable,
@@ -92,40 +92,32 @@ def judge_of(
             raise ValueError(
                 f"{statistics} holds statistics only, which do not say what samples are; give --data itself"
             )
-        made = _features_alone(features, weights, device, statistics)
+        made = _without_data(features, weights, device, statistics)
         made.check(spec)
         return Judge(made, read_statistics(statistics, made), spec), None
     source = open_source(data.path, size, channels, data.options)
     if spec is not None:
         check_comparable(spec, source.spec, data.path)
-    if features != "fit":
-        made = _features_alone(features, weights, device, None)
-        made.check(source.spec)
-    else:
-        if source.indexed is not True:
-            raise ValueError(
-                f"{data.path} is a stream, to which no features can be fitted; choose --features inception"
-            )
-        made = fit_features(source, progress=progress, device=device)
+    made = open_features(features, source, weights=weights, device=device, progress=progress)
+    made.check(source.spec)
     others = None if unseen is None else _unseen(unseen, size, channels, data.options, source.spec)
     reference = reference_of(source, made, mirrored=mirrored, path=data.path, progress=progress, device=device)
     return Judge(made, reference, source.spec, others), source
 
 
-def _features_alone(name: str, weights: Path | None, device: torch.device, statistics: Path | None) -> Features:
-    """Features that need no data."""
+def _without_data(name: str, weights: Path | None, device: torch.device, statistics: Path) -> Features:
+    """The features that statistics are of: fitted ones are found again by the name that the statistics carry."""
     if name != "fit":
-        return EXTRACTORS[name](weights, device)
-    assert statistics is not None
+        return open_features(name, weights=weights, device=device)
     with np.load(statistics, allow_pickle=False) as file:
         of = str(file["features"]) if "features" in file.files else ""
-    fitted: Fitted | None = load_fitted(of, device) if of.startswith("fit-") else None
-    if fitted is None:
+    try:
+        return load_fitted(of or "unnamed", device=device)
+    except ValueError as error:
         raise ValueError(
             f"{statistics} holds statistics of {of or 'unnamed'} features, and --features fit needs those that were "
-            "fitted to the data, which this machine does not have; choose --features inception, or give the data"
-        )
-    return fitted
+            "fitted to the data, which are not here; choose --features inception, or give the data themselves"
+        ) from error
 
 
 def _unseen(path: str, size: tuple[int, ...], channels: int, options: DataOptions, spec: DataSpec) -> np.ndarray:

@@ -201,7 +201,7 @@ def _report(asked: SweepCommand, found: Sweep, fresh: Scores, out: Path) -> None
     console.print(table)
     more = len(found.trials) - SHOWN
     if more > 0:
-        say(f"and {more} more in {out / 'sweep.json'}; compare only distances of as many samples")
+        say(f"and {more} more in {out / 'sweep.json'}; compare distances of as many samples only")
     say(
         f"\nThe best, on fresh seeds ({asked.repeats} times {found.best.count:,} samples): {found.best.candidate.text()}"
     )

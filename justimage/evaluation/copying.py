@@ -1,6 +1,7 @@
 """Is it copying? Distances from samples to their nearest training samples, against those of data it has not seen."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from justimage.data.spec import DataSpec
 
 LONGEST = 16  # of each axis of a reduced sample
 NEAR = 0.01  # a distance is small where only this share of unseen data comes as near
-POOLS = (adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d)
+POOLS: tuple[Any, ...] = (adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d)
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,12 @@ from justimage.denoiser import Denoiser
 from justimage.evaluation.copying import NEAR, copying, reduced
 from justimage.evaluation.features import Features
 from justimage.evaluation.metrics import (
-    density_coverage,
     frechet_estimate,
     frechet_infinity,
     inception_score,
     kid,
-    precision_recall,
 )
+from justimage.evaluation.neighbours import density_coverage, precision_recall
 from justimage.evaluation.raw import lag_correlation, quantiles, spectrum_distance, wasserstein1
 from justimage.evaluation.reference import KEPT, Reference, check_comparable
 from justimage.evaluation.rows import Looker, RowStore

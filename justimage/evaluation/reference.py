@@ -234,7 +234,7 @@ def read_statistics(path: Path, features: Features) -> Reference:
         raise ValueError(f"{path} holds statistics that are not finite; make them anew")
     if not np.allclose(sigma, sigma.T, rtol=1e-5, atol=1e-8 * max(1.0, float(np.abs(sigma).max()))):
         raise ValueError(f"sigma in {path} is not symmetric, so it is no covariance")
-    facts = {"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()[:16]}
+    facts: dict[str, Any] = {"path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()[:16]}
     if "count" in held:
         facts["count"] = count
     return Reference(FeatureMoments.from_covariance(max(count, 2), mu, sigma), features.name, facts)
