@@ -60,7 +60,7 @@ def adams_bashforth2() -> Step:
 
 
 def dpm_solver_2m() -> Step:
-    """A step of DPM-Solver++(2M), second order, one evaluation (Algorithm 2, arXiv 2211.01095); x predicted.
+    """A step of DPM-Solver++(2M), second order, one evaluation (Alg. 2, arXiv 2211.01095, which predicts x).
 
     Returns a fresh step, since it remembers the x of the step before. With alpha = t, sigma = 1 - t and
     lambda = log(t / (1 - t)), to which a noise scale only adds a constant, the paper's coefficients are ratios of

@@ -12,8 +12,8 @@ from justimage.commands.train import Train
 from justimage.runs.recipes import RECIPES
 
 SHELLS = ("bash", "zsh")
-# After `jit COMMAND [SUBCOMMAND]` comes an option, where a dash is typed; one of the words of the option before, where it
-# has a choice of them; and a file otherwise.
+# After `jit COMMAND [SUBCOMMAND]` comes an option, where a dash is typed; a word, where the option before has a choice
+# of them; and a file otherwise.
 SCRIPT = """\
 _jit() {{
     local word="${{COMP_WORDS[COMP_CWORD]}}" choices=""
