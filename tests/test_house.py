@@ -33,8 +33,9 @@ EDGES: dict[str, set[str]] = {
     "weights": {"paper", "running", "networks", "data", "denoiser"},
     "sampling": {"paper", "running", "data", "denoiser"},
     "training": {"paper", "running", "data", "denoiser"},
-    "runs": {"paper", "running", "networks", "data", "denoiser", "weights", "sampling", "training"},
-    "commands": {"paper", "running", "data", "denoiser", "weights", "sampling", "training", "runs"},
+    "evaluation": {"paper", "running", "data", "denoiser", "weights", "sampling"},
+    "runs": {"paper", "running", "networks", "data", "denoiser", "weights", "sampling", "training", "evaluation"},
+    "commands": {"paper", "running", "data", "denoiser", "weights", "sampling", "training", "evaluation", "runs"},
 }
 SHORTCUTS = {("denoiser", "weights"), ("denoiser", "sampling")}
 ROOT_ROOMS = {
