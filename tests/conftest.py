@@ -51,6 +51,23 @@ def cifar(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def random_inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of weights for torch-fidelity's Inception, random but such that activations neither grow nor vanish."""
+    module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    with pytest.MonkeyPatch.context() as patch:  # it cannot be built without weights
+        patch.setattr(module, "load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(module.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        net = module.FeatureExtractorInceptionV3("inception", ["2048"])
+    generator = torch.Generator().manual_seed(0)
+    for parameter in net.parameters():
+        if parameter.ndim > 1:
+            parameter.normal_(std=(2 / parameter[0].numel()) ** 0.5, generator=generator)
+    path = tmp_path_factory.mktemp("inception") / "weights.pth"
+    torch.save(net.state_dict(), path)
+    return path
+
+
 def small_config(size: tuple[int, ...] = (8, 8), patch: int = 4, **overrides) -> JiTConfig:
     """A network that takes milliseconds."""
     small: dict[str, Any] = {"channels": 2, "num_classes": 3, "width": 32, "depth": 2, "heads": 4, "bottleneck": 8}

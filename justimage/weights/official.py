@@ -209,11 +209,15 @@ def to_official(tensors: dict[str, Tensor], config: JiTConfig) -> dict[str, Tens
     return {name: tensor.contiguous() for name, tensor in _rename_all(ours, OUR_NAMES, "our").items()}
 
 
-def _checkpoint(path: Path) -> Any:
-    """All that a .pth holds, read with an allow-list (tensors, plain containers, argparse.Namespace)."""
+def read_checkpoint(path: Path) -> Any:
+    """All that a .pth holds, read with an allow-list (tensors, plain containers, argparse.Namespace).
+
+    Raises ValueError for a file that is truncated, or holds anything else.
+    """
     try:
+        mapped = _begins_as_zip(path)  # torch writes zip archives since 1.6; older files cannot be mapped
         with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:  # its text advises to switch the protection off
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f" ({named.group(1)})" if named else ""
@@ -229,9 +233,14 @@ def _checkpoint(path: Path) -> Any:
         ) from error
 
 
+def _begins_as_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
 def weight_sets_of(path: Path) -> list[str]:
     """The sets of weights that an official checkpoint holds, by our names; none for a .safetensors."""
-    checkpoint = {} if path.suffix == ".safetensors" else _checkpoint(path)
+    checkpoint = {} if path.suffix == ".safetensors" else read_checkpoint(path)
     return [name for name, key in WEIGHT_SETS.items() if isinstance(checkpoint, dict) and key in checkpoint]
 
 
@@ -246,7 +255,7 @@ def read_official(path: Path, weights: str | None = None) -> tuple[dict[str, Ten
         tensors = read_tensors(path)
         _check_tensors(tensors, str(path))
         return tensors, argparse.Namespace()
-    checkpoint = _checkpoint(path)
+    checkpoint = read_checkpoint(path)
     key = WEIGHT_SETS.get(weights or "ema1")
     if key is None:
         raise ValueError(f"an official checkpoint has the weights {', '.join(WEIGHT_SETS)}, not {weights!r}")
