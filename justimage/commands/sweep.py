@@ -203,7 +203,7 @@ def _report(asked: SweepCommand, found: Sweep, fresh: Scores, out: Path) -> None
     if more > 0:
         say(f"and {more} more in {out / 'sweep.json'}; compare distances of as many samples only")
     say(
-        f"\nThe best, on fresh seeds ({asked.repeats} times {found.best.count:,} samples): {found.best.candidate.text()}"
+        f"\nThe best: {found.best.candidate.text()}\nOn fresh seeds, {asked.repeats} times {found.best.count:,} samples:"
     )
     say(str(fresh))
     say(in_words(fresh))

@@ -1,7 +1,7 @@
 """The sweep: which weights and which settings draw the best samples, on one model load.
 
-Successive halving (Jamieson and Talwalkar, arXiv 1502.07943): all candidates draw a few samples from the same seeds, the
-better ones go on from there, until a few draw them all. What several candidates compute alike is computed once.
+Successive halving (Jamieson and Talwalkar, arXiv 1502.07943): all candidates draw a few samples from the same seeds,
+the better ones go on from there, until a few draw them all. What several candidates compute alike is computed once.
 """
 
 import hashlib

@@ -109,9 +109,11 @@ def number(rng: Rng) -> Case:
 
 
 def two(rng: Rng) -> Case:
-    """Two at a time."""
+    """Two at a time; not one option twice, of which the last value counts."""
     command = pick(rng, COMMANDS)
-    return flag_case(rng, command, [(pick(rng, options_of(command)), pick(rng, VALUES)) for _ in range(2)])
+    first = pick(rng, options_of(command))
+    second = pick(rng, [each for each in options_of(command) if each != first])
+    return flag_case(rng, command, [(first, pick(rng, VALUES)), (second, pick(rng, VALUES))])
 
 
 def words(rng: Rng) -> Case:
