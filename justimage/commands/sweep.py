@@ -202,9 +202,8 @@ def _report(asked: SweepCommand, found: Sweep, fresh: Scores, out: Path) -> None
     more = len(found.trials) - SHOWN
     if more > 0:
         say(f"and {more} more in {out / 'sweep.json'}; compare distances of as many samples only")
-    say(
-        f"\nThe best: {found.best.candidate.text()}\nOn fresh seeds, {asked.repeats} times {found.best.count:,} samples:"
-    )
+    say(f"\nThe best: {found.best.candidate.text()}")
+    say(f"On fresh seeds, {asked.repeats} times {found.best.count:,} samples:")
     say(str(fresh))
     say(in_words(fresh))
     share = found.drawn / found.full
