@@ -229,7 +229,7 @@ def _of_samples(asked: Evaluate) -> int:
             for raw in batches_of(samples, len(samples)):
                 store.append(judge.looker()(raw, range(store.count, store.count + len(raw))))
                 progress(store.count, len(samples), "looking at the samples")
-            scores = judge.scores(store)
+            scores = judge.scores(store.first(store.count))
             name = f"samples-{samples.fingerprint()[:12]}"
             with held(pictures, only=f"{name}.png"):
                 picture(store, judge.spec, pictures / f"{name}.png")

@@ -3,9 +3,10 @@
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import numpy as np
@@ -51,7 +52,11 @@ class Draws:
 
 
 def draws_of(
-    model: Denoiser, count: int, first_seed: int, labels: Labels, source: Source | StreamSource | None
+    model: Denoiser,
+    count: int,
+    first_seed: int = 0,
+    labels: Labels = "balanced",
+    source: Source | StreamSource | None = None,
 ) -> Draws:
     """The samples to draw of a model. labels: every class equally often (k mod classes), or as in the data.
 
@@ -195,7 +200,7 @@ def _drawn(model: Denoiser, draws: Draws, part: slice, sampling: Sampling) -> Sa
 
 
 def scores_of(
-    rows: Mapping[str, np.ndarray] | RowStore,
+    rows: Mapping[str, np.ndarray],
     reference: Reference,
     spec: DataSpec | None,
     labels: Sequence[int] | None = None,
@@ -273,9 +278,7 @@ def scores_of(
     return tuple(found)
 
 
-def _of_values(
-    rows: Mapping[str, np.ndarray] | RowStore, reference: Mapping[str, np.ndarray], spec: DataSpec
-) -> Iterator[Score]:
+def _of_values(rows: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray], spec: DataSpec) -> Iterator[Score]:
     """The numbers of fields, channel by channel, in their units."""
     ours, real = rows["values"], reference["values"]
     apart = wasserstein1(ours, real)
@@ -317,7 +320,7 @@ class Judge:
         """What makes rows of samples."""
         return Looker(self.spec, self.features)
 
-    def scores(self, rows: RowStore | Mapping[str, np.ndarray], labels: Sequence[int] | None = None) -> Scores:
+    def scores(self, rows: Mapping[str, np.ndarray], labels: Sequence[int] | None = None) -> Scores:
         """The numbers of some rows, and what they were made from."""
         judged = self.features.facts.get("held_out_accuracy")
         found = scores_of(rows, self.reference, self.spec, labels, judged=judged, unseen=self.unseen)
@@ -336,7 +339,7 @@ def evaluate(
     model: Denoiser,
     judge: Judge,
     draws: Draws,
-    folder: Path,
+    folder: Path | None = None,
     *,
     sampling: Sampling | None = None,
     batch_size: int = 64,
@@ -346,7 +349,7 @@ def evaluate(
 ) -> Scores | None:
     """Draw samples on all processes and judge them -> the scores in the first process, None in the others.
 
-    folder: where their rows are kept, and found again after a kill. sampling: in place of the model's own; without a
+    folder: where their rows are kept, and found again after a kill; by default a temporary one. sampling: in place of the model's own; without a
     condition, guidance is 1. Raises ValueError where there are too few samples or the model draws what the judge does
     not know, before the first sample; and where features of a sample are not finite.
     """
@@ -358,24 +361,27 @@ def evaluate(
     if draws.labels is None and not draws.condition:
         chosen = replace(chosen, guidance=1.0)
     looker = judge.looker()
-    store = RowStore(folder, looker.kinds()) if processes.first else None
-    began = 0 if store is None else store.count
-    draw_rows(
-        model,
-        draws,
-        looker,
-        store,
-        sampling=chosen,
-        batch_size=batch_size,
-        processes=processes,
-        clock=clock,
-        progress=progress,
-        keep=keep,
-    )
-    if store is None:
-        return None
-    with clock("metrics"):
-        scores = judge.scores(store, draws.labels)
+    with ExitStack() as stack:
+        if folder is None:
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix="justimage-rows-")))
+        store = RowStore(folder, looker.kinds()) if processes.first else None
+        began = 0 if store is None else store.count
+        draw_rows(
+            model,
+            draws,
+            looker,
+            store,
+            sampling=chosen,
+            batch_size=batch_size,
+            processes=processes,
+            clock=clock,
+            progress=progress,
+            keep=keep,
+        )
+        if store is None:
+            return None
+        with clock("metrics"):
+            scores = judge.scores(store.first(len(draws.seeds)), draws.labels)
     drawn = {
         "sampling": asdict(chosen),
         "nfe": chosen.evaluations(),
@@ -388,7 +394,7 @@ def evaluate(
         "device": device_name(model.device),
         "threads": torch.get_num_threads(),
         "processes": processes.world,
-        "drawn_now": len(draws.seeds) - began,
+        "drawn_now": max(0, len(draws.seeds) - began),
         "seconds": {what: round(seconds, 3) for what, seconds in clock.seconds.items()},
         "overhead": round(1 - clock.shares().get("drawing", 0.0), 4),
     }
