@@ -349,9 +349,9 @@ def evaluate(
 ) -> Scores | None:
     """Draw samples on all processes and judge them -> the scores in the first process, None in the others.
 
-    folder: where their rows are kept, and found again after a kill; by default a temporary one. sampling: in place of the model's own; without a
-    condition, guidance is 1. Raises ValueError where there are too few samples or the model draws what the judge does
-    not know, before the first sample; and where features of a sample are not finite.
+    folder: where their rows are kept, and found again after a kill; by default a temporary one. sampling: in place of
+    the model's own; without a condition, guidance is 1. Raises ValueError where there are too few samples or the model
+    draws what the judge does not know, before the first sample; and where features of a sample are not finite.
     """
     processes, clock = processes or Processes(), Clock()
     check_counts(len(draws.seeds), judge.features)
