@@ -92,6 +92,14 @@ class Part(Source):
         """What the source calls it."""
         return self.source.name(int(self.indices[index]))
 
+    def describe(self) -> str:
+        """How many of them, and of what."""
+        return f"{len(self):,} of {self.source.describe()}"
+
+    def fingerprint(self) -> str:
+        """Of the source's, and of which samples they are."""
+        return hashlib.sha256(self.source.fingerprint().encode() + self.indices.tobytes()).hexdigest()[:16]
+
 
 class FittedNet(nn.Module):
     """The encoder, and what it is trained with: a linear map to the classes, or a decoder."""
@@ -165,7 +173,7 @@ def fit_features(
     name = _name(data, spec, config)
     with contextlib.suppress(ValueError):  # there is none, or a damaged one
         return load_fitted(name, device=device)
-    held = min(config.most_held_out, max(1, round(config.held_out * len(source))))
+    held = min(config.most_held_out, len(source) - 1, max(1, round(config.held_out * len(source))))
     seen = min(len(source) - held, config.most)
     shuffled = order(config.seed, range(held + seen), len(source))
     net = _train(Part(source, shuffled[held:]), spec, config, device, progress)
