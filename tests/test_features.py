@@ -160,7 +160,7 @@ def test_held_out_features_have_unit_variance(empty_cache):
 
 @pytest.mark.slow
 def test_real_digits_are_told_apart(empty_cache):
-    fitted = fit_features(digits(), Fit(width=16, epochs=3, least=1))
+    fitted = fit_features(digits(), Fit(width=16, epochs=4, least=1))
     assert fitted.facts["held_out"] == 500
     assert fitted.facts["held_out_accuracy"] > 0.9
     assert fitted.facts["chance"] < 0.15

@@ -42,11 +42,11 @@ class Fit:
     features: int = 64
     width: int = 32
     """Channels behind the first convolution; a multiple of 8. Deeper layers have up to four times as many."""
-    epochs: int = 10
+    epochs: int = 12
     """How often each sample is seen, unless that is fewer than `least` samples in all, or more than `most`."""
     least: int = 25_000
-    most: int = 300_000
-    batch_size: int = 128
+    most: int = 160_000
+    batch_size: int = 64
     lr: float = 3e-3
     weight_decay: float = 0.05
     held_out: float = 0.1
