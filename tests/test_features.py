@@ -15,7 +15,7 @@ from justimage.data.arrays import Arrays, digits
 from justimage.data.spec import DataSpec
 from justimage.disk import cache_folder
 from justimage.evaluation import pretrained
-from justimage.evaluation.encoder import Decoder, Encoder, grids
+from justimage.evaluation.encoder import Decoder, Encoder, grids, shifted
 from justimage.evaluation.features import EXTRACTORS, ModuleFeatures, open_features
 from justimage.evaluation.fitted import Fit, fit_features, load_fitted
 from justimage.evaluation.pretrained import inception
@@ -190,6 +190,16 @@ def test_grids_are_bounded_and_the_decoder_leads_back(size):
     x = torch.randn(2, 2, *size)
     assert encoder(x).shape == (2, 3)
     assert decoder(encoder(x)).shape == encoder.reduce(x).shape == (2, 2, *encoder.reduced)
+
+
+@pytest.mark.parametrize("size", [(3,), (30,), (14, 28), (14, 15, 5)])
+def test_shifts_are_small_and_each_samples_own(size):
+    grid = torch.stack(torch.meshgrid(*(torch.arange(float(length)) for length in size), indexing="ij"))
+    moved = shifted(grid.expand(50, *grid.shape), torch.Generator().manual_seed(0))
+    for axis, length in enumerate(size):
+        inner = (moved - grid)[:, axis].movedim(axis + 1, 1)[:, length // 14 : length - length // 14].flatten(1)
+        assert (inner == inner[:, :1]).all(), "one sample moves as a whole"
+        assert set(inner[:, 0].tolist()) == set(range(-(length // 14), length // 14 + 1))
 
 
 def test_any_module_gives_features():

@@ -22,7 +22,7 @@ from justimage.data.loader import batches, model_values, order, read
 from justimage.data.records import from_plain, read_json
 from justimage.data.spec import DataSpec, Item, Source
 from justimage.disk import cache_folder, read_tensors, sum_of, whole, write_tensors, write_text
-from justimage.evaluation.encoder import Decoder, Encoder, initialise
+from justimage.evaluation.encoder import Decoder, Encoder, initialise, shifted
 from justimage.execution import to_device
 from justimage.randomness import Purpose, key
 
@@ -42,7 +42,7 @@ class Fit:
     features: int = 64
     width: int = 32
     """Channels behind the first convolution; a multiple of 8. Deeper layers have up to four times as many."""
-    epochs: int = 12
+    epochs: int = 10
     """How often each sample is seen, unless that is fewer than `least` samples in all, or more than `most`."""
     least: int = 25_000
     most: int = 160_000
@@ -243,10 +243,12 @@ def _train(source: Source, spec: DataSpec, config: Fit, device: torch.device, pr
     text = "fitting features: " + ("a classifier" if net.classes else "an autoencoder")
     workers = min(8, os.cpu_count() or 1)
     endless = batches(source, seed=config.seed, start=0, batch_size=config.batch_size, workers=workers)
+    shifts = torch.Generator().manual_seed(key(config.seed, Purpose.FLIP, 0))
     for step, batch in zip(range(steps), endless, strict=False):
         raw = to_device(batch.raw, device)
         x, _ = model_values(raw, {}, spec, seed=config.seed, positions=batch.positions, mirror=spec.mirror is not None)
-        loss = net.loss(x, to_device(batch.y["labels"], device) if net.classes else None)
+        labels = to_device(batch.y["labels"], device) if net.classes else None
+        loss = net.loss(x if labels is None else shifted(x, shifts), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
