@@ -1,9 +1,7 @@
 """`jit evaluate`."""
 
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,20 +14,23 @@ from justimage.commands.console import bars, interruptible, say
 from justimage.commands.judging import DTYPES, ExtractorName, Reading, judge_of, picture, places, reference_data, report
 from justimage.commands.line import parse
 from justimage.commands.main import DONE, INTERRUPTED
+from justimage.data.containers import IMAGES, holds, written_by_justimage
 from justimage.data.sources import DataOptions
 from justimage.data.spec import DataSpec, Source, StreamSource
-from justimage.disk import held, remove, sum_of
+from justimage.denoiser import Denoiser
+from justimage.disk import held, remove
 from justimage.evaluation.evaluate import (
-    Draws,
     Judge,
     Labels,
     Progress,
     check_counts,
     draws_of,
     evaluate,
+    hash_of,
     mean_of,
+    name_of,
 )
-from justimage.evaluation.reference import batches_of, check_comparable, save_statistics
+from justimage.evaluation.reference import batches_of, save_statistics
 from justimage.evaluation.rows import RowStore
 from justimage.evaluation.samples import open_samples
 from justimage.evaluation.scores import Scores
@@ -37,6 +38,7 @@ from justimage.execution import find_device
 from justimage.parallel import Processes, first_then_others, in_the_first, join, leave
 from justimage.samplers import PRESETS, Sampling
 from justimage.sampling.draw import check_samples
+from justimage.sampling.generate import Samples
 from justimage.sampling.write import file_format, write_facts, writer
 from justimage.weights.load import load
 
@@ -95,19 +97,12 @@ class Evaluate:
     """cpu, cuda, ...; the accelerator by default, if there is one."""
 
     def judge(
-        self,
-        data: Reading,
-        size: tuple[int, ...],
-        channels: int,
-        spec: DataSpec | None,
-        device: torch.device,
-        progress: Progress,
+        self, data: Reading, shape: tuple[int, ...], spec: DataSpec | None, device: torch.device, progress: Progress
     ) -> tuple[Judge, Source | StreamSource | None]:
-        """Features and reference, and the data themselves where they are at hand; spec: of the model."""
+        """Features and reference, and the data themselves where they are at hand; shape, spec: of the samples."""
         judge, source = judge_of(
             data,
-            size,
-            channels,
+            shape,
             features=self.features,
             weights=self.features_weights,
             spec=spec,
@@ -120,21 +115,34 @@ class Evaluate:
             save_statistics(judge.reference, self.save_statistics)
         return judge, source
 
+    def check(self) -> None:
+        """Raises ValueError for options that cannot be met, or do not go together."""
+        if bool(self.model) == (self.samples is not None):
+            raise ValueError("give a MODEL, or --samples PATH; one of them")
+        if self.batch_size < 1 or self.count < 1 or self.repeats < 1 or not 0 <= self.first_seed < 2**62:
+            raise ValueError(
+                f"batch_size ({self.batch_size}), count ({self.count}) and repeats ({self.repeats}) must be at least "
+                f"1, and first_seed ({self.first_seed}) at least 0"
+            )
+        if self.save_statistics is not None and self.save_statistics.suffix != ".npz":
+            raise ValueError(f"--save-statistics {self.save_statistics} is no FILE.npz, as --data will take it")
+        drawing = ("count", "labels", "first_seed", "repeats", "save", "preset", "sampling", "weights", "context_start")
+        for name in drawing if self.samples is not None else ():
+            if getattr(self, name) != getattr(Evaluate(), name):
+                what = "settings of sampling are" if name == "sampling" else f"--{name.replace('_', '-')} is"
+                raise ValueError(f"{what} for drawing from a model, and --samples are there already")
+
 
 def main(arguments: Sequence[str]) -> int:
     """Evaluate; returns the exit code."""
     asked = parse(Evaluate, arguments, "jit evaluate")
     interruptible()
-    if bool(asked.model) == (asked.samples is not None):
-        raise ValueError("give a MODEL, or --samples PATH; one of them")
-    if asked.batch_size < 1 or asked.count < 1 or asked.repeats < 1 or not 0 <= asked.first_seed < 2**62:
-        raise ValueError(
-            f"batch_size ({asked.batch_size}), count ({asked.count}) and repeats ({asked.repeats}) must be at least 1, "
-            f"and first_seed ({asked.first_seed}) at least 0"
-        )
+    asked.check()
     processes = join(find_device(asked.device))
     try:
-        return _of_samples(asked) if asked.samples is not None else _of_model(asked, arguments, processes)
+        if asked.samples is None:
+            return _of_model(asked, arguments, processes)
+        return _of_samples(asked) if processes.first else DONE
     finally:
         leave(processes)
 
@@ -153,13 +161,12 @@ def _of_model(asked: Evaluate, arguments: Sequence[str], processes: Processes) -
     asked = parse(Evaluate, arguments, "jit evaluate", Evaluate(asked.model, sampling=chosen))
     if asked.save is not None and processes.world > 1:
         raise ValueError("--save is for one process; `jit sample` writes samples from the same seeds")
-    check_samples(asked.batch_size, (model.config.channels, *model.config.size), model.device)
-    form = file_format("auto", model.spec) if asked.save is not None else ""
+    shape = (model.config.channels, *model.config.size)
+    check_samples(asked.batch_size, shape, model.device)
     data = reference_data(asked.model, asked.data, asked.data_options)
-    size, channels = tuple(model.config.size), model.config.channels
     with bars() as progress:
         judge, source = first_then_others(
-            processes, lambda: asked.judge(data, size, channels, model.spec, processes.device, progress)
+            processes, lambda: asked.judge(data, shape, model.spec, processes.device, progress)
         )
         check_counts(asked.count, judge.features)
         starts = range(asked.first_seed, asked.first_seed + asked.repeats * asked.count, asked.count)
@@ -167,49 +174,76 @@ def _of_model(asked: Evaluate, arguments: Sequence[str], processes: Processes) -
         facts = {
             "model": asked.model,
             "weights": asked.weights or model.training_summary.get("weights", ""),
-            "weights_sum": sum_of(model.net.state_dict()),
+            "weights_hash": hash_of(model),
         }
         results, pictures = places(asked.out, asked.model)
-        names = [_name(asked.sampling, facts, judge, draws) for draws in each]
+        names = [name_of(facts["weights_hash"], asked.sampling, judge, draws) for draws in each]
         found: list[Scores] = []
-        for draws, name in zip(each, names, strict=True):
-            rows = pictures / f".{name}.rows"
-            with in_the_first(processes, lambda name=name: held(pictures, only=f"{name}.png")), ExitStack() as stack:
-                if asked.save is not None:
-                    writing_samples = stack.enter_context(writer(form, asked.save, model))
-                    write_facts(asked.save, {**facts, "sampling": asdict(asked.sampling)}, [], None)
-                    remove(rows)  # of an interrupted evaluation: all samples are to be written
-                try:
-                    scores = evaluate(
-                        model,
-                        judge,
-                        draws,
-                        rows,
-                        sampling=asked.sampling,
-                        batch_size=asked.batch_size,
-                        processes=processes,
-                        progress=progress,
-                        keep=writing_samples.add if asked.save is not None else None,
-                    )
-                except KeyboardInterrupt:
-                    if processes.first:
-                        kept = RowStore(rows, judge.looker().kinds()).count if rows.exists() else 0
-                        say(f"interrupted: {kept:,} of {asked.count:,} samples are kept; the same command goes on")
-                    return INTERRUPTED
-                if scores is not None:
-                    found.append(Scores(scores.scores, {**facts, **scores.facts}))
-                    picture(RowStore(rows, judge.looker().kinds()), judge.spec, pictures / f"{name}.png")
-                    remove(rows)
+        with _saving(asked, model, facts) as keep:
+            for draws, name in zip(each, names, strict=True):
+                rows = pictures / f".{name}.rows"
+                with in_the_first(processes, lambda name=name: held(pictures, only=f"{name}.png")):
+                    if keep is not None:
+                        remove(rows)  # of an interrupted evaluation: all samples are to be written
+                    try:
+                        scores = evaluate(
+                            model,
+                            judge,
+                            draws,
+                            rows,
+                            sampling=asked.sampling,
+                            batch_size=asked.batch_size,
+                            processes=processes,
+                            progress=progress,
+                            keep=keep,
+                        )
+                    except KeyboardInterrupt:
+                        if processes.first:
+                            _say_what_is_kept(rows, judge, asked)
+                        return INTERRUPTED
+                    except ValueError:
+                        if processes.first:
+                            remove(rows)
+                        raise
+                    if scores is not None:
+                        found.append(Scores(scores.scores, {**facts, **scores.facts}))
+                        picture(RowStore(rows, judge.looker().kinds()), judge.spec, pictures / f"{name}.png")
+                        remove(rows)
     if found:
         report(mean_of(found), results, pictures / f"{names[0]}.png")
     return DONE
 
 
-def _name(sampling: Sampling, facts: Mapping[str, Any], judge: Judge, draws: Draws) -> str:
-    """What an evaluation is called: the same for the same samples and judge, whatever their number."""
-    about = [facts["weights_sum"], asdict(sampling), draws.policy, draws.seeds.start, judge.facts()["features"]["name"]]
-    about += [judge.reference.facts.get("fingerprint", judge.reference.facts.get("sha256"))]
-    return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]
+def _say_what_is_kept(rows: Path, judge: Judge, asked: Evaluate) -> None:
+    kept = RowStore(rows, judge.looker().kinds()).count if rows.exists() else 0
+    again = "begins anew, as all samples are to be saved" if asked.save is not None else "goes on"
+    say(f"interrupted: {kept:,} of {asked.count:,} samples are judged; the same command {again}")
+
+
+@contextmanager
+def _saving(asked: Evaluate, model: Denoiser, facts: Mapping[str, Any]) -> Iterator[Callable[[Samples], None] | None]:
+    """What writes the samples; None where they are not to be kept."""
+    folder = asked.save
+    if folder is None:
+        yield None
+        return
+    if folder.is_dir() and holds(folder, IMAGES) and not written_by_justimage(folder):
+        raise ValueError(f"{folder} holds images that are not samples; choose another folder with --save")
+    drawn = {**facts, "sampling": asdict(asked.sampling)}
+    seeds: list[int] = []
+    labels: list[int] = []
+    with held(folder), writer(file_format("auto", model.spec), folder, model) as writing:
+        write_facts(folder, drawn, [], None)  # so that the folder counts as samples from its first file on
+
+        def keep(batch: Samples) -> None:
+            writing.add(batch)
+            seeds.extend(batch.seeds)
+            labels.extend(batch.labels)
+
+        try:
+            yield keep
+        finally:
+            write_facts(folder, drawn, seeds, labels if min(labels, default=-1) >= 0 else None)
 
 
 def _of_samples(asked: Evaluate) -> int:
@@ -219,9 +253,8 @@ def _of_samples(asked: Evaluate) -> int:
         raise ValueError("--samples are compared with --data: a folder or archive of images, arrays, fields or a pack")
     samples, device = open_samples(asked.samples), find_device(asked.device)
     with bars() as progress:
-        size, channels = samples.spec.size, len(samples.spec.channels)
-        judge, _ = asked.judge(Reading(asked.data, asked.data_options), size, channels, None, device, progress)
-        check_comparable(samples.spec, judge.spec, str(asked.samples))
+        data = Reading(asked.data, asked.data_options)
+        judge, _ = asked.judge(data, samples.spec.shape, samples.spec, device, progress)
         check_counts(len(samples), judge.features)
         results, pictures = places(asked.out, "")
         with TemporaryDirectory(prefix="justimage-rows-") as folder:

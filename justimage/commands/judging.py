@@ -15,7 +15,7 @@ from justimage.data.sources import DataOptions, open_source
 from justimage.data.spec import DataSpec, Source, StreamSource
 from justimage.disk import writing
 from justimage.evaluation.copying import copying, reduced
-from justimage.evaluation.evaluate import Judge, Progress
+from justimage.evaluation.evaluate import Judge, Progress, enough_to_extrapolate
 from justimage.evaluation.features import Features, open_features
 from justimage.evaluation.fitted import load_fitted
 from justimage.evaluation.reference import (
@@ -71,8 +71,7 @@ def reference_data(model: str, data: str | None, options: DataOptions) -> Readin
 
 def judge_of(
     data: Reading,
-    size: tuple[int, ...],
-    channels: int,
+    shape: tuple[int, ...],
     *,
     features: str,
     weights: Path | None,
@@ -84,20 +83,31 @@ def judge_of(
 ) -> tuple[Judge, Source | StreamSource | None]:
     """Features and reference, and the data themselves; None where only their statistics are given.
 
-    size, channels: of the samples. spec: what the samples mean, where they come from a model.
+    shape: (C, *S) of the samples. spec: what they mean, where that is known; else they are of the data's. Raises
+    ValueError where they cannot be compared.
     """
+    channels, *lengths = shape
+    size = tuple(lengths)
     statistics = Path(data.path)
     if is_statistics(statistics):
         if spec is None:
             raise ValueError(
-                f"{statistics} holds statistics only, which do not say what samples are; give --data itself"
+                f"{statistics} holds statistics only, and this model does not say what its values mean; give the data "
+                "themselves with --data"
             )
+        for option, given in (("--unseen", unseen is not None), ("--mirrored", mirrored)):
+            if given:
+                raise ValueError(f"{option} needs the data themselves, and {statistics} holds statistics only")
         made = _without_data(features, weights, device, statistics)
         made.check(spec)
         return Judge(made, read_statistics(statistics, made), spec), None
     source = open_source(data.path, size, channels, data.options)
     if spec is not None:
         check_comparable(spec, source.spec, data.path)
+    elif source.spec.shape != shape:
+        raise ValueError(
+            f"{data.path} holds samples {source.spec.shape}, and those of the model are {shape}; they must agree"
+        )
     made = open_features(features, source, weights=weights, device=device, progress=progress)
     made.check(source.spec)
     others = None if unseen is None else _unseen(unseen, size, channels, data.options, source.spec)
@@ -185,6 +195,9 @@ def in_words(scores: Scores) -> str:
         + (f" ({shown})" if shown else "")
         + "; numbers of other features cannot be compared with these",
     ]
+    enough = enough_to_extrapolate(features["size"])
+    if "fd_infinity" not in scores:
+        lines.append(f"fd_infinity needs {enough:,} samples at least")
     fd = scores["fd"]
     if fd.error is not None:
         lines.append(

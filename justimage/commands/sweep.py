@@ -15,10 +15,10 @@ from justimage.commands.line import parse
 from justimage.commands.main import DONE, INTERRUPTED
 from justimage.data.sources import DataOptions
 from justimage.disk import held, remove, write_text
-from justimage.evaluation.evaluate import Labels, check_counts, draws_of, evaluate, mean_of
+from justimage.evaluation.evaluate import Labels, check_counts, draws_of, evaluate, hash_of, mean_of, name_of
 from justimage.evaluation.plots import plot_guidance, plot_nfe, pyplot
 from justimage.evaluation.rows import RowStore
-from justimage.evaluation.scores import Scores
+from justimage.evaluation.scores import Scores, plain
 from justimage.evaluation.sweep import Halving, Space, Sweep, Trial, sweep
 from justimage.execution import find_device
 from justimage.parallel import Processes, first_then_others, in_the_first, join, leave
@@ -100,29 +100,28 @@ def _sets(asked: SweepCommand) -> list[tuple[str, str]]:
         if missing:
             raise ValueError(f"{source} has the weights {', '.join(there) or 'of one set'}, not {missing[0]!r}")
         sets += [(source, name) for name in (asked.weights or there or [""])]
-        if asked.write and Path(source).is_file():
+        if asked.write and not Path(source).is_dir():
             raise ValueError(
-                f"--write: {source} has no config to write to; convert it first: jit convert {source} FOLDER"
+                f"--write: {source} is no folder with a config to write to; convert an official checkpoint first: "
+                "jit convert FILE FOLDER"
             )
-    return sets
+    return list(dict.fromkeys(sets))
 
 
 def _sweep(asked: SweepCommand, sets: list[tuple[str, str]], processes: Processes) -> int:
     source, weights = sets[0]
     model = load(source, weights=weights or None, device=processes.device, dtype=DTYPES["auto"])
     check_samples(asked.batch_size, (model.config.channels, *model.config.size), model.device)
-    own = model.sampling
-    candidates = asked.space.candidates(sets, own, guided=bool(model.needs))
+    candidates = asked.space.candidates(sets, model.sampling, guided=bool(model.needs))
     data = reference_data(source, asked.data, asked.data_options)
-    size, channels = tuple(model.config.size), model.config.channels
+    shape = (model.config.channels, *model.config.size)
     out = asked.out or (Path(source) / "sweep" if (Path(source) / "recipe.json").is_file() else Path("sweep"))
     with bars() as progress, in_the_first(processes, lambda: held(out)):
         judge, given = first_then_others(
             processes,
             lambda: judge_of(
                 data,
-                size,
-                channels,
+                shape,
                 features=asked.features,
                 weights=asked.features_weights,
                 spec=model.spec,
@@ -147,7 +146,10 @@ def _sweep(asked: SweepCommand, sets: list[tuple[str, str]], processes: Processe
             candidates,
             asked.halving,
             out / "rows",
-            always=(lambda each: each.sampling.guidance == 1, lambda each: each.sampling == own),
+            always=(
+                lambda each: each.sampling.guidance == 1,
+                lambda each: each.sampling == candidates[0].sampling,  # the model's own
+            ),
             batch_size=asked.batch_size,
             processes=processes,
             progress=progress,
@@ -157,7 +159,7 @@ def _sweep(asked: SweepCommand, sets: list[tuple[str, str]], processes: Processe
         fresh: list[Scores] = []
         for k in range(1, asked.repeats + 1):
             again = draws_of(model, count, asked.first_seed + k * count, asked.labels, given)
-            rows = out / "rows" / f"fresh-{best.key()}-{again.seeds.start}"
+            rows = out / "rows" / f"fresh-{name_of(hash_of(model), best.sampling, judge, again)}"
             scores = evaluate(
                 model,
                 judge,
@@ -234,6 +236,6 @@ def _plain(trial: Trial) -> dict[str, Any]:
         **asdict(trial.candidate),
         "nfe": nfe,
         "samples": trial.count,
-        "fd": trial.fd.value,
-        "error": trial.fd.error,
+        "fd": plain(trial.fd.value),
+        "error": plain(trial.fd.error),
     }

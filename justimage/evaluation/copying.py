@@ -19,8 +19,8 @@ class Copying:
     """What was found. Distances are root mean squares of model values of reduced samples."""
 
     share: float
-    """Of the samples, those nearer to a training sample than all but NEAR of unseen data are: NEAR where nothing is
-    copied, 1 where all is."""
+    """Of the samples, those as near to a training sample as only NEAR of unseen data are: NEAR where nothing is copied,
+    1 where all is."""
     error: float
     """Standard error of the share."""
     auc: float
@@ -36,7 +36,7 @@ class Copying:
 
 def reduced(raw: np.ndarray, spec: DataSpec) -> np.ndarray:
     """Raw samples (N, C, *S) -> (N, F) float32: model values, averaged to at most LONGEST along each axis."""
-    x = spec.encode(torch.from_numpy(np.ascontiguousarray(raw)))
+    x = spec.encode(torch.from_numpy(np.array(raw)))  # a copy: what is mapped from a disk is read-only
     size = tuple(min(length, LONGEST) for length in spec.size)
     if size != spec.size and len(x):
         x = POOLS[len(size) - 1](x, size)
@@ -59,7 +59,8 @@ def copying(samples: np.ndarray, training: np.ndarray, unseen: np.ndarray | None
         apart, _ = nearest_of(training[own], training, leave_out=own)
     else:
         apart, _ = nearest_of(unseen, training)
-    share = float((distances < np.quantile(apart, NEAR)).mean())
+    # As near counts too: where data hold the same sample twice, that distance is 0.
+    share = float((distances <= np.quantile(apart, NEAR)).mean())
     order = np.sort(apart)
     below, upto = np.searchsorted(order, distances, "left"), np.searchsorted(order, distances, "right")
     auc = float(1 - ((below + upto) / 2).mean() / len(apart))
@@ -74,11 +75,11 @@ def nearest_of(
 
     leave_out: for each sample, one of `among` that does not count.
     """
-    x = torch.from_numpy(np.ascontiguousarray(samples, np.float32))
+    x = torch.from_numpy(np.array(samples, np.float32))
     best = torch.full((len(x),), torch.inf)
     where = torch.zeros(len(x), dtype=torch.long)
     for start in range(0, len(among), block):
-        part = torch.from_numpy(np.ascontiguousarray(among[start : start + block], np.float32))
+        part = torch.from_numpy(np.array(among[start : start + block], np.float32))
         squares = (x.square().sum(1, keepdim=True) + part.square().sum(1) - 2 * x @ part.T).clamp_(min=0)
         if leave_out is not None:
             rows = np.flatnonzero((leave_out >= start) & (leave_out < start + len(part)))

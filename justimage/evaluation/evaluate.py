@@ -1,5 +1,7 @@
 """Evaluation: draw, look, and compare with the reference; the same for any batch and number of processes."""
 
+import hashlib
+import json
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +18,7 @@ from justimage import __version__
 from justimage.data.loader import order
 from justimage.data.spec import DataSpec, Source, StreamSource
 from justimage.denoiser import Denoiser
+from justimage.disk import sum_of
 from justimage.evaluation.copying import NEAR, copying, reduced
 from justimage.evaluation.features import Features
 from justimage.evaluation.metrics import (
@@ -32,6 +35,7 @@ from justimage.evaluation.scores import Score, Scores
 from justimage.parallel import Processes, fail_together, gathered, same_everywhere
 from justimage.samplers import Sampling
 from justimage.sampling.generate import Samples, generate
+from justimage.weights.description import describe
 
 Labels = Literal["balanced", "data"]
 Progress = Callable[[int, int, str], None]  # done, total, of what
@@ -64,6 +68,7 @@ def draws_of(
     """
     seeds = range(first_seed, first_seed + count)
     others = [name for name, kind, *_ in model.needs if kind != "labels"]
+    masks = [f"{name}_mask" for name, kind, *_ in model.needs if kind == "tokens"]
     if not model.needs:
         return Draws(seeds, None, {}, "unconditional")
     if labels == "balanced" and not others:
@@ -89,7 +94,8 @@ def draws_of(
     _check_classes(model, source.spec)
     indices = order(0, seeds, len(source))
     drawn = _labels_at(source, indices) if model.num_classes else None
-    return Draws(seeds, drawn, {name: _Given(source, indices, name) for name in others}, "as in the data")
+    condition = {name: _Given(source, indices, name) for name in others + masks}
+    return Draws(seeds, drawn, condition, "as in the data")
 
 
 def _check_classes(model: Denoiser, spec: DataSpec) -> None:
@@ -123,6 +129,23 @@ class _Given:
 
     def __getitem__(self, part: slice) -> np.ndarray:
         return np.stack([self.source[i][1][self.name] for i in self.indices[part].tolist()])
+
+
+def name_of(weights: str, sampling: Sampling, judge: "Judge", draws: Draws) -> str:
+    """A short hash of all that rows depend on besides their number, by which they are found again after a kill.
+
+    weights: from `hash_of`.
+    """
+    facts = judge.reference.facts
+    data = facts.get("fingerprint", facts.get("sha256"))
+    about = [weights, asdict(sampling), draws.policy, draws.seeds.start, judge.features.name, data]
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]
+
+
+def hash_of(model: Denoiser) -> str:
+    """A short hash of a model's weights and of what they mean: others draw other samples."""
+    about = f"{sum_of(model.net.state_dict())} {describe(model)['prediction']}"
+    return hashlib.sha256(about.encode()).hexdigest()[:16]
 
 
 @dataclass
@@ -174,7 +197,7 @@ def draw_rows(
         try:
             if part.stop > part.start:
                 with clock("drawing"):
-                    batch = _drawn(model, draws, part, sampling)
+                    batch = _drawn(model, draws, part, sampling, looker.spec)
                 with clock("features"):
                     rows = looker(batch.raw.to(model.device), batch.seeds)
                 if keep is not None:
@@ -192,11 +215,13 @@ def draw_rows(
             progress(done, total, "drawing")
 
 
-def _drawn(model: Denoiser, draws: Draws, part: slice, sampling: Sampling) -> Samples:
+def _drawn(model: Denoiser, draws: Draws, part: slice, sampling: Sampling, spec: DataSpec) -> Samples:
+    """Raw samples; those of a model that does not say what its values mean are of the spec."""
     size = part.stop - part.start
     labels = None if draws.labels is None else list(draws.labels[part])
     condition = {name: rows[part] for name, rows in draws.condition.items()}
-    return next(generate(model, draws.seeds[part], labels, condition=condition, batch_size=size, sampling=sampling))
+    batch = next(generate(model, draws.seeds[part], labels, condition=condition, batch_size=size, sampling=sampling))
+    return batch if model.spec is not None else batch._replace(raw=spec.decode(batch.raw))
 
 
 def scores_of(
@@ -215,7 +240,6 @@ def scores_of(
     """
     features = rows["features"]
     fd, floor = frechet_estimate(features, reference.moments), reference.floor
-    infinite = frechet_infinity(features, reference.moments)
     found = [
         Score(
             "fd",
@@ -227,14 +251,12 @@ def scores_of(
     ]
     if floor is not None:
         found.append(Score("floor", floor, None, "", "what one half of the data scores against the other half"))
-    found.append(
-        Score(
-            "fd_infinity", infinite.value, infinite.error, "lower", "the same for infinitely many samples, extrapolated"
-        )
-    )
+    if len(features) >= enough_to_extrapolate(features.shape[1]):
+        infinite = frechet_infinity(features, reference.moments)
+        meaning = "the same for infinitely many samples, extrapolated"
+        found.append(Score("fd_infinity", infinite.value, infinite.error, "lower", meaning))
     if "features" in reference.rows:
-        real = np.asarray(reference.rows["features"], np.float64)
-        ours = np.asarray(features[:KEPT], np.float64)
+        real, ours = reference.rows["features"], features[:KEPT]
         distance = kid(real, ours)
         precision, recall = precision_recall(real, ours)
         density, coverage = density_coverage(real, ours)
@@ -272,7 +294,7 @@ def scores_of(
     if reference.small is not None and spec is not None and "raw" in rows:
         check = copying(reduced(rows["raw"], spec), reference.small, unseen)
         meaning = (
-            f"share nearer to a training sample than all but {NEAR:.0%} of unseen data; {NEAR:g}: nothing is copied"
+            f"share as near to a training sample as only {NEAR:.0%} of unseen data are; {NEAR:g}: nothing is copied"
         )
         found.append(Score("copies", check.share, check.error, "lower", meaning))
     return tuple(found)
@@ -298,11 +320,18 @@ def _share_error(share: float, count: int) -> float:
 
 def check_counts(count: int, features: Features) -> None:
     """Raises ValueError where so many samples do not suffice for a Frechet distance."""
-    if count <= features.size:
+    least = max(features.size + 1, SPLITS)
+    if count < least:
         raise ValueError(
             f"{count:,} samples are too few: {features.name} has {features.size:,} features, and a covariance needs "
-            f"more samples than features; choose a count of {2 * features.size} at least, or features of a smaller size"
+            f"more samples than features; choose a count of {least:,} at least, or "
+            "features of a smaller size"
         )
+
+
+def enough_to_extrapolate(size: int) -> int:
+    """How many samples fd_infinity needs with so many features; with fewer it is left out."""
+    return 3 * (size + 1)
 
 
 @dataclass(frozen=True)
@@ -330,7 +359,7 @@ class Judge:
         """What every result says of how it was made, besides the samples."""
         return {
             "reference": self.reference.facts,
-            "features": {"name": self.features.name, **self.features.facts},
+            "features": {"name": self.features.name, "size": self.features.size, **self.features.facts},
             "versions": {"justimage": __version__, "torch": torch.__version__, "python": platform.python_version()},
         }
 
@@ -380,7 +409,7 @@ def evaluate(
         )
         if store is None:
             return None
-        with clock("metrics"):
+        with clock("metrics"):  # of more samples, where an interrupted evaluation was asked for more
             scores = judge.scores(store.first(len(draws.seeds)), draws.labels)
     drawn = {
         "sampling": asdict(chosen),

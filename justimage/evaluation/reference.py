@@ -6,7 +6,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -92,12 +92,22 @@ def reference_of(
         with whole(folder) as beside:
             beside.mkdir()
             _look(beside, source, features, count, mirrored, progress, device)
+        found = _read(folder, facts)
     except Unwritten:  # no cache can be written
-        folder = Path(tempfile.mkdtemp(prefix="justimage-reference-"))
-        _look(folder, source, features, count, mirrored, progress, device)
-    found = _read(folder, facts)
+        with tempfile.TemporaryDirectory(prefix="justimage-reference-") as elsewhere:
+            _look(Path(elsewhere), source, features, count, mirrored, progress, device)
+            found = _in_memory(_read(Path(elsewhere), facts))
     assert found is not None
     return found
+
+
+def _in_memory(mapped: Reference | None) -> Reference | None:
+    """The same without the files behind it."""
+    if mapped is None or mapped.small is None:
+        return None
+    return replace(
+        mapped, rows={name: np.array(rows) for name, rows in mapped.rows.items()}, small=np.array(mapped.small)
+    )
 
 
 def _look(
@@ -115,7 +125,8 @@ def _look(
     blank = reduced(np.zeros((1, *source.spec.shape), source.spec.dtype), source.spec)
     small = RowStore(folder / "small", {"small": Row(blank.shape[1:])})
     few, some = evenly(count, KEPT), evenly(count, MOST_COPIES)
-    halves: list[list[FeatureMoments]] = [[], []]
+    nothing = FeatureMoments.of(np.zeros((0, looker.features.size)))
+    halves = [nothing, nothing]
     seen = 0
     for raw in batches_of(source, count):
         numbers = np.arange(seen, seen + len(raw))
@@ -126,9 +137,8 @@ def _look(
             flipped = raw.flip(2 + source.spec.mirror)
             both.append(looker(flipped if device is None else flipped.to(device), numbers.tolist())["features"])
         chosen = uniforms(0, Purpose.ORDER, numbers).numpy() < 0.5  # which half a sample belongs to
-        for half, mask in zip(halves, (chosen, ~chosen), strict=True):
-            half += [FeatureMoments.of(each[mask]) for each in both if mask.any()]
-            half[:] = [sum(half[1:], half[0])] if half else []
+        for i, mask in enumerate((chosen, ~chosen)):
+            halves[i] = sum((FeatureMoments.of(each[mask]) for each in both), halves[i])
         mine = np.isin(numbers, few)
         kept.append({name: values[mine] for name, values in rows.items()})
         mine = np.isin(numbers, some)
@@ -136,7 +146,7 @@ def _look(
         seen += len(raw)
         if progress is not None:
             progress(seen, count, "looking at the reference")
-    first, second = halves[0][0], halves[1][0]
+    first, second = halves
     together = first + second
     floor = frechet_distance(first, second) if min(first.count, second.count) > 1 else None
     np.savez(folder / "moments.npz", mu=together.mean, sigma=together.covariance, count=together.count)
@@ -149,19 +159,23 @@ def _read(folder: Path, facts: dict[str, Any]) -> Reference | None:
         said = json.loads((folder / "facts.json").read_text())
         with np.load(folder / "moments.npz", allow_pickle=False) as file:
             moments = FeatureMoments.from_covariance(int(file["count"]), file["mu"], file["sigma"])
-        rows, small = _rows(folder / "rows"), _rows(folder / "small")
+        rows = _rows(folder / "rows", min(said["count"], KEPT))
+        small = _rows(folder / "small", min(said["count"], MOST_COPIES))
         facts = {**facts, "count": said["count"], "floor": said["floor"]}
         return Reference(moments, said["features"], facts, said["floor"], rows, small["small"])
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
         return None
 
 
-def _rows(folder: Path) -> dict[str, np.ndarray]:
+def _rows(folder: Path, count: int) -> dict[str, np.ndarray]:
+    """All rows of a folder. Raises ValueError where there are not so many."""
     kinds = {
         name: Row(tuple(shape), *rest)
         for name, (shape, *rest) in json.loads((folder / "rows.json").read_text()).items()
     }
     store = RowStore(folder, kinds)
+    if store.count != count:
+        raise ValueError(f"{folder} holds {store.count:,} rows, not {count:,}")
     return {name: store[name] for name in kinds}
 
 

@@ -10,7 +10,7 @@ from justimage.data.containers import IMAGES, suffix_of, written_by_justimage
 from justimage.data.files import Files
 from justimage.data.images import Images
 from justimage.data.sources import DataOptions, open_source
-from justimage.data.spec import Source, StreamSource
+from justimage.data.spec import Source, StreamSource, Unreadable, UnreadableSample
 from justimage.disk import reason_of, state_of
 
 GRID = "grid.png"  # beside samples, and none of them
@@ -43,6 +43,9 @@ def _of_one_size(path: Path, opened: Callable[[tuple[int, int], int, float], Sou
     look = opened((8, 8), 3, 0.0)
     if look.indexed is not True:
         raise ValueError(f"{path} is a stream; samples to be judged are files")
+    item = look.look(0)
+    if isinstance(item, Unreadable):
+        raise UnreadableSample(item.reason)
     first = look.file_facts(0)
     if first is None:
         return look

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,7 +49,7 @@ class Scores:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: the facts, and under `scores` each value and error by name."""
-        values = {score.name: {"value": score.value, "error": score.error} for score in self.scores}
+        values = {score.name: {"value": plain(score.value), "error": plain(score.error)} for score in self.scores}
         return {**self.facts, "scores": values}
 
     def save(self, path: Path) -> None:
@@ -62,6 +63,11 @@ class Scores:
             f"{name:<{wide[0]}}  {value:>{wide[1]}}  {arrow:<{wide[2]}}  {meaning}".rstrip()
             for name, value, arrow, meaning in rows
         )
+
+
+def plain(value: float | None) -> float | None:
+    """A number as JSON holds it, which has none that is not finite: None in its place."""
+    return value if value is not None and isfinite(value) else None
 
 
 def _arrow(better: Better) -> str:

@@ -6,7 +6,8 @@ the better ones go on from there, until a few draw them all. What several candid
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import groupby, product
 from math import ceil, inf
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from justimage.denoiser import Denoiser
-from justimage.evaluation.evaluate import Draws, Judge, Progress
+from justimage.evaluation.evaluate import Draws, Judge, Progress, hash_of, name_of
 from justimage.evaluation.metrics import Estimate, frechet_estimate
 from justimage.evaluation.rows import Row, RowStore
 from justimage.parallel import Processes, fail_together, gathered, same_everywhere
@@ -77,6 +78,7 @@ class Space:
         """All of them, for every set of weights (source, weights); among them the model's own settings.
 
         guided: whether there is a condition to guide with. Of unguided ones, no two differ in their interval alone.
+        The model's own is the first one of every set. Raises ValueError for settings that cannot be.
         """
         grid = product(
             self.guidance if guided else (1.0,),
@@ -109,6 +111,12 @@ class Halving:
     kept: float = 1 / 3
     """Share of the candidates that go on; they draw twice as many."""
     finalists: int = 3
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.finalists < 1:
+            raise ValueError(f"count ({self.count}) and finalists ({self.finalists}) must be at least 1")
+        if not 0 < self.first <= 1 or not 0 < self.kept < 1:
+            raise ValueError(f"first ({self.first}) and kept ({self.kept}) are shares, between 0 and 1")
 
     def rungs(self, candidates: int, least: int, multiple: int) -> list[tuple[int, int]]:
         """(samples, candidates) of each round.
@@ -154,14 +162,16 @@ class Sweep:
 
 
 class Remembering:
-    """A model that remembers its last prediction at every time, and gives it again where it is asked the very same.
+    """A model that remembers its last predictions at every time, and gives them again where it is asked the very same.
 
     Before guidance begins, samples of all guidance scales are on one path, and to the last step those of all last steps
-    are: exactly the same numbers, computed once. Predictions above ROOM bytes are not remembered.
+    are: exactly the same numbers, computed once. All must have one condition. Predictions above ROOM bytes are not
+    remembered.
     """
 
     def __init__(self, model: Denoiser):
-        self.model, self.kept, self.size = model, {}, 0
+        self.model, self.size = model, 0
+        self.kept: dict[tuple[float, int], deque[Prediction]] = {}
         self.asked = self.computed = 0
 
     def null(self, count: int, size: Sequence[int], device: torch.device) -> Any:
@@ -170,15 +180,17 @@ class Remembering:
 
     def __call__(self, z: Tensor, t: Tensor, y: Any) -> Prediction:
         self.asked += len(z)
-        key = (float(t[0]), len(z))
-        known: Prediction | None = self.kept.get(key)
-        if known is not None and torch.equal(known.z, z):
-            return known
+        # Heun's method comes by every time twice: at the end of a step, and from where that step has led.
+        kept = self.kept.setdefault((float(t[0]), len(z)), deque(maxlen=2))
+        for known in kept:
+            if torch.equal(known.z, z):
+                return known
         self.computed += len(z)
         found = self.model(z, t, y)
-        if known is not None or self.size + 2 * found.value.nbytes <= ROOM:
-            self.size += 0 if known is not None else 2 * found.value.nbytes
-            self.kept[key] = found
+        more = 0 if len(kept) == kept.maxlen else 2 * found.value.nbytes
+        if self.size + more <= ROOM:
+            self.size += more
+            kept.append(found)
         return found
 
 
@@ -211,6 +223,7 @@ def sweep(
         )
     left, trials = list(candidates), {}
     first: list[Trial] = []
+    stores: dict[Candidate, RowStore] = {}  # in the first process
     before = drawn = 0
     total = _work(rungs)
     for number, (count, _) in enumerate(rungs):
@@ -219,22 +232,24 @@ def sweep(
         for (source, weights), some in groupby(by_weights, key=lambda each: (each.source, each.weights)):
             group = list(some)
             swap_weights(model, source, weights or None)
+            if processes.first:
+                kinds, now = {"features": Row((judge.features.size,))}, hash_of(model)
+                names = {each: f"{each.key()}-{name_of(now, each.sampling, judge, draws)}" for each in group}
+                stores |= {each: RowStore(folder / name, kinds) for each, name in names.items()}
 
             def shown(samples: int, done: int = done) -> None:
                 if progress is not None:
                     progress(min(done + samples, total), total, "sweeping")
 
-            _advance(model, judge, draws, group, count, folder, batch_size, processes, shown)
+            _advance(model, judge, draws, group, stores, count, batch_size, processes, shown)
             done += (count - before) * len(group)
         drawn += (count - before) * len(left)
         before = count
-        found = (
-            [Trial(each, _distance(each, judge, draws, folder, count), count) for each in left]
-            if processes.first
-            else []
-        )
+        found = [Trial(each, _distance(stores[each], judge, count), count) for each in left] if processes.first else []
         found = same_everywhere(found, processes)
         ranked = sorted(found, key=lambda trial: trial.fd.value)
+        if ranked[0].fd.value == inf:
+            raise ValueError(f"no candidate draws finite samples, not even {ranked[0].candidate.text()}")
         trials |= {trial.candidate: trial for trial in ranked}
         first = first or ranked
         if number + 1 < len(rungs):
@@ -252,13 +267,8 @@ def _work(rungs: Sequence[tuple[int, int]]) -> int:
     return sum((count - before) * left for (count, left), before in zip(rungs, counts, strict=False))
 
 
-def _store(candidate: Candidate, judge: Judge, draws: Draws, folder: Path) -> RowStore:
-    about = hashlib.sha256(json.dumps([judge.features.name, draws.policy, draws.seeds.start]).encode()).hexdigest()[:12]
-    return RowStore(folder / f"{candidate.key()}-{about}", {"features": Row((judge.features.size,))})
-
-
-def _distance(candidate: Candidate, judge: Judge, draws: Draws, folder: Path, count: int) -> Estimate:
-    features = _store(candidate, judge, draws, folder)["features"][:count]
+def _distance(store: RowStore, judge: Judge, count: int) -> Estimate:
+    features = store["features"][:count]
     if not np.isfinite(features).all():
         return Estimate(inf, None)
     return frechet_estimate(features, judge.reference.moments)
@@ -269,15 +279,14 @@ def _advance(
     judge: Judge,
     draws: Draws,
     group: Sequence[Candidate],
+    stores: Mapping[Candidate, RowStore],
     count: int,
-    folder: Path,
     batch_size: int,
     processes: Processes,
     shown: Callable[[int], None],
 ) -> None:
     """Draw what the candidates of one set of weights lack of `count` samples, batch by batch."""
-    stores = [_store(each, judge, draws, folder) for each in group] if processes.first else []
-    have = same_everywhere([store.count for store in stores], processes)
+    have = same_everywhere([stores[each].count for each in group] if processes.first else [], processes)
     ordered = sorted(range(len(group)), key=lambda i: _alike(group[i].sampling))
     start = begin = min(have)
     while start < count:
@@ -297,9 +306,10 @@ def _advance(
             problem = error
         fail_together(problem, processes)
         every = gathered(made, processes)
-        for i, store in enumerate(stores):
+        for i, candidate in enumerate(group):
             parts = [each[i] for each in every if i in each]
             if parts:
+                store = stores[candidate]
                 store.append({"features": np.concatenate(parts)[max(0, store.count - start) :]})
         start = stop
         shown((start - begin) * len(group))
@@ -324,6 +334,7 @@ def _drawn(
     for i, candidate in group:
         with torch.inference_mode():
             x = draw(remembering, y, z, candidate.sampling)
-            raw = judge.spec.decode(x) if model.spec is None else model.spec.decode(x)
-            features, _ = judge.features(raw)
-        yield i, features.float().cpu().numpy()
+            features, _ = judge.features((model.spec or judge.spec).decode(x))
+        # 8-bit pixels are finite whatever they come from.
+        finite = x.flatten(1).isfinite().all(1).cpu().numpy()
+        yield i, np.where(finite[:, None], features.float().cpu().numpy(), np.float32(np.nan))
