@@ -28,11 +28,11 @@ from justimage.evaluation.reference import (
 )
 from justimage.evaluation.rows import RowStore
 from justimage.evaluation.scores import Scores
+from justimage.runs.folder import RESULTS
 from justimage.sampling.pictures import grid, save
 
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 ExtractorName = Literal["fit", "inception", "dinov2", "clip"]
-RESULTS = "evaluations.jsonl"
 SHOWN = 100  # samples of a picture
 NEAREST = 10  # of them beside their nearest training samples
 UNSEEN = 2000  # samples that were not trained on, for the copying check
