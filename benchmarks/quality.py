@@ -43,8 +43,7 @@ def opened(run: str, batch_size: int) -> tuple[Denoiser, Judge, Any]:
     data = reference_data(run, None, DataOptions())
     judge, source = judge_of(
         data,
-        tuple(model.config.size),
-        model.config.channels,
+        (model.config.channels, *model.config.size),
         features="fit",
         weights=None,
         spec=model.spec,

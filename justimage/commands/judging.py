@@ -161,7 +161,7 @@ def save_nearest(store: RowStore, judge: Judge, source: Source | StreamSource | 
         return
     raw = store["raw"]
     found = copying(reduced(raw, judge.spec), judge.reference.small, judge.unseen)
-    chosen = np.argsort(found.distances)[:NEAREST]
+    chosen = np.argsort(found.ratios)[:NEAREST]
     where = evenly(len(source), MOST_COPIES)[found.nearest[chosen]]
     pairs = [torch.from_numpy(np.stack([raw[i] for i in chosen]))]
     pairs.append(torch.from_numpy(np.stack([source[int(i)][0] for i in where])))

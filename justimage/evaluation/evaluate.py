@@ -293,9 +293,7 @@ def scores_of(
         found += list(_of_values(rows, reference.rows, spec))
     if reference.small is not None and spec is not None and "raw" in rows:
         check = copying(reduced(rows["raw"], spec), reference.small, unseen)
-        meaning = (
-            f"share as near to a training sample as only {NEAR:.0%} of unseen data are; {NEAR:g}: nothing is copied"
-        )
+        meaning = f"share as near to one training sample as only {NEAR:.0%} of unseen data are; {NEAR:g}: no copies"
         found.append(Score("copies", check.share, check.error, "lower", meaning))
     return tuple(found)
 
