@@ -73,6 +73,8 @@ class RowStore:
             values = np.ascontiguousarray(rows[name][: kind.most - start], dtype=kind.dtype)
             if values.shape[1:] != kind.shape:
                 raise ValueError(f"rows of {name} are {values.shape[1:]}, not {kind.shape}")
+            if not len(values):  # enough are kept
+                continue
             with (
                 writing(self._path(name)),
                 File(self._path(name), "r+b" if self._path(name).exists() else "wb") as file,
