@@ -23,13 +23,15 @@ from justimage.denoiser import Denoiser
 from justimage.evaluation import evaluate as evaluating
 from justimage.evaluation import features as extractors
 from justimage.evaluation.copying import copying, reduced
-from justimage.evaluation.evaluate import Draws, Judge, draws_of, evaluate, hash_of, mean_of, scores_of
+from justimage.evaluation.evaluate import Draws, Judge, draws_of, evaluate, hash_of, mean_of
 from justimage.evaluation.features import ModuleFeatures
 from justimage.evaluation.fitted import Fit, fit_features
+from justimage.evaluation.metrics import frechet_estimate
 from justimage.evaluation.reference import Reference, read_statistics, reference_of, save_statistics
 from justimage.evaluation.rows import Row, RowStore
 from justimage.evaluation.scores import Score, Scores
 from justimage.networks.conditions import Part
+from justimage.sampling.generate import generate
 from justimage.sampling.write import write_facts
 
 ROOT = Path(__file__).parents[1]
@@ -40,9 +42,7 @@ COUNT = 30  # a multiple of the three classes, and enough to extrapolate from
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Features are fitted in a moment."""
-    monkeypatch.setitem(
-        extractors.EXTRACTORS, "fit", lambda choice: fit_features(choice.reference, QUICK, device=choice.device)
-    )
+    monkeypatch.setattr(extractors, "Fit", lambda: QUICK)
 
 
 def pictures(path: Path, count: int = 60, channels: int = 3, size: int = 8, seed: int = 0) -> Path:
@@ -88,13 +88,12 @@ class Counting:
 
     def __init__(self, stop: int | None = None):
         self.drawn, self.stop = 0, stop
-        self.generate = evaluating.generate
 
     def __call__(self, model: Any, seeds: Any, *arguments: Any, **options: Any) -> Any:
         if self.stop is not None and self.drawn >= self.stop:
             raise KeyboardInterrupt
         self.drawn += len(seeds)
-        return self.generate(model, seeds, *arguments, **options)
+        return generate(model, seeds, *arguments, **options)
 
 
 def no_sample(*_: Any, **__: Any) -> Any:
@@ -109,7 +108,17 @@ def test_the_numbers_are_the_same_for_any_batch(tmp_path):
     found = [evaluate(drawing, judge, draws, tmp_path / str(size), batch_size=size) for size in (1, 16, 128)]
     first, *others = [scores.to_json()["scores"] for scores in found if scores is not None]
     assert len(others) == 2
-    assert {"fd", "fd_infinity", "kid", "precision", "recall", "spectrum", "copies", "w1 c0", "lags c1"} <= set(first)
+    assert {
+        "fd",
+        "fd_infinity",
+        "kid",
+        "precision",
+        "recall",
+        "spectrum",
+        "copies",
+        "w1 channel0",
+        "lags channel1",
+    } <= set(first)
     for other in others:
         for name, score in first.items():
             assert other[name]["value"] == pytest.approx(score["value"], rel=1e-6, abs=1e-9), name
@@ -120,8 +129,7 @@ import sys, torch
 sys.path.insert(0, sys.argv[1])
 torch.set_num_threads(1)
 import test_evaluate
-from test_evaluate import extractors, fit_features, QUICK
-extractors.EXTRACTORS["fit"] = lambda choice: fit_features(choice.reference, QUICK, device=choice.device)
+test_evaluate.extractors.Fit = lambda: test_evaluate.QUICK
 import justimage
 assert justimage.__file__.startswith(sys.argv[2]), justimage.__file__
 from justimage.commands.main import main
@@ -367,10 +375,10 @@ def test_features_that_are_not_finite_are_refused():
 
     class Fails(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.where(x[:, :1, 0, 0] > 1.5, torch.nan, x.flatten(1)[:, :6])
+            return torch.where(x[:, :1, 0, 0] > 0.8, torch.nan, x.flatten(1)[:, :6])
 
     features = ModuleFeatures(Fails(), "fails", source.spec)
-    first = int(np.flatnonzero(source.spec.encode(torch.from_numpy(bad))[:, 0, 0, 0].numpy() > 1.5)[0])
+    first = int(np.flatnonzero(source.spec.encode(torch.from_numpy(bad))[:, 0, 0, 0].numpy() > 0.8)[0])
     with pytest.raises(ValueError, match=rf"features of sample {first} are not finite \(fails\): the extractor"):
         reference_of(source, features)
 
@@ -412,7 +420,7 @@ def test_conditions_other_than_labels(tmp_path, monkeypatch, capsys):
     assert "conditioned on height, words, which only data can give" in capsys.readouterr().err
     assert jit_here(*words, "--labels", "data", cwd=tmp_path, monkeypatch=monkeypatch) == 0
     (line,) = lines(tmp_path / "evaluations" / "evaluations.jsonl")
-    assert {"w1 c0", "quantiles c1", "lags c1", "spectrum"} <= set(line["scores"])
+    assert {"w1 channel0", "quantiles channel1", "lags channel1", "spectrum"} <= set(line["scores"])
 
 
 @pytest.mark.parametrize(("size", "patch"), [((8, 8), 4), ((64,), 8), ((8, 8, 8), 4)])
@@ -426,7 +434,7 @@ def test_fields_volumes_and_signals(tmp_path, monkeypatch, size, patch):
     (line,) = lines(tmp_path / "evaluations" / "evaluations.jsonl")
     assert line["labels"] == "unconditional"
     assert line["sampling"]["guidance"] == 1
-    assert {"fd", "w1 c0", "lags c1", "spectrum"} <= set(line["scores"])
+    assert {"fd", "w1 channel0", "lags channel1", "spectrum"} <= set(line["scores"])
 
 
 def test_a_model_that_does_not_say_what_its_values_mean_draws_those_of_the_data(tmp_path):
@@ -469,7 +477,7 @@ def test_statistics_as_others_write_them(tmp_path):
         np.savez(tmp_path / "adm.npz", mu=ours["mu"], sigma=ours["sigma"])
     rows = np.random.default_rng(3).normal(size=(40, 6))
     of = [judge.reference, *(read_statistics(tmp_path / name, judge.features) for name in ("ours.npz", "adm.npz"))]
-    first, *others = [scores_of({"features": rows}, each, None)[0].value for each in of]
+    first, *others = [frechet_estimate(rows, each.moments).value for each in of]
     assert others == pytest.approx([first, first], rel=1e-9)
 
 
@@ -607,10 +615,10 @@ def of_digits(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def digits_judge() -> tuple[Judge, np.ndarray, np.ndarray]:
-    """A judge that was fitted to 1,500 real digits; 1,500 others with their labels."""
-    x, y = of_digits(3000)
+    """A judge that was fitted to 1,500 real digits; 700 others with their labels."""
+    x, y = of_digits(2200)
     training = Arrays(x[:1500], y[:1500], classes=[str(i) for i in range(10)])
-    fit = Fit(features=16, width=8, epochs=1, least=6000, batch_size=64)
+    fit = Fit(features=16, width=8, epochs=1, least=8000, batch_size=64)
     features = fit_features(training, fit)
     return Judge(features, reference_of(training, features), training.spec), x[1500:], y[1500:]
 
@@ -623,6 +631,7 @@ def judged(judge: Judge, x: np.ndarray, folder: Path, labels: np.ndarray | None 
     return judge.scores(store, None if labels is None else labels.tolist())
 
 
+@pytest.mark.slow
 def test_worse_samples_are_found_worse(digits_judge, tmp_path):
     """By the Frechet distances, and by what claims to see just this."""
     judge, x, y = digits_judge
@@ -632,7 +641,7 @@ def test_worse_samples_are_found_worse(digits_judge, tmp_path):
     few = np.where(np.isin(y, (1, 7))[:, None, None, None], x, 0)[np.isin(y, (1, 7))]
     bad = {
         "blurred": blurred.astype(np.uint8),
-        "few classes": np.tile(few, (8, 1, 1, 1))[: len(x)],
+        "few classes": np.tile(few, (9, 1, 1, 1))[: len(x)],
         "noise": (x + generator.normal(0, 60, x.shape)).clip(0, 255).astype(np.uint8),
     }
     good = judged(judge, x, tmp_path / "good", y)
@@ -645,15 +654,15 @@ def test_worse_samples_are_found_worse(digits_judge, tmp_path):
     for name in ("blurred", "noise"):
         assert found[name]["spectrum"].value > 2 * good["spectrum"].value
         assert found[name]["precision"].value < good["precision"].value
-    for name in ("recall", "inception_score"):
-        assert found["few classes"][name].value < 0.7 * good[name].value
+    assert found["few classes"]["recall"].value < 0.7 * good["recall"].value
     assert found["few classes"]["precision"].value > 0.9
     wrong = judged(judge, x, tmp_path / "wrong", (y + 1) % 10)
-    assert wrong["agreement"].value < 0.1 < 0.7 < good["agreement"].value
+    assert wrong["agreement"].value < 0.1 < 0.4 < good["agreement"].value
     floor = good["floor"].value
     assert good["fd"].value < 3 * floor < found["noise"]["fd"].value
 
 
+@pytest.mark.slow
 def test_copies_of_the_training_data_are_found(digits_judge, tmp_path):
     """All of a memorised set, a part of a part, also where they are noisy; and no more than 1 % of unseen data."""
     judge, x, _ = digits_judge
@@ -667,7 +676,7 @@ def test_copies_of_the_training_data_are_found(digits_judge, tmp_path):
     for name, (samples, share) in cases.items():
         found = judged(judge, samples, tmp_path / name)["copies"]
         assert found.value == pytest.approx(share, abs=0.03), name
-    fresh = judged(judge, x[:1000], tmp_path / "fresh")["copies"]
+    fresh = judged(judge, x, tmp_path / "fresh")["copies"]
     assert fresh.error is not None
     assert abs(fresh.value - 0.01) < 4 * fresh.error
 
@@ -724,7 +733,7 @@ from pathlib import Path
 import numpy as np
 from justimage.data.spec import DataSpec
 from justimage.evaluation.evaluate import scores_of
-from justimage.evaluation.metrics import FeatureMoments
+from justimage.evaluation.metrics import frechet_estimate
 from justimage.evaluation.reference import Reference
 from justimage.evaluation.rows import Looker, RowStore
 import torch
