@@ -185,8 +185,8 @@ def in_words(scores: Scores) -> str:
     """What was judged, by what, how sure it is, and where the time went."""
     facts: dict[str, Any] = scores.facts
     features, reference = facts["features"], facts["reference"]
-    held_out = {name: value for name, value in features.items() if name.startswith("held_out")}
-    shown = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in held_out.items() if value is not None)
+    held_out = {name: value for name, value in features.items() if name.startswith("held_out_")}
+    shown = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in held_out.items())
     lines = [
         f"{facts['count']:,} samples"
         + (f", labels {facts['labels']}" if "labels" in facts else "")

@@ -73,7 +73,7 @@ class RowStore:
             values = np.ascontiguousarray(rows[name][: kind.most - start], dtype=kind.dtype)
             if values.shape[1:] != kind.shape:
                 raise ValueError(f"rows of {name} are {values.shape[1:]}, not {kind.shape}")
-            if not values.size:  # enough of them are kept
+            if not len(values):  # enough are kept
                 continue
             with (
                 writing(self._path(name)),
