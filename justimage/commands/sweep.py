@@ -22,6 +22,7 @@ from justimage.evaluation.scores import Scores, plain
 from justimage.evaluation.sweep import Halving, Space, Sweep, Trial, sweep
 from justimage.execution import find_device
 from justimage.parallel import Processes, first_then_others, in_the_first, join, leave
+from justimage.runs.evaluations import BEST
 from justimage.samplers import Sampling
 from justimage.sampling.draw import check_samples
 from justimage.weights.folder import write_sampling
@@ -99,7 +100,8 @@ def _sets(asked: SweepCommand) -> list[tuple[str, str]]:
         missing = [name for name in asked.weights if name not in there]
         if missing:
             raise ValueError(f"{source} has the weights {', '.join(there) or 'of one set'}, not {missing[0]!r}")
-        sets += [(source, name) for name in (asked.weights or there or [""])]
+        others = [name for name in there if name != BEST.name]  # which are a copy of one of the others
+        sets += [(source, name) for name in (asked.weights or others or [""])]
         if asked.write and not Path(source).is_dir():
             raise ValueError(
                 f"--write: {source} is no folder with a config to write to; convert an official checkpoint first: "

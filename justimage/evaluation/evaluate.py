@@ -29,7 +29,7 @@ from justimage.evaluation.metrics import (
 )
 from justimage.evaluation.neighbours import density_coverage, precision_recall
 from justimage.evaluation.raw import lag_correlation, quantiles, spectrum_distance, wasserstein1
-from justimage.evaluation.reference import KEPT, Reference, check_comparable
+from justimage.evaluation.reference import KEPT, Reference, check_comparable, evenly
 from justimage.evaluation.rows import Looker, RowStore
 from justimage.evaluation.scores import Score, Scores
 from justimage.parallel import Processes, fail_together, gathered, same_everywhere
@@ -256,8 +256,10 @@ def scores_of(
         meaning = "the same for infinitely many samples, extrapolated"
         found.append(Score("fd_infinity", infinite.value, infinite.error, "lower", meaning))
     if "features" in reference.rows:
-        real, ours = reference.rows["features"], features[:KEPT]
-        distance = kid(real, ours)
+        real = reference.rows["features"]
+        distance = kid(real, features[:KEPT])
+        number = min(len(real), len(features), KEPT)  # of each: what follows depends on the numbers
+        real, ours = real[evenly(len(real), number)], features[:number]
         precision, recall = precision_recall(real, ours)
         density, coverage = density_coverage(real, ours)
         found += [
