@@ -111,6 +111,7 @@ class Halving:
     kept: float = 1 / 3
     """Share of the candidates that go on; they draw twice as many."""
     finalists: int = 3
+    """At least so many draw all samples."""
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.finalists < 1:

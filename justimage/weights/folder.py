@@ -7,6 +7,7 @@ from torch import Tensor
 
 from justimage.data.records import read_json
 from justimage.disk import read_tensors, whole, write_tensors, write_text
+from justimage.networks.protocol import OLDEST
 
 FORMAT = "justimage/1"
 TENSORS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -52,7 +53,7 @@ def card(config: dict) -> str:
         *([f"license: {config['licence']}"] if config.get("licence") else []),
         "tags: [diffusion, flow-matching]",
         "---",
-        f"# {config['network']}, {size}",
+        f"# {config.get('network', OLDEST)}, {size}",
         "",
         f"A network on raw data that predicts {config['prediction']['space']}, trained with flow matching as in "
         f"arXiv 2511.13720. {architecture['channels']} channels, {classes} classes.",
