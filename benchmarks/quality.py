@@ -20,7 +20,8 @@ from machine import facts, result_path
 from justimage.commands.judging import judge_of, reference_data
 from justimage.data.sources import DataOptions
 from justimage.denoiser import Denoiser
-from justimage.evaluation.evaluate import Draws, Judge, draws_of
+from justimage.evaluation.draws import Draws, draws_of
+from justimage.evaluation.judge import Judge
 from justimage.evaluation.plots import pyplot
 from justimage.evaluation.sweep import Candidate, Halving, Space, Sweep, sweep
 from justimage.samplers import PRESETS

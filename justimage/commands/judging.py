@@ -15,9 +15,9 @@ from justimage.data.sources import DataOptions, open_source
 from justimage.data.spec import DataSpec, Source, StreamSource
 from justimage.disk import writing
 from justimage.evaluation.copying import copying, reduced
-from justimage.evaluation.evaluate import Judge, Progress, enough_to_extrapolate
 from justimage.evaluation.features import Features, open_features
-from justimage.evaluation.fitted import load_fitted
+from justimage.evaluation.fitted import Progress, load_fitted
+from justimage.evaluation.judge import Judge, enough_to_extrapolate
 from justimage.evaluation.reference import (
     MOST_COPIES,
     check_comparable,

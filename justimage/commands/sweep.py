@@ -15,7 +15,9 @@ from justimage.commands.line import parse
 from justimage.commands.main import DONE, INTERRUPTED
 from justimage.data.sources import DataOptions
 from justimage.disk import held, remove, write_text
-from justimage.evaluation.evaluate import Labels, check_counts, draws_of, evaluate, hash_of, mean_of, name_of
+from justimage.evaluation.draws import Labels, draws_of
+from justimage.evaluation.evaluate import evaluate, hash_of, mean_of, name_of
+from justimage.evaluation.judge import check_counts
 from justimage.evaluation.plots import plot_guidance, plot_nfe, pyplot
 from justimage.evaluation.rows import RowStore
 from justimage.evaluation.scores import Scores, plain

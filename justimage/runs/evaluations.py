@@ -18,9 +18,11 @@ from justimage.data.records import read_json
 from justimage.data.spec import Source, StreamSource, UnreadableSample
 from justimage.denoiser import Denoiser
 from justimage.disk import writing
-from justimage.evaluation.evaluate import Draws, Judge, check_counts, draws_of, evaluate
+from justimage.evaluation.draws import Draws, draws_of
+from justimage.evaluation.evaluate import evaluate
 from justimage.evaluation.features import open_features
 from justimage.evaluation.fitted import Fit
+from justimage.evaluation.judge import Judge, check_counts
 from justimage.evaluation.reference import reference_of
 from justimage.evaluation.scores import Scores
 from justimage.execution import cast_parameters
