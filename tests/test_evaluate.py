@@ -637,7 +637,7 @@ def test_worse_samples_are_found_worse(digits_judge, tmp_path):
     judge, x, y = digits_judge
     generator = np.random.default_rng(0)
     padded = np.pad(x.astype(np.float32), ((0, 0), (0, 0), (2, 2), (2, 2)))
-    blurred = sum(padded[:, :, i : i + 28, j : j + 28] for i in range(5) for j in range(5)) / 25
+    blurred = np.mean([padded[:, :, i : i + 28, j : j + 28] for i in range(5) for j in range(5)], 0)
     few = np.where(np.isin(y, (1, 7))[:, None, None, None], x, 0)[np.isin(y, (1, 7))]
     bad = {
         "blurred": blurred.astype(np.uint8),
@@ -733,7 +733,7 @@ from pathlib import Path
 import numpy as np
 from justimage.data.spec import DataSpec
 from justimage.evaluation.evaluate import scores_of
-from justimage.evaluation.metrics import frechet_estimate
+from justimage.evaluation.metrics import FeatureMoments
 from justimage.evaluation.reference import Reference
 from justimage.evaluation.rows import Looker, RowStore
 import torch
