@@ -88,14 +88,6 @@ class Part(Source):
         """The sample as the source has it."""
         return self.source[int(self.indices[index])]
 
-    def describe(self) -> str:
-        """See `Source`."""
-        return f"{len(self):,} samples of: {self.source.describe()}"
-
-    def fingerprint(self) -> str:
-        """See `Source`."""
-        return hashlib.sha256(f"{self.source.fingerprint()} {self.indices.tolist()}".encode()).hexdigest()[:16]
-
     def name(self, index: int) -> str:
         """What the source calls it."""
         return self.source.name(int(self.indices[index]))
