@@ -78,6 +78,9 @@ def test_importing_the_package_imports_nothing_heavy():
         (["train", "mnist-demo", "--training.lrr", "3"], ["did you mean --training.lr?"]),
         (["sample", "m", "--cfg", "3"], ["did you mean --guidance?"]),
         (["sample", "m", "--num-samples", "3"], ["did you mean --count?"]),
+        (["evaluate", "m", "--num-fid-samples", "3"], ["did you mean --count?"]),
+        (["evaluate", "m", "--fid"], ["did you mean --features inception?"]),
+        (["sweep", "m", "--cfg", "3"], ["did you mean --guidance?"]),
         (["sampel", "m"], ["did you mean `jit sample`?"]),
         (["data", "inspekt", "m"], ["did you mean `jit data inspect`?"]),
         (["sample", "m", "--seeds", "5-2"], ["--seeds 5-2"]),
@@ -101,11 +104,14 @@ def test_what_is_not_understood_is_answered_in_three_lines(tmp_path, monkeypatch
 def test_every_synonym_names_options_that_exist():
     """What the hints suggest is an option of some command."""
     from justimage.commands.data import Inspect, Pack
+    from justimage.commands.evaluate import Evaluate
     from justimage.commands.line import option_names
     from justimage.commands.sample import Sample
+    from justimage.commands.sweep import SweepCommand
     from justimage.commands.train import Train
 
     commands = [*(Train(recipe) for recipe in ji.RECIPES.values()), Sample("m"), Inspect("p"), Pack("p")]
+    commands += [Evaluate("m"), SweepCommand(("m",))]
     options = {name for each in commands for name in option_names(each)}
     assert {name.partition(" ")[0] for names in SYNONYMS.values() for name in names} <= options
 

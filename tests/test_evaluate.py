@@ -630,7 +630,7 @@ def judged(judge: Judge, x: np.ndarray, folder: Path, labels: np.ndarray | None 
     for start in range(0, len(x), 500):
         part = torch.from_numpy(x[start : start + 500])
         store.append(judge.looker()(part, range(start, start + len(part))))
-    return judge.scores(store, None if labels is None else labels.tolist())
+    return judge.scores(store.first(store.count), None if labels is None else labels.tolist())
 
 
 @pytest.mark.slow
@@ -639,7 +639,7 @@ def test_worse_samples_are_found_worse(digits_judge, tmp_path):
     judge, x, y = digits_judge
     generator = np.random.default_rng(0)
     padded = np.pad(x.astype(np.float32), ((0, 0), (0, 0), (2, 2), (2, 2)))
-    blurred = sum(padded[:, :, i : i + 28, j : j + 28] for i in range(5) for j in range(5)) / 25
+    blurred = np.mean([padded[:, :, i : i + 28, j : j + 28] for i in range(5) for j in range(5)], 0)
     few = np.where(np.isin(y, (1, 7))[:, None, None, None], x, 0)[np.isin(y, (1, 7))]
     bad = {
         "blurred": blurred.astype(np.uint8),
@@ -735,7 +735,7 @@ from pathlib import Path
 import numpy as np
 from justimage.data.spec import DataSpec
 from justimage.evaluation.judge import scores_of
-from justimage.evaluation.metrics import frechet_estimate
+from justimage.evaluation.metrics import FeatureMoments
 from justimage.evaluation.reference import Reference
 from justimage.evaluation.rows import Looker, RowStore
 import torch
@@ -762,7 +762,7 @@ for _ in range(100):
     rows["features"] = generator.integers(0, 256, (500, 64)).astype(np.float32)
     store.append(rows)
 assert store.count == 50_000
-print(scores_of(store, reference, spec)[0], (peak() - before) / 2**30)
+print(scores_of(store.first(store.count), reference, spec)[0], (peak() - before) / 2**30)
 assert peak() - before < 2**30
 """
 

@@ -12,8 +12,10 @@ import pytest
 
 from justimage.commands.convert import Convert
 from justimage.commands.data import Inspect, Pack
+from justimage.commands.evaluate import Evaluate
 from justimage.commands.line import parse
 from justimage.commands.sample import Sample
+from justimage.commands.sweep import SweepCommand
 from justimage.commands.train import Train
 from justimage.runs.promises import PROMISES
 from justimage.runs.recipes import RECIPES
@@ -241,5 +243,6 @@ def test_the_readmes_commands_parse():
             parse(Train, words[2:], "jit train", Train(RECIPES[words[1]]))
         else:
             kinds = {"sample": Sample, "convert": Convert, "inspect": Inspect, "pack": Pack}
+            kinds |= {"evaluate": Evaluate, "sweep": SweepCommand}
             skipped = 2 if words[0] == "data" else 1
             parse(kinds[words[skipped - 1]], words[skipped:], "jit")

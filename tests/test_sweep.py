@@ -88,7 +88,8 @@ def test_halving_draws_less_than_a_third_of_a_full_grid(candidates, classes):
     counts, left = [count for count, _ in rounds], [left for _, left in rounds]
     assert counts == sorted(set(counts))
     assert left == sorted(left, reverse=True)
-    assert (counts[-1], left[0], left[-1]) == (2000, candidates, 3)
+    assert (counts[-1], left[0]) == (2000, candidates)
+    assert left[-1] >= 3
     assert all(count % classes == 0 and count >= 66 for count in counts)
     more = [count - before for count, before in zip(counts, [0, *counts[:-1]], strict=True)]
     drawn = sum(each * (going + 2 * (number > 0)) for number, (each, going) in enumerate(zip(more, left, strict=True)))
@@ -100,16 +101,11 @@ def test_halving_at_its_edges():
     assert Halving().rungs(1, 66, 1) == [(2000, 1)]
     assert Halving(count=90).rungs(60, 66, 3)[-1][0] == 90
     assert Halving(first=1.0).rungs(60, 66, 1) == [(2000, 60)]
-    for wrong in (
-        {"count": 0},
-        {"first": 0.0},
-        {"first": float("nan")},
-        {"kept": 1.0},
-        {"kept": 0.0},
-        {"finalists": 0},
-    ):
-        with pytest.raises(ValueError, match=next(iter(wrong))):
-            Halving(**wrong)
+    nan = float("nan")
+    for name, wrong in {"count": (0, -1), "first": (0.0, 1.5, nan), "kept": (0.0, 1.0), "finalists": (0,)}.items():
+        for value in wrong:
+            with pytest.raises(ValueError, match=rf"{name} \({value}\)"):
+                Halving(**{name: value})
 
 
 @pytest.mark.parametrize("sampler", ["heun", "euler", "ab2", "dpm++2m"])

@@ -1,13 +1,16 @@
 """`jit completion`: a script that completes commands, recipes, options and their words in bash and zsh."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from justimage.commands.convert import Convert
 from justimage.commands.data import Inspect, Pack
+from justimage.commands.evaluate import Evaluate
 from justimage.commands.line import options_of
 from justimage.commands.main import COMMANDS, DATA_COMMANDS, DONE
 from justimage.commands.sample import Sample
+from justimage.commands.sweep import SweepCommand
 from justimage.commands.train import Train
 from justimage.runs.recipes import RECIPES
 
@@ -44,10 +47,11 @@ def script(shell: str) -> str:
         raise ValueError(f"there is no completion for {shell!r}; there is for {' and '.join(SHELLS)}")
     commands: dict[str, object] = {f"train {name}": Train(recipe) for name, recipe in RECIPES.items()}
     commands |= {"data inspect": Inspect(""), "data pack": Pack("")}
-    commands |= {"sample *": Sample(""), "convert *": Convert(Path(), Path())}
+    commands |= {"sample *": Sample(""), "evaluate *": Evaluate(), "sweep *": SweepCommand(())}
+    commands["convert *"] = Convert(Path(), Path())
     options = {name: dict(options_of(values)) for name, values in commands.items()}
     cases = _cases({name: [f"--{option}" for option in each] for name, each in options.items()})
-    cases = cases.replace('"sample *"', "sample\\ *").replace('"convert *"', "convert\\ *")
+    cases = re.sub(r'"(\w+) \*"', r"\1\\ *", cases)
     # An option means the same in every command that has it.
     words = {f"--{option}": each for of in options.values() for option, each in of.items() if each}
     text = SCRIPT.format(
