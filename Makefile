@@ -22,7 +22,7 @@ test-lowest:
 	$$uv --version >/dev/null 2>&1 || { echo "test-lowest needs uv, as pip cannot choose the lowest versions: pip install uv"; exit 1; }; \
 	set -e; \
 	$$uv venv --quiet --clear --python 3.11 $(LOWEST); \
-	$$uv pip install --quiet --compile-bytecode --python $(LOWEST)/bin/python --resolution lowest-direct -e '.[dev,demo,data,science]'
+	$$uv pip install --quiet --compile-bytecode --python $(LOWEST)/bin/python --resolution lowest-direct -e '.[dev,demo,data,science,eval]'
 	@$(LOWEST)/bin/python -c 'import re; from importlib.metadata import requires, version; \
 	names = {re.match(r"[\w.-]+", text)[0] for text in requires("justimage")}; \
 	print(*(f"{name}=={version(name)}" for name in sorted(names)), sep="\n")'
@@ -40,10 +40,10 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet uv || echo "uv could not be installed; going on with pip"
 	@if $(BIN)/python -m uv --version >/dev/null 2>&1; then \
 		echo "installing with uv"; \
-		$(BIN)/python -m uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[dev,demo,data,science]'; \
+		$(BIN)/python -m uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[dev,demo,data,science,eval]'; \
 	else \
 		echo "installing with pip"; \
-		$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,demo,data,science]'; \
+		$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,demo,data,science,eval]'; \
 	fi
 	@touch $@
 

@@ -9,7 +9,7 @@ waiting on data, and the share of a step that its random draws take (timed by th
 import json
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import tyro
@@ -37,6 +37,7 @@ def main(options: Options) -> None:
     """Train, time the draws, write the files."""
     device = best_device()
     recipe = RECIPES[options.recipe]
+    recipe = replace(recipe, report=replace(recipe.report, evaluate_nimg=0))  # what is timed is the training
     network = recipe.network
     source = open_source(options.data or recipe.default_data, network.size, network.channels, recipe.data_options)
     with tempfile.TemporaryDirectory() as folder:

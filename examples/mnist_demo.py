@@ -1,6 +1,7 @@
-"""`make demo`: train mnist-demo on 5,000 real digits, draw every class, and let a classifier judge the digits.
+"""`make demo`: train mnist-demo on 5,000 real digits, draw every class, and judge the digits.
 
-Writes runs/mnist-demo/samples.png and runs/mnist-demo/along-t.png; its last line is the class agreement.
+Writes runs/mnist-demo/samples.png, along-t.png and demo.json. Its last lines are the Frechet distance that training
+ended with, and the class agreement.
 """
 
 import json
@@ -8,6 +9,7 @@ import platform
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,6 +49,24 @@ def along_t(model: ji.Denoiser, digit: int, seed: int, show: int = 10) -> None:
     save(ji.grid(images, model.spec, show, column_titles=titles, raw=False), RUN / "along-t.png")
 
 
+def last_evaluation() -> dict[str, Any]:
+    """The last evaluation of the run, as training makes one at its end; a run that has none is evaluated now."""
+    results = RUN / "evaluations.jsonl"
+    if not results.is_file() and jit(["evaluate", str(RUN), "--count", "500", "--device", "cpu"]):
+        raise SystemExit(f"{RUN} cannot be evaluated")
+    return json.loads(results.read_text().splitlines()[-1])
+
+
+def in_words(evaluation: dict[str, Any]) -> str:
+    """The Frechet distance, its floor, and what they mean."""
+    fd, floor = evaluation["scores"]["fd"], evaluation["scores"]["floor"]
+    return (
+        f"Frechet distance: {fd['value']:.2f} \N{PLUS-MINUS SIGN} {fd['error']:.2f}, floor {floor['value']:.2f}: how "
+        f"far {evaluation['count']} drawn digits, all together, are from the real ones as a classifier sees them, and "
+        "how far one half of the real ones is from the other"
+    )
+
+
 def main() -> int:
     """Returns the exit code of the training, 0 if all went well."""
     began = time.monotonic()
@@ -66,8 +86,13 @@ def main() -> int:
     agreement = judge.predict(samples.reshape(len(samples), -1).numpy() / 255.0) == labels
     measured = {"class_agreement": float(agreement.mean()), "digits": len(labels), "torch": torch.__version__}
     measured |= {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads(), "seed": 0}
+    evaluation = last_evaluation()
+    frechet = {name: evaluation["scores"][name] for name in ("fd", "floor")}
+    judge_facts = {name: evaluation["features"].get(name) for name in ("name", "held_out_accuracy")}
+    measured |= {"frechet_distance": frechet, "features": judge_facts}
     measured |= {"seconds": round(time.monotonic() - began, 1), "training": model.training_summary}
     (RUN / "demo.json").write_text(json.dumps(measured, indent=2) + "\n")
+    print(in_words(evaluation))
     print(f"class agreement: {100 * agreement.mean():.1f} %")
     return 0
 

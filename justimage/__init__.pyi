@@ -6,6 +6,15 @@ from .data.spec import Given as Given
 from .data.spec import Source as Source
 from .data.spec import UnreadableSample as UnreadableSample
 from .denoiser import Denoiser as Denoiser
+from .evaluation.draws import draws_of as draws_of
+from .evaluation.evaluate import evaluate as evaluate
+from .evaluation.features import Features as Features
+from .evaluation.features import ModuleFeatures as ModuleFeatures
+from .evaluation.features import open_features as open_features
+from .evaluation.judge import Judge as Judge
+from .evaluation.metrics import frechet_distance as frechet_distance
+from .evaluation.reference import reference_of as reference_of
+from .evaluation.scores import Scores as Scores
 from .execution import best_device as best_device
 from .networks.conditions import Condition as Condition
 from .networks.conditions import Part as Part

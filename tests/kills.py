@@ -41,7 +41,8 @@ for line in sys.stdin:
 TRAIN = (
     "train mnist-demo --network.width 256 --network.depth 2 --network.heads 2 --network.context-start 1 --device cpu "
     "--training.batch-size 8 --training.ema-decays 0.9 --report.tick-nimg 8 --report.save-nimg 8 "
-    "--report.sample-nimg 1000000 --report.preview-steps 1 --data-options.workers 1"
+    "--report.sample-nimg 1000000 --report.preview-steps 1 --report.evaluate-nimg 0 "
+    "--data-options.workers 1"
 )
 
 

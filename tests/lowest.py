@@ -21,7 +21,8 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 TINY = (
     "--network.width 32 --network.depth 2 --network.heads 2 --network.context-start 1 --device cpu "
-    "--training.batch-size 32 --training.duration-nimg 64 --report.tick-nimg 32 --report.preview-steps 2"
+    "--training.batch-size 32 --training.duration-nimg 64 --report.tick-nimg 32 --report.preview-steps 2 "
+    "--report.evaluate-nimg 0"
 )
 
 

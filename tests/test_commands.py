@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
 TINY = shlex.split(
     "--network.width 16 --network.depth 2 --network.heads 2 --network.context-start 1 --device cpu "
-    "--training.batch-size 32 --report.tick-nimg 32 --report.preview-steps 1"
+    "--training.batch-size 32 --report.tick-nimg 32 --report.preview-steps 1 --report.evaluate-nimg 0"
 )
 
 

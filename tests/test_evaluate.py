@@ -23,9 +23,11 @@ from justimage.denoiser import Denoiser
 from justimage.evaluation import evaluate as evaluating
 from justimage.evaluation import features as extractors
 from justimage.evaluation.copying import copying, reduced
-from justimage.evaluation.evaluate import Draws, Judge, draws_of, evaluate, hash_of, mean_of
+from justimage.evaluation.draws import Draws, draws_of
+from justimage.evaluation.evaluate import evaluate, hash_of, mean_of
 from justimage.evaluation.features import ModuleFeatures
 from justimage.evaluation.fitted import Fit, fit_features
+from justimage.evaluation.judge import Judge
 from justimage.evaluation.metrics import frechet_estimate
 from justimage.evaluation.reference import Reference, read_statistics, reference_of, save_statistics
 from justimage.evaluation.rows import Row, RowStore
@@ -732,7 +734,7 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from justimage.data.spec import DataSpec
-from justimage.evaluation.evaluate import scores_of
+from justimage.evaluation.judge import scores_of
 from justimage.evaluation.metrics import FeatureMoments
 from justimage.evaluation.reference import Reference
 from justimage.evaluation.rows import Looker, RowStore

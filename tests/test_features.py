@@ -15,12 +15,12 @@ from justimage.data.arrays import Arrays, digits
 from justimage.data.spec import DataSpec
 from justimage.disk import cache_folder
 from justimage.evaluation import pretrained
-from justimage.evaluation.encoder import Decoder, Encoder, grids
+from justimage.evaluation.encoder import Decoder, Encoder, grids, shifted
 from justimage.evaluation.features import EXTRACTORS, ModuleFeatures, open_features
 from justimage.evaluation.fitted import Fit, fit_features, load_fitted
 from justimage.evaluation.pretrained import inception
 
-TINY = Fit(features=4, width=8, epochs=1, least=320, most=320, batch_size=32)
+TINY = Fit(features=4, width=8, epochs=1, least=640, most=640, batch_size=32, lr=1e-2)
 
 
 def blobs(shape: tuple[int, ...], count: int = 120, classes: int = 2, dtype: str = "float32", shift: float = 0.0):
@@ -51,12 +51,12 @@ def test_features_are_fitted_to_any_shape_with_and_without_labels(shape, classes
     assert features.shape == (16, 4) and features.dtype == torch.float32 and features.isfinite().all()
     assert fitted.size == 4 and fitted.name.startswith("fit-4-")
     assert (logits is None) == (fitted.classes == 0) == (classes == 0)
-    assert fitted.facts["held_out"] == 12 and fitted.facts["images_seen"] == 320
+    assert fitted.facts["held_out"] == 12 and fitted.facts["images_seen"] == 640
     json.dumps(fitted.facts)
     fitted.check(source.spec)
     if classes:
         assert logits is not None and logits.shape == (16, 2)
-        assert fitted.facts["held_out_accuracy"] == 1.0  # the mean of so many values tells the classes apart
+        assert fitted.facts["held_out_accuracy"] > 0.9  # the mean of so many values tells the classes apart
         assert 0.5 <= fitted.facts["chance"] <= 1
     else:
         assert fitted.facts["held_out_explained_variance"] < 1
@@ -66,9 +66,11 @@ def test_features_are_fitted_to_any_shape_with_and_without_labels(shape, classes
 def test_an_autoencoder_explains_what_samples_have_in_common(empty_cache):
     """Constant planes are one number each; so four features rebuild them, also of samples never seen."""
     values = np.random.default_rng(0).normal(size=(400, 2, 1, 1))
-    source = Arrays(np.broadcast_to(values, (400, 2, 8, 8)).astype(np.float32))
-    fitted = fit_features(source, replace(TINY, least=8000, most=8000, lr=1e-2))
-    assert fitted.facts["held_out_explained_variance"] > 0.9
+    source = Arrays(np.broadcast_to(values, (400, 2, 4, 4)).astype(np.float32))
+    fitted = fit_features(source, replace(TINY, least=8000, most=8000))
+    assert fitted.facts["held_out_explained_variance"] > 0.8
+    noise = fit_features(blobs((2, 4, 4), count=400, classes=0), TINY)
+    assert noise.facts["held_out_explained_variance"] < 0.4  # 32 independent numbers in four
 
 
 def test_a_fit_is_a_function_of_data_and_recipe(empty_cache, monkeypatch, tmp_path):
@@ -80,7 +82,7 @@ def test_a_fit_is_a_function_of_data_and_recipe(empty_cache, monkeypatch, tmp_pa
     calls = []
     anew = fit_features(source, TINY, progress=lambda *each: calls.append(each))
     assert torch.equal(torch.get_rng_state(), state)
-    assert calls[-1] == (320, 320, "fitting features: a classifier")
+    assert calls[-1] == (640, 640, "fitting features: a classifier")
     for other in (again, anew):
         assert other.name == one.name and other.facts == one.facts
         for left, right in zip(one(first(source)), other(first(source)), strict=True):
@@ -158,7 +160,7 @@ def test_held_out_features_have_unit_variance(empty_cache):
 
 @pytest.mark.slow
 def test_real_digits_are_told_apart(empty_cache):
-    fitted = fit_features(digits(), Fit(width=16, epochs=3, least=1))
+    fitted = fit_features(digits(), Fit(width=16, epochs=4, least=1))
     assert fitted.facts["held_out"] == 500
     assert fitted.facts["held_out_accuracy"] > 0.9
     assert fitted.facts["chance"] < 0.15
@@ -188,6 +190,16 @@ def test_grids_are_bounded_and_the_decoder_leads_back(size):
     x = torch.randn(2, 2, *size)
     assert encoder(x).shape == (2, 3)
     assert decoder(encoder(x)).shape == encoder.reduce(x).shape == (2, 2, *encoder.reduced)
+
+
+@pytest.mark.parametrize("size", [(3,), (30,), (14, 28), (14, 15, 5)])
+def test_shifts_are_small_and_each_samples_own(size):
+    grid = torch.stack(torch.meshgrid(*(torch.arange(float(length)) for length in size), indexing="ij"))
+    moved = shifted(grid.expand(50, *grid.shape), torch.Generator().manual_seed(0))
+    for axis, length in enumerate(size):
+        inner = (moved - grid)[:, axis].movedim(axis + 1, 1)[:, length // 14 : length - length // 14].flatten(1)
+        assert (inner == inner[:, :1]).all(), "one sample moves as a whole"
+        assert set(inner[:, 0].tolist()) == set(range(-(length // 14), length // 14 + 1))
 
 
 def test_any_module_gives_features():

@@ -22,7 +22,8 @@ from justimage.sampling.fields import to_xarray, write_fields
 TINY = shlex.split(
     "--network.width 48 --network.depth 2 --network.heads 2 --network.context-start 1 --device cpu "
     "--training.batch-size 16 --training.duration-nimg 64 --training.ema-decays 0.9 "
-    "--report.tick-nimg 16 --report.save-nimg 64 --report.sample-nimg 64 --report.preview-steps 2"
+    "--report.tick-nimg 16 --report.save-nimg 64 --report.sample-nimg 64 --report.preview-steps 2 "
+    "--report.evaluate-nimg 0"
 )
 
 

@@ -123,7 +123,8 @@ def test_outputs_never_become_inputs(pets, monkeypatch, capsys):
     tiny = (
         "--network.width 32 --network.depth 2 --network.heads 2 --network.context-start 1 --device cpu "
         "--training.batch-size 8 --training.duration-nimg 16 --training.ema-decays 0.9 "
-        "--report.tick-nimg 8 --report.save-nimg 16 --report.sample-nimg 16 --report.preview-steps 1"
+        "--report.tick-nimg 8 --report.save-nimg 16 --report.sample-nimg 16 --report.preview-steps 1 "
+        "--report.evaluate-nimg 0"
     )
     jit("data inspect . --size 32")
     jit(f"train cifar10 --data . {tiny}")

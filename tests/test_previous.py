@@ -58,7 +58,8 @@ def test_a_run_of_the_previous_version_resumes(run):
     result = subprocess.run(command, cwd=run.parent, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr
     assert f"at nimg = {SAVED_NIMG:,}" in result.stdout
-    assert json.loads((run / "recipe.json").read_text())["recipe"]["sampling"]["shift"] == 1
+    recipe = json.loads((run / "recipe.json").read_text())["recipe"]
+    assert (recipe["sampling"]["shift"], recipe["report"]["evaluate_nimg"]) == (1, 0)
 
     expected = load_file(PREVIOUS / "finished.safetensors")
     reached = load_file(run / "state" / f"{DURATION_NIMG:09d}" / "state.safetensors")

@@ -29,7 +29,8 @@ def jit(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 TINY = shlex.split(
     "--network.width 32 --network.depth 2 --network.heads 2 --network.context-start 1 --device cpu "
     "--training.batch-size 32 --training.ema-decays 0.9 "
-    "--report.tick-nimg 320 --report.save-nimg 640 --report.sample-nimg 1280 --report.preview-steps 2"
+    "--report.tick-nimg 320 --report.save-nimg 640 --report.sample-nimg 1280 --report.preview-steps 2 "
+    "--report.evaluate-nimg 0"
 )
 
 

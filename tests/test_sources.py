@@ -24,7 +24,8 @@ from justimage.data.tables import TableOptions
 TINY = shlex.split(
     "--network.width 32 --network.depth 2 --network.heads 2 --network.context-start 1 --device cpu "
     "--training.batch-size 16 --training.duration-nimg 64 --training.ema-decays 0.9 "
-    "--report.tick-nimg 16 --report.save-nimg 64 --report.sample-nimg 64 --report.preview-steps 2"
+    "--report.tick-nimg 16 --report.save-nimg 64 --report.sample-nimg 64 --report.preview-steps 2 "
+    "--report.evaluate-nimg 0"
 )
 
 
@@ -311,6 +312,9 @@ def test_streams_resume_and_share_and_say_what_they_promise(kind, cifar, tmp_pat
         assert torch.equal(one.raw, torch.cat((left.raw, right.raw)))
 
     arguments = ["train", "cifar10", *TINY, "--data", address, "--run", "r", *flags]
+    assert jit_here(*arguments, "--report.evaluate-nimg", "32", cwd=tmp_path, monkeypatch=monkeypatch) == 2
+    assert "this is a stream. --report.evaluate-nimg 0 trains without evaluations" in capsys.readouterr().err
+    assert not (tmp_path / "r").exists()
     assert jit_here(*arguments, cwd=tmp_path, monkeypatch=monkeypatch) == 0
     assert "no length" in capsys.readouterr().out
     arguments = ["sample", "r", "--count", "1", "--classes", "3", "--steps", "2"]

@@ -21,8 +21,9 @@ from justimage.denoiser import Denoiser
 from justimage.evaluation import evaluate as evaluating
 from justimage.evaluation import features as extractors
 from justimage.evaluation import sweep as sweeping
-from justimage.evaluation.evaluate import Judge, draws_of
+from justimage.evaluation.draws import draws_of
 from justimage.evaluation.features import ModuleFeatures
+from justimage.evaluation.judge import Judge
 from justimage.evaluation.reference import reference_of
 from justimage.evaluation.sweep import Candidate, Halving, Remembering, Space, sweep
 from justimage.process import Prediction

@@ -28,7 +28,8 @@ from justimage.weights.official import save_official
 
 TINY = shlex.split(
     "--network.width 16 --network.depth 2 --network.heads 2 --network.context-start 1 --device cpu "
-    "--training.batch-size 32 --report.tick-nimg 32 --report.preview-steps 1 --training.duration-nimg 64"
+    "--training.batch-size 32 --report.tick-nimg 32 --report.preview-steps 1 "
+    "--report.evaluate-nimg 0 --training.duration-nimg 64"
 )
 
 

@@ -19,17 +19,10 @@ from justimage.data.sources import DataOptions
 from justimage.data.spec import DataSpec, Source, StreamSource
 from justimage.denoiser import Denoiser
 from justimage.disk import held, remove
-from justimage.evaluation.evaluate import (
-    Judge,
-    Labels,
-    Progress,
-    check_counts,
-    draws_of,
-    evaluate,
-    hash_of,
-    mean_of,
-    name_of,
-)
+from justimage.evaluation.draws import Labels, draws_of
+from justimage.evaluation.evaluate import evaluate, hash_of, mean_of, name_of
+from justimage.evaluation.fitted import Progress
+from justimage.evaluation.judge import Judge, check_counts
 from justimage.evaluation.reference import batches_of, save_statistics
 from justimage.evaluation.rows import RowStore
 from justimage.evaluation.samples import open_samples
@@ -262,7 +255,7 @@ def _of_samples(asked: Evaluate) -> int:
             for raw in batches_of(samples, len(samples)):
                 store.append(judge.looker()(raw, range(store.count, store.count + len(raw))))
                 progress(store.count, len(samples), "looking at the samples")
-            scores = judge.scores(store)
+            scores = judge.scores(store.first(store.count))
             name = f"samples-{samples.fingerprint()[:12]}"
             with held(pictures, only=f"{name}.png"):
                 picture(store, judge.spec, pictures / f"{name}.png")

@@ -15,9 +15,9 @@ from justimage.data.sources import DataOptions, open_source
 from justimage.data.spec import DataSpec, Source, StreamSource
 from justimage.disk import writing
 from justimage.evaluation.copying import copying, reduced
-from justimage.evaluation.evaluate import Judge, Progress, enough_to_extrapolate
 from justimage.evaluation.features import Features, open_features
-from justimage.evaluation.fitted import load_fitted
+from justimage.evaluation.fitted import Progress, load_fitted
+from justimage.evaluation.judge import Judge, enough_to_extrapolate
 from justimage.evaluation.reference import (
     MOST_COPIES,
     check_comparable,
@@ -28,11 +28,11 @@ from justimage.evaluation.reference import (
 )
 from justimage.evaluation.rows import RowStore
 from justimage.evaluation.scores import Scores
+from justimage.runs.folder import RESULTS
 from justimage.sampling.pictures import grid, save
 
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 ExtractorName = Literal["fit", "inception", "dinov2", "clip"]
-RESULTS = "evaluations.jsonl"
 SHOWN = 100  # samples of a picture
 NEAREST = 10  # of them beside their nearest training samples
 UNSEEN = 2000  # samples that were not trained on, for the copying check
@@ -161,7 +161,7 @@ def save_nearest(store: RowStore, judge: Judge, source: Source | StreamSource | 
         return
     raw = store["raw"]
     found = copying(reduced(raw, judge.spec), judge.reference.small, judge.unseen)
-    chosen = np.argsort(found.distances)[:NEAREST]
+    chosen = np.argsort(found.ratios)[:NEAREST]
     where = evenly(len(source), MOST_COPIES)[found.nearest[chosen]]
     pairs = [torch.from_numpy(np.stack([raw[i] for i in chosen]))]
     pairs.append(torch.from_numpy(np.stack([source[int(i)][0] for i in where])))

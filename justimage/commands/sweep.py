@@ -15,13 +15,16 @@ from justimage.commands.line import parse
 from justimage.commands.main import DONE, INTERRUPTED
 from justimage.data.sources import DataOptions
 from justimage.disk import held, remove, write_text
-from justimage.evaluation.evaluate import Labels, check_counts, draws_of, evaluate, hash_of, mean_of, name_of
+from justimage.evaluation.draws import Labels, draws_of
+from justimage.evaluation.evaluate import evaluate, hash_of, mean_of, name_of
+from justimage.evaluation.judge import check_counts
 from justimage.evaluation.plots import plot_guidance, plot_nfe, pyplot
 from justimage.evaluation.rows import RowStore
 from justimage.evaluation.scores import Scores, plain
 from justimage.evaluation.sweep import Halving, Space, Sweep, Trial, sweep
 from justimage.execution import find_device
 from justimage.parallel import Processes, first_then_others, in_the_first, join, leave
+from justimage.runs.evaluations import BEST
 from justimage.samplers import Sampling
 from justimage.sampling.draw import check_samples
 from justimage.weights.folder import write_sampling
@@ -99,7 +102,8 @@ def _sets(asked: SweepCommand) -> list[tuple[str, str]]:
         missing = [name for name in asked.weights if name not in there]
         if missing:
             raise ValueError(f"{source} has the weights {', '.join(there) or 'of one set'}, not {missing[0]!r}")
-        sets += [(source, name) for name in (asked.weights or there or [""])]
+        others = [name for name in there if name != BEST.name]  # which are a copy of one of the others
+        sets += [(source, name) for name in (asked.weights or others or [""])]
         if asked.write and not Path(source).is_dir():
             raise ValueError(
                 f"--write: {source} is no folder with a config to write to; convert an official checkpoint first: "

@@ -37,7 +37,7 @@ def _divided(size: Sequence[int], stride: int) -> tuple[int, ...]:
 
 
 def _convolution(inputs: int, outputs: int, dimension: int, stride: int = 1, side: int = 3) -> nn.Module:
-    return CONVOLUTIONS[dimension](inputs, outputs, side, stride, side // 2, bias=False)
+    return CONVOLUTIONS[dimension](inputs, outputs, side, stride, side // 2)
 
 
 class Residual(nn.Module):
@@ -56,8 +56,9 @@ class Residual(nn.Module):
 class Encoder(nn.Module):
     """Model values (B, C, *S) -> features (B, D): strided convolutions, an average over the grid, a linear map.
 
-    Every sample is normalised by itself. Long axes are reduced by averaging first, and the first stride is such that
-    a small grid is left: a sample costs about the same whatever its size.
+    Only what is added along the way is normalised, each sample by itself: so brightness and contrast reach the
+    features. Long axes are reduced by averaging first, and the first stride is such that a small grid is left: a sample
+    costs about the same whatever its size.
     """
 
     def __init__(self, channels: int, size: Sequence[int], width: int, features: int):
@@ -70,9 +71,8 @@ class Encoder(nn.Module):
         layers = [_convolution(channels, width, self.dimension, stride, max(3, 2 * stride - 1))]
         widths = [width * min(2**level, 4) for level in range(len(rest) + 1)]
         for narrow, wide in pairwise(widths):
-            layers += [nn.GroupNorm(GROUPS, narrow), nn.ReLU(), _convolution(narrow, wide, self.dimension, 2)]
-            layers += [Residual(wide, self.dimension)]
-        self.layers = nn.Sequential(*layers, nn.GroupNorm(GROUPS, widths[-1]), nn.ReLU())
+            layers += [nn.ReLU(), _convolution(narrow, wide, self.dimension, 2), Residual(wide, self.dimension)]
+        self.layers = nn.Sequential(*layers, nn.ReLU())
         self.out = nn.Linear(widths[-1], features)
 
     def reduce(self, x: Tensor) -> Tensor:
@@ -98,7 +98,6 @@ class Decoder(nn.Module):
         self.first = nn.Linear(features, widths[0] * prod(self.grids[0]))
         self.blocks = nn.ModuleList(Residual(each, dimension) for each in widths)
         self.steps = nn.ModuleList(_convolution(wide, narrow, dimension) for wide, narrow in pairwise(widths))
-        self.norm = nn.GroupNorm(GROUPS, widths[-1])
         self.out = _convolution(widths[-1], channels, dimension)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -106,15 +105,29 @@ class Decoder(nn.Module):
         x = self.first(features).unflatten(1, (-1, *self.grids[0]))
         x = self.blocks[0](x)
         for grid, step, block in zip(self.grids[1:], self.steps, self.blocks[1:], strict=True):
-            x = block(step(F.interpolate(x, grid)))
-        return self.out(F.interpolate(F.relu(self.norm(x)), self.reduced))
+            x = block(step(F.interpolate(F.relu(x), grid)))
+        return self.out(F.interpolate(F.relu(x), self.reduced))
+
+
+def shifted(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Every sample (C, *S) of a batch moved by up to 1/14 of each axis, its edge repeated: few samples teach more."""
+    most = [length // 14 for length in x.shape[2:]]
+    padding = [each for length in reversed(most) for each in (length, length)]
+    padded = F.pad(x, padding, mode="replicate")
+    starts = [torch.randint(0, 2 * length + 1, (len(x),), generator=generator).tolist() for length in most]
+    out = torch.empty_like(x)
+    for row, wide, *where in zip(out, padded, *starts, strict=True):
+        places = zip(where, x.shape[2:], strict=True)
+        row.copy_(wide[(slice(None), *(slice(start, start + length) for start, length in places))])
+    return out
 
 
 def initialise(module: nn.Module, generator: torch.Generator) -> None:
-    """Weights from the generator, so that each layer keeps the variance; biases 0, norms 1."""
+    """Weights from the generator, so that each layer keeps the variance (arXiv 1502.01852); biases 0, norms 1."""
     with torch.no_grad():
         for name, parameter in sorted(module.named_parameters()):
             if parameter.ndim > 1:
-                parameter.normal_(std=parameter[0].numel() ** -0.5, generator=generator)
+                gain = 2 if parameter.ndim > 2 else 1  # convolutions are of what a ReLU has halved
+                parameter.normal_(std=(gain / parameter[0].numel()) ** 0.5, generator=generator)
             else:
                 parameter.fill_(1.0 if name.endswith("weight") else 0.0)

@@ -22,7 +22,7 @@ from justimage.data.loader import batches, model_values, order, read
 from justimage.data.records import from_plain, read_json
 from justimage.data.spec import DataSpec, Item, Source
 from justimage.disk import cache_folder, read_tensors, sum_of, whole, write_tensors, write_text
-from justimage.evaluation.encoder import Decoder, Encoder, initialise
+from justimage.evaluation.encoder import Decoder, Encoder, initialise, shifted
 from justimage.execution import to_device
 from justimage.randomness import Purpose, key
 
@@ -45,8 +45,8 @@ class Fit:
     epochs: int = 10
     """How often each sample is seen, unless that is fewer than `least` samples in all, or more than `most`."""
     least: int = 25_000
-    most: int = 300_000
-    batch_size: int = 128
+    most: int = 160_000
+    batch_size: int = 64
     lr: float = 3e-3
     weight_decay: float = 0.05
     held_out: float = 0.1
@@ -91,6 +91,14 @@ class Part(Source):
     def name(self, index: int) -> str:
         """What the source calls it."""
         return self.source.name(int(self.indices[index]))
+
+    def describe(self) -> str:
+        """How many of them, and of what."""
+        return f"{len(self):,} of {self.source.describe()}"
+
+    def fingerprint(self) -> str:
+        """Of the source's, and of which samples they are."""
+        return hashlib.sha256(self.source.fingerprint().encode() + self.indices.tobytes()).hexdigest()[:16]
 
 
 class FittedNet(nn.Module):
@@ -165,7 +173,7 @@ def fit_features(
     name = _name(data, spec, config)
     with contextlib.suppress(ValueError):  # there is none, or a damaged one
         return load_fitted(name, device=device)
-    held = min(config.most_held_out, max(1, round(config.held_out * len(source))))
+    held = min(config.most_held_out, len(source) - 1, max(1, round(config.held_out * len(source))))
     seen = min(len(source) - held, config.most)
     shuffled = order(config.seed, range(held + seen), len(source))
     net = _train(Part(source, shuffled[held:]), spec, config, device, progress)
@@ -235,10 +243,12 @@ def _train(source: Source, spec: DataSpec, config: Fit, device: torch.device, pr
     text = "fitting features: " + ("a classifier" if net.classes else "an autoencoder")
     workers = min(8, os.cpu_count() or 1)
     endless = batches(source, seed=config.seed, start=0, batch_size=config.batch_size, workers=workers)
+    shifts = torch.Generator().manual_seed(key(config.seed, Purpose.FLIP, 0))
     for step, batch in zip(range(steps), endless, strict=False):
         raw = to_device(batch.raw, device)
         x, _ = model_values(raw, {}, spec, seed=config.seed, positions=batch.positions, mirror=spec.mirror is not None)
-        loss = net.loss(x, to_device(batch.y["labels"], device) if net.classes else None)
+        labels = to_device(batch.y["labels"], device) if net.classes else None
+        loss = net.loss(x if labels is None else shifted(x, shifts), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -4,7 +4,7 @@ import hashlib
 import json
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -19,11 +19,11 @@ from justimage.data.spec import DataSpec, Source, StreamSource
 from justimage.disk import Unwritten, cache_folder, reason_of, whole, write_text
 from justimage.evaluation.copying import reduced
 from justimage.evaluation.features import Features
+from justimage.evaluation.fitted import Progress
 from justimage.evaluation.metrics import FeatureMoments, frechet_distance
 from justimage.evaluation.rows import Looker, Row, RowStore
 from justimage.randomness import Purpose, uniforms
 
-Progress = Callable[[int, int, str], None]  # done, total, of what
 VERSION = 1  # of what is cached
 AT_ONCE = 256
 KEPT = 10_000  # samples whose rows are kept, as is usual for precision and recall (arXiv 1904.06991)

@@ -84,6 +84,10 @@ class RowStore:
                 file.write(values.data)
         self.count += n
 
+    def first(self, count: int) -> dict[str, np.ndarray]:
+        """The rows of the first `count` samples, by name."""
+        return {name: self[name][:count] for name in self.kinds}
+
     def __contains__(self, name: object) -> bool:
         return name in self.kinds
 

@@ -19,7 +19,10 @@ import torch
 from torch import Tensor
 
 from justimage.denoiser import Denoiser
-from justimage.evaluation.evaluate import Draws, Judge, Progress, hash_of, name_of
+from justimage.evaluation.draws import Draws
+from justimage.evaluation.evaluate import hash_of, name_of
+from justimage.evaluation.fitted import Progress
+from justimage.evaluation.judge import Judge
 from justimage.evaluation.metrics import Estimate, frechet_estimate
 from justimage.evaluation.rows import Row, RowStore
 from justimage.parallel import Processes, fail_together, gathered, same_everywhere

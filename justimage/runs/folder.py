@@ -2,9 +2,11 @@
 
 recipe.json            the resolved recipe, versions, and hashes of the data and of a sample of their content
 log.jsonl              one line for each tick
+evaluations.jsonl      one line for each evaluation, while training or by `jit evaluate`
 samples/000025600.png  fixed seeds: raw weights and average, without and with guidance
 state/000025600/       what resuming restores
 weights/ema-0.9995/    enough to sample
+weights/best/          those of the evaluation with the lowest Frechet distance so far
 """
 
 import json
@@ -27,7 +29,7 @@ from justimage.networks.protocol import OLDEST, name_of
 from justimage.process import LogitNormal
 from justimage.runs.recipes import Recipe
 
-RECIPE, LOG = "recipe.json", "log.jsonl"
+RECIPE, LOG, RESULTS = "recipe.json", "log.jsonl", "evaluations.jsonl"
 
 # What may differ when a run is resumed: it changes how fast, how often or how long, but no number that was computed.
 FREE_TO_CHANGE = ("promise.", "report.", "data_options.", "training.compile", "training.checkpoint")
@@ -39,6 +41,7 @@ CAME_LATER: dict[str, Any] = {
     "network.conditions": lambda old, spec: (),
     "data_options.conditions": lambda old, spec: (),
     "sampling.shift": lambda old, spec: 1.0,
+    "report.evaluate_nimg": lambda old, spec: 0,
 }
 PAPER = "flow_matching"  # the loss where none is named
 REPLACED = ("training.flip", "training.flip_fields")  # fields that it may have, since replaced by others
@@ -136,8 +139,9 @@ def read_facts(folder: Path) -> dict[str, Any] | None:
     for name in ("state", "samples", "weights"):
         if os.path.lexists(folder / name) and not (folder / name).is_dir():
             raise ValueError(f"{folder / name} is not a folder, and a run keeps its {name} there; remove it")
-    if os.path.lexists(folder / LOG) and not (folder / LOG).is_file():
-        raise ValueError(f"{folder / LOG} is not a file, and a run keeps its log there; remove it")
+    for name, what in ((LOG, "log"), (RESULTS, "evaluations")):
+        if os.path.lexists(folder / name) and not (folder / name).is_file():
+            raise ValueError(f"{folder / name} is not a file, and a run keeps its {what} there; remove it")
     try:
         old = read_json(path)
         facts = from_plain(_Facts, known_fields(_Facts, old), str(path))
@@ -260,10 +264,11 @@ def field_names(recipe: Any, prefix: str = "") -> list[str]:
     return names
 
 
-def log_until(path: Path, nimg: int) -> str:
+def log_until(path: Path, nimg: int, *, others: bool = False) -> str:
     """The log up to the state that a run is resumed from: what comes after will be written again.
 
-    A last line that a kill cut in two is left out. Raises ValueError for any other line that is no tick.
+    others: lines without nimg are not of the training, and stay. A last line that a kill cut in two is left out. Raises
+    ValueError for any other line that is no tick.
     """
     if not path.is_file():
         return ""
@@ -276,11 +281,11 @@ def log_until(path: Path, nimg: int) -> str:
             tick = None
             if number == len(lines) and not line.endswith("\n"):
                 continue
-        at = tick.get("nimg") if isinstance(tick, dict) else None
+        at = tick.get("nimg", 0 if others else None) if isinstance(tick, dict) else None
         if not isinstance(at, int):
+            what = "an evaluation" if others else "a tick with its nimg"
             raise ValueError(
-                f"{path} is damaged: line {number} is not a tick with its nimg but {line.strip()[:60]!r}; remove this "
-                "line"
+                f"{path} is damaged: line {number} is not {what} but {line.strip()[:60]!r}; remove this line"
             )
         if at <= nimg:
             kept.append(line)

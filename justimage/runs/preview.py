@@ -21,6 +21,14 @@ def weights_of(state: TrainingState) -> dict[str, Denoiser]:
     return {name: _with_weights(state.model, tensors) for name, tensors in sets.items()}
 
 
+def default_weights(state: TrainingState) -> tuple[str, Denoiser]:
+    """The weights that a run is sampled with by default, and their name: the first average, once it is one."""
+    sets = weights_of(state)
+    travelling = state.nimg <= state.ema.start_nimg
+    name = "raw" if travelling or not state.ema.decays else f"ema-{state.ema.decays[0]}"
+    return name, sets[name]
+
+
 def _with_weights(model: Denoiser, tensors: dict[str, Tensor]) -> Denoiser:
     """A copy of a model with these tensors as its parameters; buffers and facts are shared.
 

@@ -41,11 +41,16 @@ class Report:
     """States kept; older ones are removed."""
     preview_steps: int = 25
     """Steps of Adams-Bashforth for the grids."""
+    evaluate_nimg: int = 0
+    """Between evaluations, and one at the end: lines of evaluations.jsonl, and weights/best. 0: none."""
+    evaluate_count: int = 1000
+    """Samples drawn for each; more where the classes would not share them out equally."""
 
     def __post_init__(self) -> None:
         for item in fields(self):
-            if getattr(self, item.name) < 1:
-                raise ValueError(f"report.{item.name} is {getattr(self, item.name)}; it must be at least 1")
+            least = 0 if item.name == "evaluate_nimg" else 1
+            if getattr(self, item.name) < least:
+                raise ValueError(f"report.{item.name} is {getattr(self, item.name)}; it must be at least {least}")
         Sampling(steps=self.preview_steps)  # raises now, not at the first grid
 
 
@@ -184,7 +189,8 @@ CIFAR10 = Recipe(
         ema_start_nimg=128_000,
     ),
     sampling=Sampling(steps=50, sampler="heun", guidance=2.0, interval=(0.1, 1.0)),
-    report=Report(tick_nimg=1_280, sample_nimg=25_600, save_nimg=25_600),
+    # 1,000 samples take as long as training on about 60,000.
+    report=Report(tick_nimg=1_280, sample_nimg=25_600, save_nimg=25_600, evaluate_nimg=2_000_000),
 )
 
 RECIPES: dict[str, Recipe] = {
@@ -202,7 +208,14 @@ RECIPES: dict[str, Recipe] = {
             ema_start_nimg=128_000,
         ),
         sampling=Sampling(steps=20, sampler="ab2", guidance=2.5, interval=(0.1, 1.0), final="x"),
-        report=Report(tick_nimg=1_280, sample_nimg=12_800, save_nimg=12_800, preview_steps=20),
+        report=Report(
+            tick_nimg=1_280,
+            sample_nimg=12_800,
+            save_nimg=12_800,
+            preview_steps=20,
+            evaluate_nimg=32_000,
+            evaluate_count=500,
+        ),
         default_data="mnist",
     ),
     "images": replace(
@@ -210,6 +223,7 @@ RECIPES: dict[str, Recipe] = {
         promise=PROMISES["images"],
         network=JiTConfig.variant("S/8", size=(64, 64), num_classes=0),
         training=replace(CIFAR10.training, batch_size=64, ema_start_nimg=64_000),
+        report=replace(CIFAR10.report, evaluate_nimg=0),  # a folder may be small, or a stream
     ),
     "cifar10": CIFAR10,
     "cifar10-dit": replace(

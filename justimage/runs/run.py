@@ -20,9 +20,11 @@ from justimage.disk import held, in_words, write_text
 from justimage.execution import best_device
 from justimage.networks.protocol import NetworkClass, name_of
 from justimage.parallel import FailedElsewhere, Processes, fail_together, in_the_first, wait
+from justimage.runs.evaluations import Evaluations, NotEvaluated, Stopped, evaluations_of
 from justimage.runs.folder import (
     LOG,
     RECIPE,
+    RESULTS,
     called,
     changeable,
     changes_of,
@@ -34,7 +36,7 @@ from justimage.runs.folder import (
 )
 from justimage.runs.preview import preview, weights_of
 from justimage.runs.recipes import Recipe
-from justimage.runs.sinks import Sink, log_to, progress
+from justimage.runs.sinks import Shown, Sink, log_to, progress, unseen, working
 from justimage.sampling.pictures import save
 from justimage.training.build import build
 from justimage.training.loop import NonFiniteLoss, Tick, train
@@ -120,15 +122,21 @@ def train_run(
             state.restore(states[-1])
         changes, log = changes_of(old, facts, changed, state.nimg), log_until(folder / LOG, state.nimg)
         facts |= {"changed": changes} if changes else {}
-        wait(processes)  # no process writes before all have looked
         _announce(console, recipe, source, state, folder, as_before, resumed=bool(states))
+        with working(console) if processes.first else nullcontext(unseen) as work:
+            evaluations = evaluations_of(recipe, source, folder, state, data, work)
+        if evaluations is not None and processes.first:
+            console.print(Text.assemble(("judge  ", "bold"), evaluations.describe()), soft_wrap=True)
+        wait(processes)  # no process writes before all have looked
         if processes.first:
             write_text(folder / RECIPE, json.dumps(facts, indent=2) + "\n")
             if (folder / LOG).is_file():
                 write_text(folder / LOG, log)
-        if state.nimg < recipe.training.duration_nimg:
+            if (folder / RESULTS).is_file():  # read now: `jit evaluate` may have added to it meanwhile
+                write_text(folder / RESULTS, log_until(folder / RESULTS, state.nimg, others=True))
+        if state.nimg < recipe.training.duration_nimg or evaluations is not None:
             value = loss(state.model, recipe.training)
-            _train_and_keep(recipe, source, folder, state, value, console, minutes, sinks)
+            _train_and_keep(recipe, source, folder, state, value, evaluations, console, minutes, sinks)
         return state
 
 
@@ -138,6 +146,7 @@ def _train_and_keep(
     folder: Path,
     state: TrainingState,
     loss: Loss,
+    evaluations: Evaluations | None,
     console: Console,
     minutes: float | None,
     sinks: Sequence[Sink],
@@ -145,9 +154,13 @@ def _train_and_keep(
     """Train, and keep in the folder what the recipe's report asks for."""
     report, total, first = recipe.report, recipe.training.duration_nimg, state.processes.first
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
-    shown = progress(console, state.nimg, total, deadline) if first else nullcontext()
-    with _stop_requested() as caught, shown as show:
-        listening = [log_to(folder / LOG), show, *sinks] if first else []
+    display = progress(console, state.nimg, total, deadline) if first else nullcontext(Shown(lambda tick: None, unseen))
+    with _stop_requested() as caught, display as shown:
+        listening = [log_to(folder / LOG), shown.tick, *sinks] if first else []
+
+        def stop() -> bool:
+            return bool(caught) or (deadline is not None and time.monotonic() > deadline)
+
         ticks = train(
             state,
             source,
@@ -155,17 +168,21 @@ def _train_and_keep(
             recipe.training,
             tick_nimg=report.tick_nimg,
             workers=recipe.data_options.workers,
-            stop=lambda: bool(caught) or (deadline is not None and time.monotonic() > deadline),
+            stop=stop,
         )
         before = state.nimg
         try:
+            if evaluations is not None and evaluations.due(state.nimg):  # the run was stopped before it
+                with _failing_together(state.processes):
+                    evaluations(state, stop, shown.work, console)
             for tick in ticks:
                 with _failing_together(state.processes):
                     for listener in listening:
                         listener(tick)
                     last = tick.stopping or tick.nimg >= total
                     drawing = last or _passed(before, tick, report.sample_nimg)
-                    saving = last or _passed(before, tick, report.save_nimg)
+                    evaluating = evaluations is not None and evaluations.due(tick.nimg) and not tick.stopping
+                    saving = last or evaluating or _passed(before, tick, report.save_nimg)
                     if drawing or saving:
                         state.check_finite()  # in every process: they have the same, and stop together
                     if first and drawing:
@@ -174,11 +191,15 @@ def _train_and_keep(
                         save(image, folder / "samples" / f"{tick.nimg:09d}.png")
                     if first and saving:
                         save_all(state, folder, source.describe(), report.keep_states)
+                    if evaluations is not None and evaluating:
+                        evaluations(state, stop, shown.work, console)
                 if tick.stopping:
-                    message = f"stopped at nimg = {tick.nimg:,} and saved; the same command resumes it"
-                    raise Interrupted(message, in_time=not caught)
+                    raise Stopped
                 before = tick.nimg
-        except (NonFiniteLoss, NotFinite, UnreadableSample, FailedElsewhere) as error:
+        except Stopped:
+            message = f"stopped at nimg = {state.nimg:,} and saved; the same command resumes it"
+            raise Interrupted(message, in_time=not caught) from None
+        except (NonFiniteLoss, NotFinite, UnreadableSample, FailedElsewhere, NotEvaluated) as error:
             unfit = _why_not_kept(state, error)
             stays = _how_to_go_on(state, folder, recipe, error, unfit)
             if first and not unfit:

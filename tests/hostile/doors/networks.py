@@ -16,7 +16,8 @@ TRAIN: str = (
     "--network.patch 4 --network.width 16 --network.depth 2 --network.heads 2 --network.bottleneck 4 "
     "--network.context-start 1 --training.schedule constant --training.batch-size 2 --training.duration-nimg 4 "
     "--training.warmup-nimg 0 --training.precision float32 --training.ema-decays 0.9 "
-    "--report.tick-nimg 2 --report.save-nimg 4 --report.sample-nimg 4 --report.preview-steps 1"
+    "--report.tick-nimg 2 --report.save-nimg 4 --report.sample-nimg 4 --report.preview-steps 1 "
+    "--report.evaluate-nimg 0"
 )
 SAMPLE = "sample set --count 1 --steps 2 --device cpu --precision float32 --out out"
 

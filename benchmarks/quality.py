@@ -1,0 +1,222 @@
+"""Quality against evaluations for every sampler, and the sweep against a full grid.
+
+python benchmarks/quality.py nfe RUN --name mnist-demo
+python benchmarks/quality.py sweep RUN --name mnist-demo
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from machine import facts, result_path
+
+from justimage.commands.judging import judge_of, reference_data
+from justimage.data.sources import DataOptions
+from justimage.denoiser import Denoiser
+from justimage.evaluation.draws import Draws, draws_of
+from justimage.evaluation.judge import Judge
+from justimage.evaluation.plots import pyplot
+from justimage.evaluation.sweep import Candidate, Halving, Space, Sweep, sweep
+from justimage.samplers import PRESETS
+from justimage.weights.load import load, weight_sets
+
+SAMPLERS = ("heun", "euler", "ab2", "dpm++2m")
+STEPS = {
+    "heun": (3, 5, 8, 12, 25),
+    "euler": (6, 12, 25, 50),
+    "ab2": (5, 6, 8, 12, 16, 25),
+    "dpm++2m": (5, 6, 8, 12, 16, 25),
+}
+GUIDANCE = (1.0, 1.25, 1.5, 2.0, 2.5, 3.5)
+INTERVALS = ((0.0, 1.0), (0.1, 1.0))
+
+
+def opened(run: str, batch_size: int) -> tuple[Denoiser, Judge, Any]:
+    """The model of a run, and what judges it: fitted features, and its training data."""
+    model = load(run, dtype=torch.float32)
+    data = reference_data(run, None, DataOptions())
+    judge, source = judge_of(
+        data,
+        (model.config.channels, *model.config.size),
+        features="fit",
+        weights=None,
+        spec=model.spec,
+        unseen=None,
+        mirrored=False,
+        device=model.device,
+        progress=lambda *_: None,
+    )
+    return model, judge, source
+
+
+def scored(
+    model: Denoiser, judge: Judge, draws: Draws, candidates: Sequence[Candidate], halving: Halving, batch_size: int
+) -> tuple[Sweep, float]:
+    """A sweep, and its seconds. One that keeps all candidates from the first round on is a full grid."""
+    began = time.perf_counter()
+    with TemporaryDirectory() as folder:
+        always = (lambda each: each.sampling.guidance == 1,)
+        found = sweep(model, judge, draws, candidates, halving, Path(folder), always=always, batch_size=batch_size)
+    return found, time.perf_counter() - began
+
+
+def fresh(
+    model: Denoiser,
+    judge: Judge,
+    source: Any,
+    candidates: Sequence[Candidate],
+    count: int,
+    repeats: int,
+    batch_size: int,
+) -> dict[Candidate, dict[str, Any]]:
+    """Frechet distances of candidates on fresh seeds: each, their mean and its standard error."""
+    each: dict[Candidate, list[float]] = {candidate: [] for candidate in candidates}
+    for k in range(repeats):
+        draws = draws_of(model, count, 1_000_000 + k * count, "balanced", source)
+        found, _ = scored(model, judge, draws, candidates, Halving(count, first=1.0), batch_size)
+        for trial in found.trials:
+            each[trial.candidate].append(trial.fd.value)
+    return {
+        candidate: {
+            "each": values,
+            "mean": float(np.mean(values)),
+            "error": float(np.std(values, ddof=1) / np.sqrt(len(values))),
+        }
+        for candidate, values in each.items()
+    }
+
+
+def curve(run: str, count: int, repeats: int, batch_size: int) -> dict[str, Any]:
+    """Quality against evaluations for every sampler, and the cheapest setting not measurably worse than the paper's."""
+    model, judge, source = opened(run, batch_size)
+    own = model.sampling
+    paper = Candidate(run, "", replace(own, **PRESETS["paper"]))
+    weights = model.training_summary.get("weights", "")
+    paper = replace(paper, weights=weights)
+    rest = [
+        Candidate(run, weights, replace(own, sampler=sampler, steps=steps, final="x", shift=shift))
+        for sampler in SAMPLERS
+        for steps in STEPS[sampler]
+        for shift in (1.0, *((2.0,) if sampler in ("ab2", "dpm++2m") and steps <= 12 else ()))
+    ]
+    began = time.perf_counter()
+    found = fresh(model, judge, source, [paper, *rest], count, repeats, batch_size)
+    base = np.array(found[paper]["each"])
+    rows = []
+    for candidate, values in found.items():
+        apart = np.array(values["each"]) - base  # with the same seeds, so their common part cancels
+        error = float(apart.std(ddof=1) / np.sqrt(len(apart)))
+        rows.append(
+            {
+                **asdict(candidate.sampling),
+                "nfe": candidate.sampling.evaluations(),
+                **values,
+                "worse_by": float(apart.mean()),
+                "worse_by_error": error,
+                "measurably_worse": bool(apart.mean() > 2 * error),
+                "paper": candidate == paper,
+            }
+        )
+    fair = [row for row in rows if not row["measurably_worse"]]
+    return {
+        "weights": weights,
+        "training": model.training_summary,
+        "features": {"name": judge.features.name, **judge.features.facts},
+        "floor": judge.reference.floor,
+        "count": count,
+        "repeats": repeats,
+        "rows": sorted(rows, key=lambda row: row["nfe"]),
+        "cheapest": min(fair, key=lambda row: row["nfe"]),
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+
+
+def against_grid(run: str, count: int, repeats: int, batch_size: int, steps: int) -> dict[str, Any]:
+    """The sweep and a full grid of the same candidates; the best of both on fresh seeds."""
+    model, judge, source = opened(run, batch_size)
+    sets = [(run, name) for name in weight_sets(run) if name != "best"]
+    space = Space(
+        GUIDANCE, INTERVALS, ("ab2",), (steps,), (1.0,) if len(sets) > 1 else (1.0, 1.5, 2.0), ("official", "x")
+    )
+    own = replace(model.sampling, sampler="ab2", steps=steps)
+    candidates = space.candidates(sets, own, guided=True)
+    draws = draws_of(model, count, 0, "balanced", source)
+    grid, grid_seconds = scored(model, judge, draws, candidates, Halving(count, first=1.0), batch_size)
+    halved, sweep_seconds = scored(model, judge, draws, candidates, Halving(count), batch_size)
+    winners = list(dict.fromkeys((grid.best.candidate, halved.best.candidate)))
+    found = fresh(model, judge, source, winners, count, repeats, batch_size)
+    apart = np.array(found[halved.best.candidate]["each"]) - np.array(found[grid.best.candidate]["each"])
+    return {
+        "candidates": len(candidates),
+        "training": model.training_summary,
+        "features": {"name": judge.features.name, **judge.features.facts},
+        "floor": judge.reference.floor,
+        "count": count,
+        "repeats": repeats,
+        "grid": {"best": asdict(grid.best.candidate), "samples": grid.drawn, "seconds": round(grid_seconds, 1)},
+        "sweep": {"best": asdict(halved.best.candidate), "samples": halved.drawn, "seconds": round(sweep_seconds, 1)},
+        "share_of_samples": halved.drawn / grid.drawn,
+        "fresh_grid": found[grid.best.candidate],
+        "fresh_sweep": found[halved.best.candidate],
+        "sweep_worse_by": float(apart.mean()),
+        "sweep_worse_by_error": float(apart.std(ddof=1) / np.sqrt(len(apart))),
+        "grid_trials": [
+            {**asdict(trial.candidate), "fd": trial.fd.value, "error": trial.fd.error} for trial in grid.trials
+        ],
+    }
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    """The curve of each sampler with error bars, and the paper's setting as a band."""
+    figures = pyplot()
+    figure, axes = figures.subplots(figsize=(7, 4.5), layout="constrained")
+    for sampler in SAMPLERS:
+        for shift in (1.0, 2.0):
+            rows = [r for r in result["rows"] if (r["sampler"], r["shift"], r["paper"]) == (sampler, shift, False)]
+            if rows:
+                x, y, e = ([row[name] for row in rows] for name in ("nfe", "mean", "error"))
+                style = "-" if shift == 1 else "--"
+                axes.errorbar(x, y, yerr=e, marker="o", capsize=3, linestyle=style, label=f"{sampler}, shift {shift:g}")
+    paper = next(row for row in result["rows"] if row["paper"])
+    axes.axhspan(paper["mean"] - 2 * paper["error"], paper["mean"] + 2 * paper["error"], alpha=0.2, color="grey")
+    axes.axhline(paper["mean"], color="grey", label=f"the paper's 50 Heun steps, {paper['nfe']} evaluations")
+    axes.set(xscale="log", yscale="log", xlabel="network evaluations a sample, guided ones twice")
+    axes.set_ylabel(f"Frechet distance, {result['repeats']} x {result['count']:,} samples")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Measure, and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("nfe", "sweep"))
+    parser.add_argument("run")
+    parser.add_argument("--name", required=True, help="what the result is called")
+    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=12, help="of ab2, in the sweep")
+    parser.add_argument("--batch-size", type=int, default=100)
+    asked = parser.parse_args()
+    device = torch.device("cpu")
+    if asked.what == "nfe":
+        result = curve(asked.run, asked.count, asked.repeats, asked.batch_size)
+    else:
+        result = against_grid(asked.run, asked.count, asked.repeats, asked.batch_size, asked.steps)
+    result = {"machine": facts(device), **result}
+    path = result_path(f"{asked.what}-{asked.name}", device, ".json")
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    if asked.what == "nfe":
+        plot(result, path.with_suffix(".png"))
+    print(json.dumps({name: value for name, value in result.items() if name not in ("rows", "grid_trials")}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
