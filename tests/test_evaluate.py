@@ -620,7 +620,7 @@ def digits_judge() -> tuple[Judge, np.ndarray, np.ndarray]:
     """A judge that was fitted to 1,500 real digits; 700 others with their labels."""
     x, y = of_digits(2200)
     training = Arrays(x[:1500], y[:1500], classes=[str(i) for i in range(10)])
-    fit = Fit(features=16, width=8, epochs=1, least=8000, batch_size=64)
+    fit = Fit(features=32, width=16, epochs=1, least=9600)
     features = fit_features(training, fit)
     return Judge(features, reference_of(training, features), training.spec), x[1500:], y[1500:]
 
