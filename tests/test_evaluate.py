@@ -630,7 +630,7 @@ def judged(judge: Judge, x: np.ndarray, folder: Path, labels: np.ndarray | None 
     for start in range(0, len(x), 500):
         part = torch.from_numpy(x[start : start + 500])
         store.append(judge.looker()(part, range(start, start + len(part))))
-    return judge.scores(store, None if labels is None else labels.tolist())
+    return judge.scores({name: store[name] for name in store.kinds}, None if labels is None else labels.tolist())
 
 
 @pytest.mark.slow
@@ -762,7 +762,7 @@ for _ in range(100):
     rows["features"] = generator.integers(0, 256, (500, 64)).astype(np.float32)
     store.append(rows)
 assert store.count == 50_000
-print(scores_of(store, reference, spec)[0], (peak() - before) / 2**30)
+print(scores_of({name: store[name] for name in store.kinds}, reference, spec)[0], (peak() - before) / 2**30)
 assert peak() - before < 2**30
 """
 
