@@ -620,7 +620,7 @@ def digits_judge() -> tuple[Judge, np.ndarray, np.ndarray]:
     """A judge that was fitted to 1,500 real digits; 700 others with their labels."""
     x, y = of_digits(2200)
     training = Arrays(x[:1500], y[:1500], classes=[str(i) for i in range(10)])
-    fit = Fit(features=16, width=8, epochs=1, least=8000, batch_size=64)
+    fit = Fit(features=32, width=16, epochs=1, least=9600)
     features = fit_features(training, fit)
     return Judge(features, reference_of(training, features), training.spec), x[1500:], y[1500:]
 
@@ -630,7 +630,7 @@ def judged(judge: Judge, x: np.ndarray, folder: Path, labels: np.ndarray | None 
     for start in range(0, len(x), 500):
         part = torch.from_numpy(x[start : start + 500])
         store.append(judge.looker()(part, range(start, start + len(part))))
-    return judge.scores(store.first(store.count), None if labels is None else labels.tolist())
+    return judge.scores({name: store[name] for name in store.kinds}, None if labels is None else labels.tolist())
 
 
 @pytest.mark.slow
@@ -762,7 +762,7 @@ for _ in range(100):
     rows["features"] = generator.integers(0, 256, (500, 64)).astype(np.float32)
     store.append(rows)
 assert store.count == 50_000
-print(scores_of(store.first(store.count), reference, spec)[0], (peak() - before) / 2**30)
+print(scores_of({name: store[name] for name in store.kinds}, reference, spec)[0], (peak() - before) / 2**30)
 assert peak() - before < 2**30
 """
 
