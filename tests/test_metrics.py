@@ -223,6 +223,18 @@ def test_the_influence_is_the_derivative_of_the_distance():
         assert derivative == pytest.approx(influence[4] - influence.mean(), rel=3 / count)
 
 
+def test_the_error_of_fixed_numbers_in_groups_is_that_within_them():
+    """One group far off: what a free draw of its number would add is not in the spread, nor in the error."""
+    groups = np.arange(600) % 3
+    far = np.zeros((600, 12))
+    far[:, 0] = 4.0 * (groups == 2)
+    drawn = [bent(600, seed) / 3 + far for seed in range(60)]
+    within = [frechet_estimate(each, REFERENCE, groups) for each in drawn]
+    spread = np.std([each.value for each in within], ddof=1)
+    assert errors(within).mean() == pytest.approx(spread, rel=0.25)
+    assert errors([frechet_estimate(each, REFERENCE) for each in drawn]).mean() > 1.5 * spread
+
+
 def test_frechet_infinity_takes_the_bias_away_and_adds_no_noise():
     plain = np.array([frechet_estimate(bent(150, seed), REFERENCE).value for seed in range(40)])
     limits = [frechet_infinity(bent(150, seed), REFERENCE) for seed in range(40)]

@@ -24,6 +24,12 @@ class Draws:
     """The other parts of the condition by name, each a sequence of rows."""
     policy: str
     """How the classes and conditions were chosen, for the user."""
+    balanced: bool = False
+    """Whether the number of each class was fixed, equal for all."""
+
+    def groups(self) -> np.ndarray | None:
+        """The class of each sample (N,), where their numbers were fixed."""
+        return np.asarray(self.labels) if self.balanced else None
 
 
 def draws_of(
@@ -50,7 +56,7 @@ def draws_of(
                 f"{count:,} samples cannot be shared out equally over {classes:,} classes; choose --count {near}, or "
                 "--labels data"
             )
-        return Draws(seeds, [k % classes for k in range(count)], {}, f"balanced over {classes:,} classes")
+        return Draws(seeds, [k % classes for k in range(count)], {}, f"balanced over {classes:,} classes", True)
     if labels == "balanced":
         raise ValueError(
             f"this model is conditioned on {', '.join(others)}, which only data can give; choose --labels data"

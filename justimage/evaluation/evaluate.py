@@ -74,7 +74,7 @@ def evaluate(
         if store is None:
             return None
         with clock("metrics"):  # of more samples, where an interrupted evaluation was asked for more
-            scores = judge.scores(store.first(len(draws.seeds)), draws.labels)
+            scores = judge.scores(store.first(len(draws.seeds)), draws.labels, draws.groups())
     drawn = {
         "sampling": asdict(chosen),
         "nfe": chosen.evaluations(),

@@ -37,10 +37,12 @@ class Judge:
         """What makes rows of samples."""
         return Looker(self.spec, self.features)
 
-    def scores(self, rows: Mapping[str, np.ndarray], labels: Sequence[int] | None = None) -> Scores:
-        """The numbers of some rows, and what they were made from."""
+    def scores(
+        self, rows: Mapping[str, np.ndarray], labels: Sequence[int] | None = None, groups: np.ndarray | None = None
+    ) -> Scores:
+        """The numbers of some rows, and what they were made from; arguments as for `scores_of`."""
         judged = self.features.facts.get("held_out_accuracy")
-        found = scores_of(rows, self.reference, self.spec, labels, judged=judged, unseen=self.unseen)
+        found = scores_of(rows, self.reference, self.spec, labels, groups, judged=judged, unseen=self.unseen)
         return Scores(found, self.facts())
 
     def facts(self) -> dict[str, Any]:
@@ -57,6 +59,7 @@ def scores_of(
     reference: Reference,
     spec: DataSpec | None,
     labels: Sequence[int] | None = None,
+    groups: np.ndarray | None = None,
     *,
     judged: float | None = None,
     unseen: np.ndarray | None = None,
@@ -64,10 +67,11 @@ def scores_of(
     """All numbers that these rows allow, against a reference.
 
     labels: the classes asked for, to be compared with the features' own classifier, where its held-out accuracy is
-    `judged`. unseen: reduced data that were not trained on, for the copying check.
+    `judged`. groups: classes whose numbers were fixed, so that errors are those within them. unseen: reduced data that
+    were not trained on, for the copying check.
     """
     features = rows["features"]
-    fd, floor = frechet_estimate(features, reference.moments), reference.floor
+    fd, floor = frechet_estimate(features, reference.moments, groups), reference.floor
     found = [
         Score(
             "fd",
@@ -80,7 +84,7 @@ def scores_of(
     if floor is not None:
         found.append(Score("floor", floor, None, "", "what one half of the data scores against the other half"))
     if len(features) >= enough_to_extrapolate(features.shape[1]):
-        infinite = frechet_infinity(features, reference.moments)
+        infinite = frechet_infinity(features, reference.moments, groups)
         meaning = "the same for infinitely many samples, extrapolated"
         found.append(Score("fd_infinity", infinite.value, infinite.error, "lower", meaning))
     if "features" in reference.rows:

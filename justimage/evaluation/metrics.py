@@ -128,7 +128,7 @@ def _frechet(a: FeatureMoments, b: FeatureMoments, cross: float) -> float:
     return float(gap @ gap + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross)
 
 
-def frechet_estimate(features: np.ndarray, reference: FeatureMoments) -> Estimate:
+def frechet_estimate(features: np.ndarray, reference: FeatureMoments, groups: np.ndarray | None = None) -> Estimate:
     """The Frechet distance of features (N, D) from a reference, with the standard error of N samples.
 
     By the delta method. The derivative of the distance by mu is 2 (mu - mu'), by S it is I - T, with T the optimal
@@ -136,10 +136,21 @@ def frechet_estimate(features: np.ndarray, reference: FeatureMoments) -> Estimat
     1712.01504). So a sample x moves it by 2 (mu - mu').(x - mu) + (x - mu)^T (I - T) (x - mu), less the mean of that,
     over N: the error is the standard deviation of this over sqrt(N). It does not count the bias, which is positive,
     falls as 1 / N, and is the larger part of the error for few samples: see frechet_infinity.
+
+    groups: the group of each sample (N,), such as its class, where the numbers of each group were fixed and not drawn:
+    then only what varies within the groups counts (stratified sampling; Cochran, Sampling Techniques, section 5.3).
     """
     moments = FeatureMoments.of(features)
     value = frechet_distance(moments, reference)
-    return Estimate(value, float(np.std(_influence(features, moments, reference), ddof=1) / np.sqrt(moments.count)))
+    return Estimate(value, _standard_error(_influence(features, moments, reference), groups))
+
+
+def _standard_error(values: np.ndarray, groups: np.ndarray | None) -> float:
+    """Of the mean of values (N,), drawn in groups of fixed numbers."""
+    _, group = np.unique(np.zeros(len(values)) if groups is None else groups, return_inverse=True)
+    counts = np.bincount(group)
+    apart = values - (np.bincount(group, values) / counts)[group]
+    return float(np.sqrt(apart @ apart / max(len(values) - len(counts), 1) / len(values)))
 
 
 def _influence(features: np.ndarray, moments: FeatureMoments, reference: FeatureMoments) -> np.ndarray:
@@ -157,7 +168,14 @@ def _influence(features: np.ndarray, moments: FeatureMoments, reference: Feature
     return out
 
 
-def frechet_infinity(features: np.ndarray, reference: FeatureMoments, *, sizes: int = 3, seed: int = 0) -> Estimate:
+def frechet_infinity(
+    features: np.ndarray,
+    reference: FeatureMoments,
+    groups: np.ndarray | None = None,
+    *,
+    sizes: int = 3,
+    seed: int = 0,
+) -> Estimate:
     """The Frechet distance of infinitely many samples, extrapolated from features (N, D).
 
     Chong and Forsyth, arXiv 1911.07023: the distance of n samples is the limit plus a bias proportional to 1/n, so the
@@ -178,7 +196,7 @@ def frechet_infinity(features: np.ndarray, reference: FeatureMoments, *, sizes: 
             f"{count} samples of {width} features are too few to extrapolate from parts of {count // sizes}: "
             f"draw at least {sizes * (width + 1)}, or use an extractor with fewer features"
         )
-    whole = frechet_estimate(features, reference)
+    whole = frechet_estimate(features, reference, groups)
     assert whole.error is not None
     order = np.random.default_rng(seed).permutation(count)
     distances = [whole.value]

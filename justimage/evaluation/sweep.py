@@ -218,7 +218,7 @@ def sweep(
     too few samples for the features.
     """
     processes = processes or Processes()
-    multiple = model.num_classes if draws.policy.startswith("balanced") else 1
+    multiple = model.num_classes if draws.balanced else 1
     least = judge.features.size + 2
     rungs = halving.rungs(len(candidates), least, multiple)
     if halving.count < least:
@@ -249,7 +249,11 @@ def sweep(
             done += (count - before) * len(group)
         drawn += (count - before) * len(left)
         before = count
-        found = [Trial(each, _distance(stores[each], judge, count), count) for each in left] if processes.first else []
+        found = (
+            [Trial(each, _distance(stores[each], judge, draws, count), count) for each in left]
+            if processes.first
+            else []
+        )
         found = same_everywhere(found, processes)
         ranked = sorted(found, key=lambda trial: trial.fd.value)
         if ranked[0].fd.value == inf:
@@ -271,11 +275,12 @@ def _work(rungs: Sequence[tuple[int, int]]) -> int:
     return sum((count - before) * left for (count, left), before in zip(rungs, counts, strict=False))
 
 
-def _distance(store: RowStore, judge: Judge, count: int) -> Estimate:
+def _distance(store: RowStore, judge: Judge, draws: Draws, count: int) -> Estimate:
     features = store["features"][:count]
     if not np.isfinite(features).all():
         return Estimate(inf, None)
-    return frechet_estimate(features, judge.reference.moments)
+    groups = draws.groups()
+    return frechet_estimate(features, judge.reference.moments, None if groups is None else groups[:count])
 
 
 def _advance(
