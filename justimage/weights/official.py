@@ -7,6 +7,7 @@ holds `model`, `model_ema1`, `model_ema2` and the command line as `args`, or alo
 import argparse
 import pickle
 import re
+import warnings
 from dataclasses import dataclass, replace
 from math import isqrt
 from pathlib import Path
@@ -216,7 +217,8 @@ def read_checkpoint(path: Path) -> Any:
     """
     try:
         mapped = _begins_as_zip(path)  # torch writes zip archives since 1.6; older files cannot be mapped
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of pickle protocols, which noise may seem to have
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:  # its text advises to switch the protection off
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
