@@ -216,6 +216,13 @@ def test_measured_numbers_come_from_files():
     measured = RECIPES["mnist-demo"].promise.measured
     assert f"{100 * demo['class_agreement']:.1f} %" in measured
     assert f"{demo['seconds']:.0f} s" in measured
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    for name in ("mnist-demo", "cifar10"):
+        sweep = json.loads(next(results.glob(f"sweep-{name}-*.json")).read_text())
+        assert sweep["sweep"]["best"] == sweep["grid"]["best"]
+        assert f"grid of {sweep['candidates']} settings" in readme
+        assert f"with {sweep['share_of_samples']:.0%}".replace("%", " %") in readme
+    assert f"{sweep['training']['nimg'] / 1000:.0f} thousand images" in readme
     training = json.loads(next(results.glob("training-cifar10-*.json")).read_text())
     data = json.loads(next(results.glob("data-*.json")).read_text())
     text = " ".join((ROOT / "README.md").read_text().split())

@@ -29,7 +29,7 @@ from justimage.evaluation.samples import open_samples
 from justimage.evaluation.scores import Scores
 from justimage.execution import find_device
 from justimage.parallel import Processes, first_then_others, in_the_first, join, leave
-from justimage.samplers import PRESETS, Sampling
+from justimage.samplers import PRESETS, Preset, Sampling
 from justimage.sampling.draw import check_samples
 from justimage.sampling.generate import Samples
 from justimage.sampling.write import file_format, write_facts, writer
@@ -74,7 +74,7 @@ class Evaluate:
     """Write the samples, too."""
     save_statistics: Annotated[Path | None, tyro.conf.arg(metavar="FILE.npz")] = None
     """Write mu and sigma of the reference, which --data takes again, and other codes do."""
-    preset: Literal["", "paper", "fast"] = ""
+    preset: Annotated[Preset | None, tyro.conf.arg(metavar=f"{{{','.join(PRESETS)}}}")] = None
     """Settings by name in place of the model's; single options win over them."""
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
     weights: Annotated[str | None, tyro.conf.arg(aliases=["--ema"], metavar="NAME")] = None
