@@ -54,8 +54,8 @@ class Sample:
     """png: one image for each sample; npy: one array samples.npy (N, C, *S) of raw values; nc, zarr: one file with
     the names, units and coordinates that the data came with. auto: png for images, nc for fields, npy for the rest."""
     preset: Annotated[Preset | None, tyro.conf.arg(metavar=f"{{{','.join(PRESETS)}}}")] = None
-    """Steps, sampler, shift and final in place of the model's own. paper: 50 steps of Heun's method; fast: 32 of
-    Adams-Bashforth, a third of the evaluations."""
+    """Steps, sampler, shift and final in place of the model's own. paper: 50 steps of Heun's method; fast: 40 of
+    Adams-Bashforth, two fifths of the evaluations."""
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
     weights: Annotated[str | None, tyro.conf.arg(aliases=["--ema"], metavar="NAME")] = None
     """Which weights: ema-0.9999 or raw of a run; ema1, ema2 or model of an official .pth."""
