@@ -248,6 +248,12 @@ def write_text(path: Path, text: str) -> None:
         beside.write_text(text)
 
 
+def append_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Add one line of JSON to a file, made if it is not there. Raises Unwritten."""
+    with writing(path), path.open("a") as file:
+        file.write(json.dumps(values) + "\n")
+
+
 SUM = "justimage_sum"  # in the metadata of a safetensors file
 
 

@@ -11,7 +11,7 @@ import torch
 import tyro
 
 from justimage.commands.console import bars, interruptible, say
-from justimage.commands.judging import DTYPES, ExtractorName, Reading, judge_of, picture, places, reference_data, report
+from justimage.commands.judging import ExtractorName, Reading, judge_of, picture, places, reference_data, report
 from justimage.commands.line import parse
 from justimage.commands.main import DONE, INTERRUPTED
 from justimage.data.containers import IMAGES, holds, written_by_justimage
@@ -27,7 +27,7 @@ from justimage.evaluation.reference import batches_of, save_statistics
 from justimage.evaluation.rows import RowStore
 from justimage.evaluation.samples import open_samples
 from justimage.evaluation.scores import Scores
-from justimage.execution import find_device
+from justimage.execution import PRECISIONS, find_device
 from justimage.parallel import Processes, first_then_others, in_the_first, join, leave
 from justimage.samplers import PRESETS, Preset, Sampling
 from justimage.sampling.draw import check_samples
@@ -147,7 +147,7 @@ def _of_model(asked: Evaluate, arguments: Sequence[str], processes: Processes) -
         weights=asked.weights,
         context_start=asked.context_start,
         device=processes.device,
-        dtype=DTYPES[asked.precision],
+        dtype=PRECISIONS.get(asked.precision),
     )
     # Once more with the model's own settings as defaults: what the user has written wins over them.
     chosen = replace(model.sampling, **PRESETS[asked.preset]) if asked.preset else model.sampling

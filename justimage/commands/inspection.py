@@ -13,7 +13,7 @@ from rich.table import Table
 
 from justimage import __version__
 from justimage.data.loader import batches, model_values
-from justimage.data.spec import DataSpec, Item, Source, StreamSource, Unreadable
+from justimage.data.spec import DataSpec, Item, Source, StreamSource, Unreadable, evenly
 from justimage.sampling.pictures import grid
 
 STREAM_LIMIT = 256  # samples of a stream that are looked at
@@ -55,7 +55,7 @@ class Inspection:
 def inspect(source: Source | StreamSource, *, at_most: int = 20_000) -> Inspection:
     """Look at a source: at no more than at_most samples, evenly spread; of a stream, at its beginning."""
     if source.indexed is True:
-        chosen = np.unique(np.linspace(0, len(source) - 1, min(at_most, len(source))).astype(int)).tolist()
+        chosen = evenly(len(source), at_most).tolist()
         report = Inspection(source.describe(), source.spec, len(source), gaps=source.gaps)
         report.unreadable = dict(source.skipped)
         _look_at_files(source, chosen, report)

@@ -1,7 +1,5 @@
 """What the commands that judge samples share: which data, which features, and where results go."""
 
-import json
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,26 +10,25 @@ import torch
 from justimage.commands.console import say
 from justimage.data.records import from_plain, known_fields, read_json
 from justimage.data.sources import DataOptions, open_source
-from justimage.data.spec import DataSpec, Source, StreamSource
-from justimage.disk import writing
+from justimage.data.spec import DataSpec, Source, StreamSource, evenly
+from justimage.disk import append_json
 from justimage.evaluation.copying import copying, reduced
 from justimage.evaluation.features import Features, open_features
 from justimage.evaluation.fitted import Progress, load_fitted
-from justimage.evaluation.judge import Judge, enough_to_extrapolate
+from justimage.evaluation.judge import Judge
+from justimage.evaluation.metrics import enough_to_extrapolate
 from justimage.evaluation.reference import (
     MOST_COPIES,
     check_comparable,
-    evenly,
     is_statistics,
     read_statistics,
     reference_of,
 )
 from justimage.evaluation.rows import RowStore
-from justimage.evaluation.scores import Scores
+from justimage.evaluation.scores import Scores, now
 from justimage.runs.folder import RESULTS
 from justimage.sampling.pictures import grid, save
 
-DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 ExtractorName = Literal["fit", "inception", "dinov2", "clip"]
 SHOWN = 100  # samples of a picture
 NEAREST = 10  # of them beside their nearest training samples
@@ -136,7 +133,7 @@ def _unseen(path: str, size: tuple[int, ...], channels: int, options: DataOption
     if source.indexed is not True:
         raise ValueError(f"--unseen {path} is a stream; give a folder, an archive or arrays")
     check_comparable(source.spec, spec, path)
-    chosen = np.unique(np.linspace(0, len(source) - 1, UNSEEN).astype(np.int64))
+    chosen = evenly(len(source), UNSEEN)
     return np.concatenate([reduced(source[i][0][None], spec) for i in chosen.tolist()])
 
 
@@ -174,10 +171,7 @@ def report(scores: Scores, path: Path, drawn: Path) -> None:
     """Print a result, and add it to a file as one line."""
     say(str(scores))
     say(in_words(scores))
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
-            file.write(json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **scores.to_json()}) + "\n")
+    append_json(path, {"time": now(), **scores.to_json()})
     say(f"added to {path}; a grid of the first samples: {drawn}")
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import torch
 import tyro
 from rich.progress import track
 
@@ -16,6 +15,7 @@ from justimage.commands.main import DONE, INTERRUPTED
 from justimage.data.containers import IMAGES, holds, written_by_justimage
 from justimage.denoiser import Denoiser
 from justimage.disk import held, reason_of
+from justimage.execution import PRECISIONS
 from justimage.samplers import PRESETS, Preset, Sampling, with_settings
 from justimage.sampling.generate import Samples, generate
 from justimage.sampling.write import FACTS, Sheet, file_format, write_facts, writer
@@ -107,13 +107,12 @@ def main(arguments: Sequence[str]) -> int:
 
 def _draw(asked: Sample, arguments: Sequence[str]) -> int:
     """Draw samples into a folder that is held; returns the exit code."""
-    dtypes = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
     model = load(
         asked.model,
         weights=asked.weights,
         context_start=asked.context_start,
         device=asked.device,
-        dtype=dtypes[asked.precision],
+        dtype=PRECISIONS.get(asked.precision),
         allow_non_finite=asked.allow_non_finite,
     )
     # Once more with the model's own settings, or the preset's, as defaults: what the user has written wins over them.

@@ -10,7 +10,7 @@ import tyro
 from rich.table import Table
 
 from justimage.commands.console import bars, console, interruptible, say
-from justimage.commands.judging import DTYPES, ExtractorName, in_words, judge_of, picture, reference_data, save_nearest
+from justimage.commands.judging import ExtractorName, in_words, judge_of, picture, reference_data, save_nearest
 from justimage.commands.line import parse
 from justimage.commands.main import DONE, INTERRUPTED
 from justimage.data.sources import DataOptions
@@ -114,7 +114,7 @@ def _sets(asked: SweepCommand) -> list[tuple[str, str]]:
 
 def _sweep(asked: SweepCommand, sets: list[tuple[str, str]], processes: Processes) -> int:
     source, weights = sets[0]
-    model = load(source, weights=weights or None, device=processes.device, dtype=DTYPES["auto"])
+    model = load(source, weights=weights or None, device=processes.device)
     check_samples(asked.batch_size, (model.config.channels, *model.config.size), model.device)
     candidates = asked.space.candidates(sets, model.sampling, guided=bool(model.needs))
     data = reference_data(source, asked.data, asked.data_options)

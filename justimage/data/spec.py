@@ -265,6 +265,11 @@ class FileFacts:
     """Whether EXIF says that it lies on its side or is mirrored."""
 
 
+def evenly(count: int, most: int) -> np.ndarray:
+    """At most so many of the numbers 0 to count - 1, evenly spread and both ends among them, (n,) int64."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
+
+
 def looked_at(spec: DataSpec, count: int) -> int:
     """How many of `count` samples `content` looks at: 64, and fewer of samples above 16 MB, as all must be read.
 
@@ -343,7 +348,7 @@ class Source(Protocol):
         digest = hashlib.sha256(f"{self.spec.text()} {count}".encode())
         if labels is not None:
             digest.update(np.ascontiguousarray(labels, dtype="<i8").data)
-        for index in np.unique(np.linspace(0, count - 1, looked_at(self.spec, count)).astype(np.int64)).tolist():
+        for index in evenly(count, looked_at(self.spec, count)).tolist():
             found = self.look(index)
             if isinstance(found, Unreadable):
                 digest.update(b"unreadable")

@@ -7,11 +7,12 @@ import numpy as np
 import torch
 from torch.nn.functional import adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d
 
-from justimage.data.spec import DataSpec
+from justimage.data.spec import DataSpec, evenly
 
 LONGEST = 16  # of each axis of a reduced sample
 NEIGHBOURS = 50  # with whose distances the nearest one's is compared
 NEAR = 0.01  # a sample is taken for a copy where only this share of unseen data comes as near to one training sample
+STAND_INS = 1000  # training samples that stand for unseen data, where there are none
 POOLS: tuple[Any, ...] = (adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d)
 
 
@@ -60,7 +61,7 @@ def copying(samples: np.ndarray, training: np.ndarray, unseen: np.ndarray | None
         )
     distances, nearest, ratios = nearest_of(samples, training)
     if unseen is None:
-        own = np.unique(np.linspace(0, len(training) - 1, min(len(training), 1000)).astype(np.int64))
+        own = evenly(len(training), STAND_INS)
         _, _, apart = nearest_of(training[own], training, leave_out=own)
     else:
         _, _, apart = nearest_of(unseen, training)

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 
 from justimage import __version__
-from justimage.data.spec import DataSpec
+from justimage.data.spec import DataSpec, evenly
 from justimage.evaluation.copying import NEAR, copying, reduced
 from justimage.evaluation.features import Features
-from justimage.evaluation.metrics import frechet_estimate, frechet_infinity, inception_score, kid
+from justimage.evaluation.metrics import enough_to_extrapolate, frechet_estimate, frechet_infinity, inception_score, kid
 from justimage.evaluation.neighbours import density_coverage, precision_recall
 from justimage.evaluation.raw import lag_correlation, quantiles, spectrum_distance, wasserstein1
-from justimage.evaluation.reference import KEPT, Reference, evenly
+from justimage.evaluation.reference import KEPT, Reference
 from justimage.evaluation.rows import Looker
 from justimage.evaluation.scores import Score, Scores
 
@@ -159,8 +159,3 @@ def check_counts(count: int, features: Features) -> None:
             f"more samples than features; choose a count of {least:,} at least, or "
             "features of a smaller size"
         )
-
-
-def enough_to_extrapolate(size: int) -> int:
-    """How many samples fd_infinity needs with so many features; with fewer it is left out."""
-    return 3 * (size + 1)

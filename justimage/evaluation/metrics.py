@@ -10,6 +10,7 @@ from functools import cached_property
 
 import numpy as np
 
+SIZES = 3  # at which a Frechet distance is extrapolated
 BLOCK = 4096  # rows that are looked at together
 
 
@@ -168,12 +169,17 @@ def _influence(features: np.ndarray, moments: FeatureMoments, reference: Feature
     return out
 
 
+def enough_to_extrapolate(width: int, sizes: int = SIZES) -> int:
+    """How many samples of so many features `frechet_infinity` needs: its smallest parts must outnumber the features."""
+    return sizes * (width + 1)
+
+
 def frechet_infinity(
     features: np.ndarray,
     reference: FeatureMoments,
     groups: np.ndarray | None = None,
     *,
-    sizes: int = 3,
+    sizes: int = SIZES,
     seed: int = 0,
 ) -> Estimate:
     """The Frechet distance of infinitely many samples, extrapolated from features (N, D).
@@ -191,10 +197,10 @@ def frechet_infinity(
     count, width = features.shape
     if sizes < 2:
         raise ValueError(f"sizes is {sizes}; a line needs distances at 2 sizes or more")
-    if count // sizes <= width:
+    if count < enough_to_extrapolate(width, sizes):
         raise ValueError(
             f"{count} samples of {width} features are too few to extrapolate from parts of {count // sizes}: "
-            f"draw at least {sizes * (width + 1)}, or use an extractor with fewer features"
+            f"draw at least {enough_to_extrapolate(width, sizes)}, or use an extractor with fewer features"
         )
     whole = frechet_estimate(features, reference, groups)
     assert whole.error is not None

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from justimage.data.spec import DataSpec, Source, StreamSource
+from justimage.data.spec import DataSpec, Source, StreamSource, evenly
 from justimage.disk import Unwritten, cache_folder, reason_of, whole, write_text
 from justimage.evaluation.copying import reduced
 from justimage.evaluation.features import Features
@@ -177,11 +177,6 @@ def _rows(folder: Path, count: int) -> dict[str, np.ndarray]:
     if store.count != count:
         raise ValueError(f"{folder} holds {store.count:,} rows, not {count:,}")
     return {name: store[name] for name in kinds}
-
-
-def evenly(count: int, most: int) -> np.ndarray:
-    """At most so many of `count` numbers, evenly spread."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
 
 
 def batches_of(source: Source | StreamSource, count: int) -> Iterator[Tensor]:

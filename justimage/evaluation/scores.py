@@ -1,6 +1,7 @@
 """Scores: all numbers of one evaluation as one table, with what they were made from."""
 
 import json
+import time
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
@@ -68,6 +69,11 @@ class Scores:
 def plain(value: float | None) -> float | None:
     """A number as JSON holds it, which has none that is not finite: None in its place."""
     return value if value is not None and isfinite(value) else None
+
+
+def now() -> str:
+    """The time of a result, with the hours from UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
 def _arrow(better: Better) -> str:

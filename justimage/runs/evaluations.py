@@ -4,7 +4,6 @@ Nothing that training computes depends on it: samples draw from their own seeds,
 """
 
 import json
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -17,14 +16,14 @@ from rich.console import Console
 from justimage.data.records import read_json
 from justimage.data.spec import Source, StreamSource, UnreadableSample
 from justimage.denoiser import Denoiser
-from justimage.disk import writing
+from justimage.disk import append_json
 from justimage.evaluation.draws import Draws, draws_of
 from justimage.evaluation.evaluate import evaluate
 from justimage.evaluation.features import open_features
 from justimage.evaluation.fitted import Fit
 from justimage.evaluation.judge import Judge, check_counts
 from justimage.evaluation.reference import reference_of
-from justimage.evaluation.scores import Scores
+from justimage.evaluation.scores import Scores, now
 from justimage.execution import cast_parameters
 from justimage.networks.protocol import NETWORKS, name_of
 from justimage.parallel import any_of, fail_together, first_then_others, same_everywhere
@@ -129,10 +128,8 @@ class Evaluations:
         return True
 
     def _add(self, nimg: int, weights: str, scores: Scores) -> None:
-        path, now = self.folder / RESULTS, time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        line = {"time": now, "nimg": nimg, "model": str(self.folder), "weights": weights, **scores.to_json()}
-        with writing(path), path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        line = {"time": now(), "nimg": nimg, "model": str(self.folder), "weights": weights, **scores.to_json()}
+        append_json(self.folder / RESULTS, line)
 
 
 def in_short(scores: Scores) -> str:

@@ -1,6 +1,5 @@
 """Who gets each tick of a run: the log, the bar on a terminal, or a line for each tick elsewhere."""
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from justimage.disk import writing
+from justimage.disk import append_json
 from justimage.training.loop import Tick
 
 Sink = Callable[[Tick], None]
@@ -34,8 +33,7 @@ def log_to(path: Path) -> Sink:
     """A sink that appends a line of JSON to a file."""
 
     def log(tick: Tick) -> None:
-        with writing(path), path.open("a") as file:
-            file.write(json.dumps({**asdict(tick), "time": round(time.time(), 1)}) + "\n")
+        append_json(path, {**asdict(tick), "time": round(time.time(), 1)})
 
     return log
 

@@ -7,12 +7,9 @@ from typing import Literal
 import torch
 
 from justimage.data.spec import DataSpec
-from justimage.execution import fast_dtype
+from justimage.execution import PRECISIONS, fast_dtype
 from justimage.process import Density, LogitNormal, Space
 from justimage.training.optim import Schedule
-
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
 
 MOST_NIMG = 10**15
 SAMPLES = {"duration_nimg": 1, "batch_size": 1, "microbatch": 0, "warmup_nimg": 0, "ema_start_nimg": 0}  # at least
