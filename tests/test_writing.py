@@ -285,7 +285,15 @@ def test_signals_of_a_scheduler_and_a_closed_terminal_save(tmp_path, name):
     """Exit code 3 and one state, although HUP and USR1 come twice."""
     words = [sys.executable, "-m", "justimage", "train", "mnist-demo", *TINY[:-1], "1000000000", "--run", "r"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    process = subprocess.Popen(words, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        words,
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        # Where the tests themselves run under nohup or in the background, it would be ignored, as the command promises.
+        preexec_fn=lambda: signal.signal(getattr(signal, name), signal.SIG_DFL),
+    )
     log = tmp_path / "r" / "log.jsonl"
     while not log.is_file() or not log.read_text():
         time.sleep(0.02)
