@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
@@ -29,7 +29,7 @@ from justimage.evaluation.samples import open_samples
 from justimage.evaluation.scores import Scores
 from justimage.execution import PRECISIONS, find_device
 from justimage.parallel import Processes, first_then_others, in_the_first, join, leave
-from justimage.samplers import PRESETS, Preset, Sampling
+from justimage.samplers import PRESETS, Preset, Sampling, with_settings
 from justimage.sampling.draw import check_samples
 from justimage.sampling.generate import Samples
 from justimage.sampling.write import file_format, write_facts, writer
@@ -150,7 +150,7 @@ def _of_model(asked: Evaluate, arguments: Sequence[str], processes: Processes) -
         dtype=PRECISIONS.get(asked.precision),
     )
     # Once more with the model's own settings as defaults: what the user has written wins over them.
-    chosen = replace(model.sampling, **PRESETS[asked.preset]) if asked.preset else model.sampling
+    chosen = with_settings(model.sampling, PRESETS[asked.preset] if asked.preset else {})
     asked = parse(Evaluate, arguments, "jit evaluate", Evaluate(asked.model, sampling=chosen))
     if asked.save is not None and processes.world > 1:
         raise ValueError("--save is for one process; `jit sample` writes samples from the same seeds")
