@@ -78,6 +78,12 @@ def _convert(arguments: list[str]) -> int:
     return parse(Convert, arguments, "jit convert")()
 
 
+def _reproduce(arguments: list[str]) -> int:
+    from justimage.commands.reproduce import main
+
+    return main(arguments)
+
+
 def _completion(arguments: list[str]) -> int:
     from justimage.commands.completion import main
 
@@ -97,6 +103,7 @@ COMMANDS: Commands = {
     "sweep": ("Find the weights, guidance, sampler and steps that draw the best samples.", _sweep),
     "data": ("Look at data before training, or pack them: jit data inspect, jit data pack.", _data),
     "convert": ("Convert weights between a weights folder and the official layout.", _convert),
+    "reproduce": ("Run a table or figure of the paper, and say whether its claim holds.", _reproduce),
     "completion": ("Print a script that completes commands and options: jit completion bash, or zsh.", _completion),
 }
 

@@ -3,7 +3,7 @@
 import json
 import types
 from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 from reprlib import Repr
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -68,6 +68,25 @@ def checked_field(kind: type, name: str, value: Any, prefix: str) -> Any:
     except NameError:  # a user's own class may name types that only its type checker sees
         hint = Any
     return _checked(hint, value, f"{prefix}{name}")
+
+
+def replaced(values: Record, settings: Mapping[str, Any], where: str = "") -> Record:
+    """A dataclass with the fields at dotted paths replaced by plain values, all at once, as `checked_field` takes them.
+
+    Raises ValueError, with `where` in front, for a path that leads nowhere, and for values that a dataclass refuses.
+    """
+    inner: dict[str, dict[str, Any]] = {}
+    for path, value in settings.items():
+        first, _, rest = path.partition(".")
+        if not hasattr(values, first):
+            raise ValueError(f"{where}{path}: {type(values).__name__} has no field {first!r}")
+        inner.setdefault(first, {})[rest] = value
+    made = {
+        name: checked_field(type(values), name, some[""], where) if "" in some else replaced(at, some, where)
+        for name, some in inner.items()
+        for at in [getattr(values, name)]
+    }
+    return replace(values, **made)  # type: ignore[type-var]
 
 
 def _checked(hint: Any, value: Any, where: str) -> Any:

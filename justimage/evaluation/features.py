@@ -1,12 +1,13 @@
 """What is measured of a sample: a few numbers that a network makes of it, by which samples are compared."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from justimage.data.spec import DataSpec, Source, StreamSource
 from justimage.evaluation.fitted import Fit, Progress, fit_features
@@ -75,6 +76,33 @@ class ModuleFeatures:
             what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise ValueError(f"{self.name} returns {what} for {len(raw)} samples; (B, D) or (B, D, ...) is needed")
         return (found if found.ndim == 2 else found.flatten(2).mean(2)).float(), None
+
+
+def resize(raw: Tensor, size: Sequence[int]) -> Tensor:
+    """8-bit images (B, C, H, W) at another size, (B, C, *size) uint8: linear, averaging where they become smaller."""
+    found = F.interpolate(raw.float(), tuple(size), mode="bilinear", antialias=True, align_corners=False)
+    return found.round_().clamp_(0, 255).to(torch.uint8)
+
+
+class Resizing:
+    """Features of images at another size than theirs: images of several sizes, seen by the same network.
+
+    of: what looks at images of a `size`. Numbers are known under a name of their own, as a resized image is another.
+    """
+
+    def __init__(self, of: Features, size: Sequence[int]):
+        self.of, self.image_size, self.size, self.classes = of, tuple(size), of.size, of.classes
+        self.name, self.facts = f"{of.name}-at-{'x'.join(map(str, size))}", of.facts
+
+    def check(self, spec: DataSpec) -> None:
+        """Raises ValueError where samples are no 8-bit images, or what looks at them refuses them at its size."""
+        if not spec.image:
+            raise ValueError(f"{self.name} resizes images, and these are {spec.shape} of {spec.dtype}")
+        self.of.check(replace(spec, size=self.image_size))
+
+    def __call__(self, raw: Tensor, /) -> tuple[Tensor, Tensor | None]:
+        """Raw images (B, C, H, W) uint8 -> features (B, D), and logits (B, K) or None."""
+        return self.of(raw if raw.shape[2:] == self.image_size else resize(raw, self.image_size))
 
 
 @dataclass(frozen=True)

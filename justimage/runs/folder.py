@@ -13,7 +13,7 @@ import json
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from justimage import __version__
-from justimage.data.records import checked_field, from_plain, known_fields, read_json
+from justimage.data.records import from_plain, known_fields, read_json, replaced
 from justimage.data.spec import DataSpec, Source, StreamSource
 from justimage.denoiser import Denoiser
 from justimage.disk import is_empty
@@ -170,16 +170,8 @@ def with_older_defaults(recipe: Recipe, old: dict[str, Any] | None, spec: DataSp
     }
     later |= {name: theirs[name] for name in (old or {}).get("as_before", []) if name in theirs and name in CAME_LATER}
     for name, value in later.items():
-        recipe = _with(recipe, name.split("."), value)
+        recipe = replaced(recipe, {name: value}, f"{RECIPE}: ")
     return recipe, {name: value for name, value in later.items() if value != ()}
-
-
-def _with(values: Any, path: list[str], value: Any) -> Any:
-    """A dataclass with the field at a dotted path replaced."""
-    first, *rest = path
-    if not rest:
-        return replace(values, **{first: checked_field(type(values), first, value, f"{RECIPE}: ")})
-    return replace(values, **{first: _with(getattr(values, first), rest, value)})
 
 
 def changeable(names: Sequence[str]) -> tuple[str, ...]:

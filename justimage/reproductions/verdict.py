@@ -1,0 +1,99 @@
+"""Statements on numbers with a spread over seeds: when one holds, and what a claim's verdict is."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import inf
+
+
+@dataclass(frozen=True)
+class Of:
+    """Some cells of a part, and one of their numbers."""
+
+    part: str
+    where: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
+    """Axis -> the labels that are meant; all of the axes that are not named."""
+    number: str = ""
+    """Empty: the family's own."""
+
+    def matches(self, part: str, labels: Mapping[str, str]) -> bool:
+        """Whether a cell is meant."""
+        wanted = {axis: (label,) if isinstance(label, str) else label for axis, label in self.where.items()}
+        return part == self.part and all(labels[axis] in some for axis, some in wanted.items())
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One set of numbers is below another, beyond their spread over seeds.
+
+    It holds where every seed of every cell of `lower`, times `factor`, is below every seed of every cell of `upper`. Of
+    two cells without a difference this is so by chance in one of 20 cases, with three seeds each (an exact rank test).
+    A factor above 1 asks for a margin; one below 1 allows the lower to be that much above.
+    """
+
+    text: str
+    lower: Of
+    upper: Of
+    factor: float = 1.0
+    some: bool = False
+    """It is enough that one cell of `lower` is below."""
+    matched: tuple[str, ...] = ()
+    """Axes on which a cell is compared with those of the same label only."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """The numbers of a cell over its seeds."""
+
+    part: str
+    labels: Mapping[str, str]
+    numbers: Mapping[str, Sequence[float]]
+    """Name -> one value for each seed; infinite where a training failed."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What became of a statement."""
+
+    text: str
+    holds: bool
+    compared: int
+    """Pairs of cells."""
+    ratio: float
+    """The smallest ratio of an upper to a lower number over all pairs and seeds; of `some`, that of its best cell."""
+
+
+def find(statement: Statement, rows: Sequence[Row], own: str) -> Found:
+    """Whether a statement holds; own: the family's number. ValueError where nothing is compared."""
+    lower_name, upper_name = statement.lower.number or own, statement.upper.number or own
+    ratios: list[float] = []
+    compared = 0
+    for row in (row for row in rows if statement.lower.matches(row.part, row.labels)):
+        others = [
+            other
+            for other in rows
+            if statement.upper.matches(other.part, other.labels)
+            and (other is not row or lower_name != upper_name)
+            and all(row.labels[axis] == other.labels[axis] for axis in statement.matched)
+        ]
+        if others:
+            compared += len(others)
+            highest = max(row.numbers[lower_name])
+            ratios.append(min(_ratio(min(other.numbers[upper_name]), highest) for other in others))
+    if not ratios:
+        raise ValueError(f"nothing is compared by {statement.text!r}")
+    ratio = max(ratios) if statement.some else min(ratios)
+    return Found(statement.text, ratio > statement.factor, compared, ratio)
+
+
+def _ratio(upper: float, lower: float) -> float:
+    if lower == inf:
+        return 0.0
+    return upper / lower if lower > 0 else inf
+
+
+def verdict(found: Sequence[Found]) -> str:
+    """In the words of docs/paper.md."""
+    holding = sum(each.holds for each in found)
+    if holding == len(found):
+        return "holds"
+    return "holds in part" if holding else "does not hold here"

@@ -1,0 +1,239 @@
+"""The work of a reproduction: run by run, in several processes, each going on where it was."""
+
+import io
+import json
+import multiprocessing
+import os
+import platform
+import queue
+import signal
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from justimage import __version__
+from justimage.disk import discard, whole, write_text
+from justimage.evaluation.scores import plain
+from justimage.parallel import Processes
+from justimage.reproductions.family import Cell, Measured
+from justimage.runs.folder import LOG
+from justimage.runs.run import Failed, Interrupted, train_run
+from justimage.training.loop import NonFiniteLoss, Tick
+from justimage.training.state import NotFinite
+
+TRAINING = 0.6  # share of a job's progress that is training
+WATCH_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run, and the cells that are measured of it: they differ only in what is measured, or how samples are drawn."""
+
+    folder: Path
+    cells: tuple[Cell, ...]
+    given: str = ""
+
+    def place(self, cell: Cell) -> Path:
+        """The file of a cell's numbers; beside it, under the same name, lie its arrays."""
+        return self.folder / f"measured-{cell.setup.measurement()}.json"
+
+    def done(self) -> bool:
+        """Whether all of its cells are measured."""
+        return all(self.place(cell).is_file() for cell in self.cells)
+
+    def cost(self) -> float:
+        """How much work it is, in arbitrary units: for the time that is left."""
+        network: Any = self.cells[0].setup.recipe.network
+        per_sample = getattr(network, "width", 1) * getattr(network, "depth", 1) + np.prod(network.size) / 8
+        return float(self.cells[0].setup.recipe.training.duration_nimg * per_sample * (1 + 0.5 * len(self.cells)))
+
+
+def jobs_of(cells: Sequence[Cell], runs: Path, given: str) -> list[Job]:
+    """The jobs behind cells, the longest first, so that no process is left alone with one at the end."""
+    by_run: dict[str, dict[str, Cell]] = {}
+    for cell in cells:
+        by_run.setdefault(cell.setup.run(), {}).setdefault(cell.setup.measurement(), cell)
+    jobs = [Job(runs / name, tuple(some.values()), given) for name, some in by_run.items()]
+    return sorted(jobs, key=lambda job: -job.cost())
+
+
+def work(job: Job, device: torch.device, progress: Callable[[float], None]) -> None:
+    """Train a run, from where it stands, and measure what is not measured yet. Raises what training raises.
+
+    A training that ends in numbers that are not finite is a result: its cells say so, and have no numbers.
+    """
+    todo = [cell for cell in job.cells if not job.place(cell).is_file()]
+    if not todo:
+        return
+    failed = train(job, device, lambda share: progress(TRAINING * share))
+    for k, cell in enumerate(todo):
+
+        def shown(done: int, total: int, what: str, k: int = k) -> None:
+            progress(TRAINING + (1 - TRAINING) * (k + done / max(total, 1)) / len(todo))
+
+        began = time.perf_counter()
+        found = Measured({}, {"failed": failed}) if failed else measure(cell, job, device, shown)
+        keep(found, job.place(cell), job.folder, time.perf_counter() - began)
+        progress(TRAINING + (1 - TRAINING) * (k + 1) / len(todo))
+    for name in ("rows", "sweep"):  # what measuring keeps to go on after a kill
+        if (job.folder / name).is_dir():
+            discard(job.folder / name)
+
+
+def train(job: Job, device: torch.device, progress: Callable[[float], None]) -> str:
+    """Train the job's run to its end -> why it failed, or nothing."""
+    setup = job.cells[0].setup
+    recipe, total = setup.recipe, setup.recipe.training.duration_nimg
+    source = setup.data.open(recipe.network.size, recipe.network.channels, job.given)
+    # What it is sampled with is up to the cells that share it.
+    recipe = replace(recipe, sampling=type(recipe.sampling)())
+
+    def sink(tick: Tick) -> None:
+        progress(tick.nimg / total)
+
+    try:
+        train_run(
+            recipe,
+            source,
+            job.folder,
+            processes=Processes(device=device),
+            console=Console(file=io.StringIO()),
+            data=job.given,
+            sinks=[sink],
+        )
+    except Failed as error:
+        if isinstance(error.__cause__, NonFiniteLoss | NotFinite):
+            return str(error).splitlines()[0]
+        raise
+    return ""
+
+
+def measure(cell: Cell, job: Job, device: torch.device, progress: Callable[[int, int, str], None]) -> Measured:
+    """What is measured of a finished run."""
+    return cell.setup.measure(cell.setup, job.folder, job.given, device, progress)
+
+
+def keep(found: Measured, place: Path, folder: Path, seconds: float) -> None:
+    """Write numbers, facts and arrays, the numbers last."""
+    if found.arrays:
+        arrays: dict[str, Any] = dict(found.arrays)
+        with whole(place.with_suffix(".npz")) as beside, beside.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+    facts = {
+        "numbers": {name: plain(value) for name, value in found.numbers.items()},
+        **found.facts,
+        "seconds": {"training": round(seconds_of_training(folder), 1), "measuring": round(seconds, 1)},
+        "threads": torch.get_num_threads(),
+        "machine": platform.processor() or platform.machine(),
+        "versions": {"justimage": __version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
+    write_text(place, json.dumps(facts, indent=1) + "\n")
+
+
+def seconds_of_training(folder: Path) -> float:
+    """Over all sittings, from the log."""
+    seconds, before = 0.0, 0
+    for line in (folder / LOG).read_text().splitlines() if (folder / LOG).is_file() else []:
+        tick = json.loads(line)
+        seconds += (tick["nimg"] - before) / tick["img_per_second"] if isfinite(tick["img_per_second"]) else 0.0
+        before = tick["nimg"]
+    return seconds
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a process says of its job: the share that is done, or what went wrong."""
+
+    job: int
+    share: float
+    problem: str = ""
+
+
+def run_jobs(jobs: Sequence[Job], device: torch.device, workers: int) -> Iterator[Event]:
+    """Do the jobs in so many processes, and say how far each is. Raises RuntimeError where one fails.
+
+    Left by an exception, Ctrl-C for one, the processes save and end.
+    """
+    context = multiprocessing.get_context("spawn")
+    tasks, events = context.Queue(), context.Queue()
+    for numbered in enumerate(jobs):
+        tasks.put(numbered)
+    workers = max(1, min(workers, len(jobs)))
+    for _ in range(workers):
+        tasks.put(None)
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    crew = [
+        context.Process(target=_process, args=(tasks, events, str(device), threads, os.getpid()), daemon=True)
+        for _ in range(workers)
+    ]
+    for each in crew:
+        each.start()
+    left = set(range(len(jobs)))
+    try:
+        while left:
+            try:
+                event: Event = events.get(timeout=WATCH_SECONDS)
+            except queue.Empty:
+                if not any(each.is_alive() for each in crew) and events.empty():
+                    raise RuntimeError("the processes ended before their work was done; was memory short?") from None
+                continue
+            if event.problem:
+                raise RuntimeError(event.problem)
+            if event.share >= 1:
+                left.discard(event.job)
+            yield event
+    finally:
+        for each in crew:
+            if left and each.is_alive():
+                each.terminate()  # training saves first
+        for each in crew:
+            each.join()
+
+
+def _process(tasks: Any, events: Any, device: str, threads: int, parent: int) -> None:
+    """One process of the crew: job after job, until there is none left or the one that started it is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
+    torch.set_num_threads(threads)
+    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+    for number, job in iter(tasks.get, None):
+        try:
+            work(job, torch.device(device), lambda share, number=number: events.put(Event(number, min(share, 0.999))))
+            events.put(Event(number, 1.0))
+        except Interrupted:
+            return
+        except (ValueError, Failed, OSError) as error:
+            events.put(Event(number, 0.0, f"{job.folder}: {error}"))
+            return
+        except Exception:  # a mistake of ours: where it was
+            events.put(Event(number, 0.0, f"{job.folder}: {traceback.format_exc()}"))
+            return
+
+
+def _leave_with(parent: int) -> None:
+    """End like a process that is asked to, saving first, where the one that started this one was killed."""
+    while os.getppid() == parent:
+        time.sleep(WATCH_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def measured(cell: Cell, runs: Path) -> Mapping[str, Any]:
+    """What is known of a finished cell."""
+    return json.loads(Job(runs / cell.setup.run(), (cell,)).place(cell).read_text())
+
+
+def arrays_of(cell: Cell, runs: Path) -> Mapping[str, np.ndarray]:
+    """The arrays of a finished cell; none where its training failed."""
+    path = Job(runs / cell.setup.run(), (cell,)).place(cell).with_suffix(".npz")
+    if not path.is_file():
+        return {}
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)
