@@ -78,6 +78,7 @@ def test_no_float_of_any_configuration_is_infinite_or_nan(value):
         (lambda: ji.JiTConfig(mlp_ratio=1e-9), "mlp_ratio is 1e-09"),
         (lambda: ji.JiTConfig(dropout=1.0), "dropout is 1.0"),
         (lambda: ji.JiTConfig(dropout_scores=-0.1), "dropout_scores is -0.1"),
+        (lambda: ji.JiTConfig(classifier_after=10**9), "classifier_after is 1000000000"),
         (lambda: DiTConfig(width=10**9), "width is 1000000000"),
         (lambda: DiTConfig(depth=10**9), "depth is 1000000000"),
         (lambda: MLPConfig(depth=10**9), "depth is 1000000000"),

@@ -39,6 +39,7 @@ CAME_LATER: dict[str, Any] = {
     "training.ema_start_nimg": lambda old, spec: 1000 * old["training.batch_size"],
     "training.mirror": lambda old, spec: "on" if _mirrored(old, spec) else "off",
     "network.conditions": lambda old, spec: (),
+    "network.classifier_after": lambda old, spec: 0,
     "data_options.conditions": lambda old, spec: (),
     "sampling.shift": lambda old, spec: 1.0,
     "report.evaluate_nimg": lambda old, spec: 0,
