@@ -91,6 +91,7 @@ def test_no_float_of_any_configuration_is_infinite_or_nan(value):
         (lambda: ji.shifted(0), "shift is 0"),
         (lambda: ji.Training(batch_size=10**30), "batch_size is 1000"),
         (lambda: ji.Training(ema_decays=(0.9, 0.9)), "ema_decays are"),
+        (lambda: ji.Training(classification=-0.1), "classification is -0.1; it must be a number from 0 on"),
         (lambda: DataOptions(workers=10**9), "workers .1000000000"),
         (lambda: Report(preview_steps=10**9), "steps is 1000000000"),
         (lambda: LogitNormal(std=-1.0), "the std -1.0"),
