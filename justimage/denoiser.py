@@ -147,16 +147,18 @@ class Denoiser(nn.Module):
     def forward(self, z: Tensor, t: Tensor, y: Any = None) -> Prediction:
         """z (B, C, *S), t (B,) in [0, 1] -> Prediction, float32.
 
-        y: a value of the condition, as a dictionary of tensors (B, ...), or labels (B,) alone. None: no condition.
+        y: a value of the condition, as a dictionary of tensors (B, ...), or labels (B,) alone. None: no condition. What
+        the network gives beside its output (justimage.networks.protocol) is in the prediction, as the network gives it.
         """
         if y is None:
             y = self.null(len(z), z.shape[2:], z.device)
         raw = self.net(z, t, y)
+        raw, beside = raw if isinstance(raw, tuple) else (raw, {})
         raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
         if self.scalings is not None:
             c_skip, c_out = self.scalings(expand(t, z), self.noise_scale)
             raw = c_skip * z + c_out * raw
-        return Prediction(raw, z, t, self.space, self.t_eps)
+        return Prediction(raw, z, t, self.space, self.t_eps, beside)
 
     def labels(self, labels: Labels) -> list[int]:
         """Classes by index or name -> indices; the null label is allowed. Raises ValueError for any other."""

@@ -10,8 +10,9 @@ no two of them the same. This module is the only place that knows how the three 
 All tensors are (B, C, *S) with any number of spatial axes S; t is (B,).
 """
 
-from dataclasses import dataclass
-from typing import Literal, Protocol, get_args, runtime_checkable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -48,7 +49,8 @@ class Prediction:
     """A statement about the clean data behind the state z at time t, readable in any space.
 
     value, z: (B, C, *S); t: (B,); space: what `value` is. Divisions by 1 - t and by t are floored at t_eps
-    (section 4.3 of arXiv 2511.13720; the paper states it for 1 - t, and here it guards t in the same way).
+    (section 4.3 of arXiv 2511.13720; the paper states it for 1 - t, and here it guards t in the same way). beside:
+    what else was said on the way to it, tensors by name with the batch first; usually nothing.
     """
 
     value: Tensor
@@ -56,6 +58,7 @@ class Prediction:
     t: Tensor
     space: Space
     t_eps: float = 0.05
+    beside: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.space not in SPACES:
@@ -87,11 +90,18 @@ class Prediction:
         raise ValueError(f"no space is called {space!r}; there are {', '.join(SPACES)}")
 
 
+def _from_parts(tensors: Iterable[Tensor], facts: Any) -> Prediction:
+    value, z, t, *beside = tensors
+    space, t_eps, *names = facts
+    return Prediction(value, z, t, space, t_eps, dict(zip(names, beside, strict=True)))
+
+
 # Known to torch as a container of tensors, so that torch.export and torch.func see through a model that returns one.
+# The names of what is beside are facts, so that a prediction with nothing beside is the container it always was.
 pytree.register_pytree_node(
     Prediction,
-    lambda p: ([p.value, p.z, p.t], (p.space, p.t_eps)),
-    lambda tensors, facts: Prediction(*tensors, *facts),
+    lambda p: ([p.value, p.z, p.t, *p.beside.values()], (p.space, p.t_eps, *p.beside)),
+    _from_parts,
     serialized_type_name="justimage.Prediction",
     to_dumpable_context=list,
     from_dumpable_context=tuple,

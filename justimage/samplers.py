@@ -151,8 +151,8 @@ def guided(
     y, null: a value of the condition, tensors with the batch first, and the value that means none. Inside
     lo < t < hi (from t = 0 on if lo is 0; arXiv 2404.07724) the result is null + scale (conditional - null),
     both from one call on a doubled batch; elsewhere, and everywhere at scale 1, the null pass is not run. All
-    spaces are affine in each other at a given z and t, so guidance is the same in every space. Raises ValueError
-    for a scale other than 1 without y or null.
+    spaces are affine in each other at a given z and t, so guidance is the same in every space. What a prediction
+    has beside its value is the conditional one's. Raises ValueError for a scale other than 1 without y or null.
     """
     lo, hi = interval
     if scale != 1 and (y is None or null is None):
@@ -169,7 +169,8 @@ def guided(
         both = model(torch.cat((z, z)), torch.cat((times, times)), y_and_null)
         conditional, unconditional = both.value.chunk(2)
         value = unconditional + scale * (conditional - unconditional)
-        return Prediction(value, z, times, both.space, both.t_eps)
+        beside = {name: each.chunk(2)[0] for name, each in both.beside.items()}
+        return Prediction(value, z, times, both.space, both.t_eps, beside)
 
     return predict
 

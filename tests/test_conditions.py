@@ -273,6 +273,19 @@ def test_a_fresh_network_exports_and_leaves_the_process_as_it_was(name):
 
 
 @torch.no_grad()
+def test_a_model_exports_with_what_its_network_gives_beside_in_training_mode_alone():
+    net = small_net(depth=3, context_start=2, classifier_after=2)
+    model, inputs = ji.Denoiser(net), (torch.randn(2, 2, 8, 8), torch.rand(2), torch.tensor([0, 1]))
+    for training in (True, False):
+        model.train(training)
+        exported, eager = torch.export.export(model, inputs).module()(*inputs), model(*inputs)
+        assert exported.beside.keys() == eager.beside.keys() == ({"logits"} if training else set())
+        torch.testing.assert_close(exported.value, eager.value)
+        for name, each in eager.beside.items():
+            torch.testing.assert_close(exported.beside[name], each)
+
+
+@torch.no_grad()
 def test_a_pass_with_fake_tensors_leaves_the_next_one_right():
     from torch._subclasses.fake_tensor import FakeTensorMode
 

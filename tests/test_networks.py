@@ -1,6 +1,7 @@
 """The network in 1, 2 and 3 dimensions, its switches, and its beginning at zero."""
 
 from math import prod
+from typing import Any
 
 import pytest
 import torch
@@ -97,6 +98,77 @@ def test_in_context_tokens_join_at_their_block():
     assert lengths == [4, 4, 9]
 
 
+CLASSIFYING: dict[str, Any] = {"depth": 3, "context_start": 2, "classifier_after": 2}
+
+
+@pytest.mark.parametrize("size", [(8,), (8, 8), (4, 4, 8)])
+def test_blocks_before_a_classifier_see_the_time_and_not_the_labels(size):
+    net = small_net(size, **CLASSIFYING).train()
+    z, t = torch.randn(2, 2, *size), torch.rand(2)
+    raw, beside = net(z, t, torch.tensor([0, 1]))
+    others, elsewhere = net(z, t, torch.tensor([2, 3])), net(z, 1 - t, torch.tensor([0, 1]))
+    assert beside.keys() == {"logits"}
+    assert beside["logits"].shape == (2, 3)
+    assert torch.equal(others[1]["logits"], beside["logits"])
+    assert not torch.allclose(elsewhere[1]["logits"], beside["logits"])
+    assert not torch.allclose(others[0], raw)
+
+
+def test_a_classifier_is_the_mean_of_the_patches_and_a_linear_map_with_gradients_for_all_before_it():
+    net = small_net(**CLASSIFYING).train()
+    seen = []
+    net.blocks[1].register_forward_hook(lambda module, inputs, out: seen.append(out))
+    _, beside = net(torch.randn(2, 2, 8, 8), torch.rand(2), torch.tensor([0, 1]))
+    assert net.classifier is not None
+    expected = seen[0].mean(1) @ net.classifier.linear.weight.T + net.classifier.linear.bias
+    assert seen[0].shape[1] == prod(net.config.grid)
+    torch.testing.assert_close(beside["logits"], expected)
+    beside["logits"].square().sum().backward()
+    reached = {name for name, p in net.named_parameters() if p.grad is not None}
+    late = ("blocks.2.", "head.", "condition.")
+    assert reached == {name for name, _ in net.named_parameters() if not name.startswith(late)}
+
+
+def test_a_classifier_is_not_computed_outside_of_training():
+    net, called = small_net(**CLASSIFYING), []
+    assert net.classifier is not None
+    net.classifier.register_forward_hook(lambda *_: called.append(1))
+    inputs = torch.randn(2, 2, 8, 8), torch.rand(2), torch.tensor([0, 1])
+    raw = net(*inputs)
+    assert not called
+    assert torch.equal(net.train()(*inputs)[0], raw)
+    assert called
+
+
+def test_all_blocks_are_modulated_by_numbers_of_one_type_around_a_classifier():
+    """In mixed precision too: compiled blocks would be compiled once more for another."""
+    net, types = small_net(**CLASSIFYING).train(), []
+    for block in net.blocks:
+        block.register_forward_pre_hook(lambda module, inputs: types.append(inputs[1].dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        net(torch.randn(2, 2, 8, 8), torch.rand(2), torch.tensor([0, 1]))
+    assert types == [torch.float32] * 3
+
+
+def test_without_a_classifier_names_and_values_are_what_they_were():
+    assert not any("classifier" in name for name in small_net().state_dict())
+    net = small_net().train()
+    assert net.beside == ()
+    assert isinstance(net(torch.randn(2, 2, 8, 8), torch.rand(2), torch.tensor([0, 1])), torch.Tensor)
+
+
+def test_a_classifier_of_1000_classes_adds_its_map_alone():
+    with torch.device("meta"):
+        plain, classifying = (JiT(JiTConfig.variant("B/16", classifier_after=after)) for after in (0, 4))
+    assert classifying.num_parameters - plain.num_parameters == 768 * 1000 + 1000
+
+
+def test_a_classifier_needs_classes():
+    config = small_config(num_classes=0, **CLASSIFYING)  # in a recipe, 0 is as many as the data have
+    with pytest.raises(ValueError, match="classifier_after is 2, but num_classes is 0"):
+        JiT(config)
+
+
 def test_initialise_fills_everything():
     net = JiT(small_config())
     with torch.no_grad():
@@ -143,6 +215,9 @@ def test_bfloat16_stays_near_float32(cast):
         ({"size": (8, 8, 8, 8)}, "4 axes"),
         ({"heads": 5}, "5 heads do not divide a width of 32"),
         ({"context_start": 2}, "the blocks are 0 to 1"),
+        ({"classifier_after": 2}, "classifier_after is 2; a classifier stands before one of the blocks 1 to 1"),
+        ({"classifier_after": -1}, "classifier_after is -1"),
+        ({"depth": 4, "classifier_after": 2}, "context_start is 1, and the 2 blocks before the classifier"),
         ({"num_classes": -1}, "num_classes is -1"),
         ({"depth": 0}, "depth is 0"),
     ],

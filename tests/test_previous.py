@@ -60,6 +60,7 @@ def test_a_run_of_the_previous_version_resumes(run):
     assert f"at nimg = {SAVED_NIMG:,}" in result.stdout
     recipe = json.loads((run / "recipe.json").read_text())["recipe"]
     assert (recipe["sampling"]["shift"], recipe["report"]["evaluate_nimg"]) == (1, 0)
+    assert (recipe["network"]["classifier_after"], recipe["training"]["classification"]) == (0, 0)
 
     expected = load_file(PREVIOUS / "finished.safetensors")
     reached = load_file(run / "state" / f"{DURATION_NIMG:09d}" / "state.safetensors")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils import _pytree as pytree
 
 from justimage.process import SPACES, LogitNormal, Prediction, denoising_loss, diffuse, expand, velocity
 
@@ -82,6 +83,20 @@ def test_a_perfect_network_has_zero_loss_also_under_the_floors(space, measured):
     truth = {"x": x, "eps": eps, "v": velocity(x, eps)}[space]
     loss = denoising_loss(Prediction(truth, diffuse(x, eps, t), t, space), x, eps, measured)
     assert torch.equal(loss, torch.zeros_like(loss))
+
+
+def test_what_is_beside_a_prediction_travels_with_it():
+    """As tensors under their names; a prediction with nothing beside has the structure that it always had."""
+    _, _, t, z = example((4, 2, 4))
+    plain, more = Prediction(z, z, t, "x"), Prediction(z, z, t, "x", beside={"logits": z[:, 0]})
+    leaves, structure = pytree.tree_flatten(plain)
+    assert (len(leaves), structure.context) == (3, ("x", 0.05))
+    assert pytree.tree_unflatten(leaves, structure) == plain
+    doubled = pytree.tree_map(lambda each: 2 * each, more)
+    assert doubled.beside.keys() == {"logits"}
+    assert torch.equal(doubled.beside["logits"], 2 * z[:, 0])
+    again = pytree.treespec_loads(pytree.treespec_dumps(pytree.tree_structure(more)))
+    assert again == pytree.tree_structure(more)
 
 
 def test_logit_normal():

@@ -121,6 +121,14 @@ def test_an_interrupted_run_saves_and_says_so(tmp_path):
         (["train", "mnist-demo", "--run", "full/x.npz"], "not a run"),
         (["train", "mnist-demo", "--report.tick-nimg", "0"], "must be at least 1"),
         (["train", "mnist-demo", "--training.clip-norm", "-1"], "clip_norm (-1.0)"),
+        (["train", "mnist-demo", "--training.classification", "0.1"], "but the network has no classifier"),
+        (["train", "mnist-demo", "--training.classification", "nan"], "classification is nan"),
+        (["train", "mnist-demo", "--network.classifier-after", "3"], "context_start is 2, and the 3 blocks before"),
+        (["train", "mnist-demo", "--network.classifier-after", "6"], "classifier_after is 6"),
+        (
+            ["train", "mnist-demo", "--network.classifier-after", "2", "--data", "full/unlabelled.npy"],
+            "classifier_after is 2, but num_classes is 0: a classifier needs data with labels",
+        ),
         (["train", "mnist-demo", "--data", "full/names.npz"], "class names but no labels"),
         (["train", "mnist-demo", "--data", "full/half.npz"], "cannot be read"),
         (["train", "mnist-demo", "--data", "full/[a]"], "the data path full/[a] does not exist"),
@@ -133,6 +141,7 @@ def test_bad_input_is_refused_before_the_first_step(tmp_path, monkeypatch, capsy
     np.savez(full / "x.npz", x=x, y=np.array([0, 7, 1, 1]), classes=np.array(["a", "b"]))
     np.savez(full / "names.npz", x=x, classes=np.array(["a", "b"]))
     (full / "half.npz").write_bytes((full / "x.npz").read_bytes()[:3000])
+    np.save(full / "unlabelled.npy", x)
     np.save(full / "odd.npy", x[..., :9, :9])
     np.save(full / "signal.npy", x[..., 0])
     x[2, 0, 5, 5] = np.nan
@@ -153,6 +162,25 @@ def tiny_data(folder: Path) -> list[str]:
 def settings_after(out: str) -> list[str]:
     """The settings that a message advises to add to the same command."""
     return shlex.split(out.split("for example:")[1].split("\n")[0])
+
+
+def test_a_run_with_a_classifier_logs_its_error_resumes_and_samples(tmp_path, monkeypatch):
+    def here(*arguments: str) -> int:
+        return jit_here(*arguments, cwd=tmp_path, monkeypatch=monkeypatch)
+
+    command = ["train", "mnist-demo", *tiny_data(tmp_path), *TINY, "--training.schedule", "constant"]
+    command += shlex.split("--network.depth 3 --network.context-start 2 --network.classifier-after 2")
+    command += ["--training.classification", "0.01"]
+    assert here(*command, "--training.duration-nimg", "640", "--run", "whole") == 0
+    assert here(*command, "--training.duration-nimg", "320", "--run", "cut") == 0
+    assert here(*command, "--training.duration-nimg", "640", "--run", "cut") == 0
+    whole, cut = final_tensors(tmp_path / "whole"), final_tensors(tmp_path / "cut")
+    assert "net/classifier.linear.weight" in whole
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    for tick in map(json.loads, (tmp_path / "whole" / "log.jsonl").open()):
+        terms = tick["terms"]
+        assert tick["loss"] == pytest.approx(terms["v-loss"] + 0.01 * terms["cross-entropy"], rel=1e-5)
+    assert here("sample", "whole", "--classes", "1", "--count", "1", "--steps", "2", "--device", "cpu") == 0
 
 
 def test_nan_in_training_names_the_batch_and_how_to_go_on(tmp_path, monkeypatch, capsys):

@@ -238,6 +238,15 @@ def test_guidance_is_the_same_in_every_space():
     torch.testing.assert_close(results[0], results[2])
 
 
+def test_what_is_beside_a_guided_prediction_is_the_conditional_ones():
+    def model(z: Tensor, t: Tensor, y: Tensor | None) -> Prediction:
+        assert y is not None
+        return Prediction(z, z, t, "x", beside={"seen": y})
+
+    z, t, y = torch.randn(2, 1, 4), torch.tensor(0.3), torch.tensor([0, 1])
+    assert torch.equal(guided(model, y, torch.tensor([3, 3]), 2.5)(z, t).beside["seen"], y)
+
+
 def test_state_is_float32_whatever_the_network_computes_in():
     seen = []
 

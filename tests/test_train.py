@@ -1,9 +1,11 @@
 """Training: that it learns, that a run is one run however it is cut or shared out, and how it stops."""
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from justimage.execution import autocast
 from justimage.networks.jit import JiT
 from justimage.parallel import Processes
 from justimage.process import SPACES, Prediction, denoising_loss, diffuse
-from justimage.randomness import training_noise
+from justimage.randomness import Purpose, normals, training_noise, uniforms
 from justimage.runs.preview import preview
 from justimage.runs.run import save_all
 from justimage.samplers import Sampling
@@ -254,6 +256,97 @@ def test_terms_of_a_loss_are_logged():
     assert tick.terms == pytest.approx({"v-loss": tick.loss - 1, "one": 1.0})
 
 
+CLASSIFYING: dict[str, Any] = {"depth": 3, "context_start": 2, "classifier_after": 2}
+
+
+def batch_of(source: Arrays, count: int = 16) -> tuple[torch.Tensor, dict[str, torch.Tensor], range]:
+    """The first samples as model values, their labels, and positions in a run."""
+    assert source.y is not None
+    labels = torch.from_numpy(np.asarray(source.y[:count], dtype=np.int64))
+    return source.spec.encode(torch.from_numpy(source.x[:count])), {"labels": labels}, range(32, 32 + count)
+
+
+def test_without_a_classifier_the_loss_is_the_papers_alone():
+    """To the bit: nothing is added to it, and no other draw is made."""
+    source = waves()
+    model = begin(source).model.train()
+    x, y, positions = batch_of(source)
+    total, terms = flow_matching(model, CONFIG)(model, x, y, positions)
+    t = CONFIG.times.times(normals(CONFIG.seed, Purpose.TIME, positions))
+    eps = training_noise(CONFIG.seed, positions, x.shape[1:], CPU)
+    y = model.condition.drop(y, uniforms(CONFIG.seed, Purpose.DROP, positions), CONFIG.label_dropout)
+    assert torch.equal(total, denoising_loss(model(diffuse(x, eps, t), t, y), x, eps))
+    assert terms.keys() == {"v-loss"}
+
+
+def test_the_classification_loss_is_the_weighted_cross_entropy_of_the_labels_before_any_is_dropped():
+    source, config = waves(), replace(CONFIG, classification=0.25, label_dropout=0.9)
+    model = begin(source, config, **CLASSIFYING).model.train()
+    x, y, positions = batch_of(source)
+    y["labels"][3] = model.null_label
+    seen = []
+
+    def predict(*inputs):
+        seen.append((inputs[2]["labels"], model(*inputs)))
+        return seen[-1][1]
+
+    loss = flow_matching(model, config)
+    total, terms = loss(predict, x, y, positions)  # type: ignore[arg-type]
+    dropped, prediction = seen[0]
+    assert (dropped == model.null_label).sum() > 8
+    chances = prediction.beside["logits"].softmax(-1)
+    real = y["labels"] != model.null_label
+    expected = -chances[real, y["labels"][real]].log()
+    torch.testing.assert_close(terms["cross-entropy"][real], expected, atol=1e-6, rtol=1e-5)
+    assert (~real).nonzero().tolist() == [[3]]
+    assert terms["cross-entropy"][3] == 0
+    assert torch.equal(total, terms["v-loss"] + 0.25 * terms["cross-entropy"])
+    model.eval()  # where there are no logits, the error is all
+    total, terms = loss(model, x, y, positions)
+    assert torch.equal(total, terms["v-loss"])
+
+
+def test_a_classifier_learns_beside_the_denoising():
+    source, other = waves(count=256), waves(count=64, seed=1)
+    config = replace(CONFIG, duration_nimg=12_800, batch_size=64, lr=4e-3, classification=0.1)
+    state = begin(source, config, **CLASSIFYING)
+    ticks = go_on(state, source, config)
+    first, last = ticks[:5], ticks[-10:]
+    assert np.mean([tick.terms["v-loss"] for tick in last]) < 0.9 * np.mean([tick.terms["v-loss"] for tick in first])
+    assert np.mean([tick.terms["cross-entropy"] for tick in last]) < 0.5 < np.log(2)
+    x, y, _ = batch_of(other, 64)
+    t = torch.full((64,), 0.6)
+    with torch.no_grad():
+        z = diffuse(x, training_noise(5, range(64), x.shape[1:], CPU), t)
+        logits = state.model.train()(z, t, torch.full((64,), state.model.null_label)).beside["logits"]
+    assert (logits.argmax(-1) == y["labels"]).float().mean() > 0.9
+
+
+def test_at_a_weight_of_0_a_classifier_is_as_it_was_and_the_loss_too():
+    """Its gradient is 0 and not absent: processes that share the network wait for it."""
+    source = waves()
+    state = begin(source, **CLASSIFYING)
+    flow_matching(state.model, CONFIG)(state.model.train(), *batch_of(source)).total.sum().backward()
+    assert all(p.grad is not None for p in state.model.net.parameters())
+    state.optimizer.zero_grad()
+    before = {name: p.clone() for name, p in state.model.net.named_parameters()}
+    tick = go_on(state, source, until=48)[-1]
+    assert tick.loss == tick.terms["v-loss"]
+    still = {name for name, p in state.model.net.named_parameters() if torch.equal(p, before[name])}
+    assert still == {"classifier.linear.weight", "classifier.linear.bias"}
+
+
+def test_a_classification_loss_without_a_classifier_or_labels_is_refused_before_the_first_step():
+    config, source = replace(CONFIG, classification=0.1), waves()
+    model = begin(source).model
+    with pytest.raises(ValueError, match=r"classification is 0.1, but the network has no classifier"):
+        flow_matching(model, config)
+    unconditional = Denoiser(JiT(small_config((8, 8), num_classes=0)))
+    unconditional.net.beside = ("logits",)  # type: ignore[assignment]
+    with pytest.raises(ValueError, match=r"classification is 0.1, but the model has no labels"):
+        flow_matching(unconditional, config)
+
+
 def test_sampling_and_then_training_in_one_process():
     """Nothing that sampling leaves behind (inference mode, other sizes) gets in the way of training."""
     source = waves()
@@ -347,7 +440,7 @@ def test_mixed_precision_trains():
 
 
 TWO_PROCESSES = """
-import sys, torch
+import json, sys, torch
 sys.path.insert(0, sys.argv[1])
 torch.set_num_threads(1)
 from dataclasses import replace
@@ -356,8 +449,9 @@ from justimage.parallel import join, leave
 from test_train import CONFIG, CPU, begin, go_on, waves
 processes = join(CPU)
 source = waves()
-config = replace(CONFIG, microbatch=4)
-state = begin(source, config, processes)
+settings = json.loads(sys.argv[3])
+config = replace(CONFIG, microbatch=4, **settings["training"])
+state = begin(source, config, processes, **settings["network"])
 go_on(state, source, config)
 if processes.first:
     save_file({name: tensor.clone() for name, tensor in state.tensors().items()}, sys.argv[2])
@@ -365,14 +459,18 @@ leave(processes)
 """
 
 
-def test_two_processes_are_one_run(tmp_path):
+@pytest.mark.parametrize(("network", "training"), [({}, {}), (CLASSIFYING, {"classification": 0.5})], ids=str)
+def test_two_processes_are_one_run(tmp_path, network, training):
     """torchrun with two processes on the CPU gives the weights of one, to rounding."""
     (tmp_path / "two.py").write_text(TWO_PROCESSES)
     tests = str(Path(__file__).parent)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29611"]
-    subprocess.run([*torchrun, str(tmp_path / "two.py"), tests, str(tmp_path / "out")], check=True, timeout=300)
-    alone = begin(waves())
-    go_on(alone, waves())
+    settings = json.dumps({"network": network, "training": training})
+    command = [*torchrun, str(tmp_path / "two.py"), tests, str(tmp_path / "out"), settings]
+    subprocess.run(command, check=True, timeout=300)
+    config = replace(CONFIG, **training)
+    alone = begin(waves(), config, **network)
+    go_on(alone, waves(), config)
     together = load_file(tmp_path / "out")
     assert together.keys() == alone.tensors().keys()
     for name, tensor in alone.tensors().items():

@@ -125,6 +125,21 @@ def test_the_start_block_of_a_released_variant_is_known(tmp_path):
     assert load_official(tmp_path / "other.pth").config.context_start == 3
 
 
+def test_a_classifier_travels_in_our_layout_and_the_official_one_refuses_it(tmp_path):
+    before = ji.Denoiser(small_net(depth=3, channels=3, context_start=2, classifier_after=2))
+    before.save_pretrained(tmp_path / "w")
+    after = read(tmp_path / "w")
+    assert after.config == before.config
+    ours, theirs = before.net.state_dict(), after.net.state_dict()
+    assert {"classifier.linear.weight", "classifier.linear.bias"} < ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    with pytest.raises(
+        ValueError, match="official JiT has no auxiliary classifier; this network has one after 2 blocks"
+    ):
+        save_official(after, tmp_path / "official.pth")
+    assert not (tmp_path / "official.pth").exists()
+
+
 def test_float_attention_gives_the_same(tmp_path):
     io = load_file(GOLDENS / "incontext.io.safetensors")
     loaded = load_official(GOLDENS / "incontext.weights.safetensors", context_start=2)

@@ -19,6 +19,7 @@ from justimage.networks.layers import (
     MLP,
     Attention,
     Block,
+    Classifier,
     Head,
     RMSNorm,
     SwiGLU,
@@ -36,7 +37,8 @@ class JiTConfig:
     """The shape of a JiT.
 
     Raises ValueError where the patch does not divide the size, the heads do not divide the width, the start block is
-    not one of the blocks, or a number is not finite or out of its range (`networks.limits`).
+    not one of the blocks or comes before a classifier, no block comes after the classifier, or a number is not finite
+    or out of its range (`networks.limits`).
     """
 
     size: tuple[int, ...] = (256, 256)
@@ -78,6 +80,9 @@ class JiTConfig:
     """Attention in float32 whatever the precision around it, as in the official code."""
     conditions: tuple[Part, ...] = ()
     """What the network is conditioned on besides labels; in a recipe: what the data have."""
+    classifier_after: int = 0
+    """Blocks before an auxiliary classifier, which do not see the condition (planes stand beside the patches from the
+    start); 4 in B and 8 in L (appendix B.3). 0: no classifier."""
 
     def __post_init__(self) -> None:
         for name, value in zip(("size", "patch"), same_axes(self.size, self.patch), strict=True):
@@ -95,6 +100,17 @@ class JiTConfig:
         joining = self.context_tokens or any(part.kind == "tokens" for part in self.conditions)
         if joining and not 0 <= self.context_start < self.depth:
             raise ValueError(f"context_start is {self.context_start}; the blocks are 0 to {self.depth - 1}")
+        if not 0 <= self.classifier_after < self.depth:
+            raise ValueError(
+                f"classifier_after is {self.classifier_after}; a classifier stands before one of the blocks 1 to "
+                f"{self.depth - 1}, and 0 is none"
+            )
+        # Whether tokens join or not: a condition of one's own may have some that are not known here.
+        if self.classifier_after and self.context_start < self.classifier_after:
+            raise ValueError(
+                f"context_start is {self.context_start}, and the {self.classifier_after} blocks before the classifier "
+                f"must not see the condition; set it to {self.classifier_after} or more"
+            )
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -136,13 +152,21 @@ class JiT(nn.Module):
     """net(z, t, y) -> (B, C, *S), raw: z (B, C, *S), t (B,) in [0, 1], y a value of its condition, or labels (B,).
 
     S may be any size that the patch divides; `config.size` is the one it is meant for. condition: one of your own
-    instead of what config says, with the methods of `networks.conditions.Conditions`.
+    instead of what config says, with the methods of `networks.conditions.Conditions`. With a classifier and in training
+    mode it gives (raw, {"logits": (B, num_classes)}).
+
+    Raises ValueError for a classifier without classes.
     """
 
     Config = JiTConfig
 
     def __init__(self, config: JiTConfig, condition: Any = None):
         super().__init__()
+        if config.classifier_after and not config.num_classes:
+            raise ValueError(
+                f"classifier_after is {config.classifier_after}, but num_classes is 0: a classifier needs data with "
+                "labels; without them classifier_after must be 0"
+            )
         self.config = config
 
         def norm() -> nn.Module:
@@ -172,6 +196,8 @@ class JiT(nn.Module):
         self.planes = PatchEmbedding(config.patch, planes, config.bottleneck, config.width) if planes else None
         self.blocks = nn.ModuleList(block(i) for i in range(config.depth))
         self.head = Head(norm(), config.width, config.channels * prod(config.patch))
+        self.classifier = Classifier(config.width, config.num_classes) if config.classifier_after else None
+        self.beside = ("logits",) if config.classifier_after else ()
         # Kept in the weights although fixed: a released checkpoint's table is used, and written again, bit for bit.
         self.register_buffer("positions", torch.empty(prod(config.grid), config.width))
         self.positions: Tensor
@@ -180,7 +206,9 @@ class JiT(nn.Module):
         self.rotations: Tensor | None
         self.initialise()
 
-    def forward(self, z: Tensor, t: Tensor, y: Value | Tensor | None = None) -> Tensor:
+    def forward(
+        self, z: Tensor, t: Tensor, y: Value | Tensor | None = None
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         grid = grid_of(z.shape[2:], self.config.patch)
         patches = prod(grid)
         positions, all_rotations = self._places(grid)
@@ -190,20 +218,24 @@ class JiT(nn.Module):
         time = self.time(t)  # (B, D)
         reach = self.condition(y, time)
         modulating = time if reach.vector is None else time + reach.vector  # (B, D)
+        unconditioned = time.to(modulating.dtype)  # of one type: compiled blocks are compiled for it once
         x = self.embedding(z.to(dtype)) + positions  # (B, T, D)
         if self.planes is not None:
             x = x + self.planes(reach.planes.to(dtype))
         x = x.to(dtype)
 
-        mask = None
+        mask, beside = None, {}
         for i, block in enumerate(self.blocks):
+            if self.training and self.classifier is not None and i == self.config.classifier_after:
+                beside["logits"] = self.classifier(x)
             if reach.tokens is not None and i == self.config.context_start:
                 x = torch.cat((reach.tokens.to(x.dtype), x), 1)  # (B, K + T, D)
                 rotation = None if all_rotations is None else all_rotations[-x.shape[1] :]
                 if reach.mask is not None:
                     mask = nn.functional.pad(reach.mask, (0, patches), value=True)[:, None, None]  # (B, 1, 1, K + T)
-            x = block(x, modulating, rotation, mask)
-        return unpatchify(self.head(x[:, -patches:], modulating), grid, self.config.patch)
+            x = block(x, unconditioned if i < self.config.classifier_after else modulating, rotation, mask)
+        raw = unpatchify(self.head(x[:, -patches:], modulating), grid, self.config.patch)
+        return (raw, beside) if beside else raw
 
     def _places(self, grid: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
         """Positions (T, D) and rotations (K + T, d / 2, 2) of a grid; the network's own are kept in buffers."""

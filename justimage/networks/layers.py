@@ -146,6 +146,17 @@ class Head(nn.Module):
         return self.linear(modulate(self.norm(x), shift, scale))
 
 
+class Classifier(nn.Module):
+    """Tokens (B, T, D) -> logits (B, classes): their mean, and a linear map (appendix B.3, arXiv 2511.13720)."""
+
+    def __init__(self, width: int, classes: int):
+        super().__init__()
+        self.linear = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.mean(1))
+
+
 @torch.no_grad()
 def initialise_layers(net: nn.Module, generator: torch.Generator | None = None) -> None:
     """Fill all linear maps (Xavier-uniform, zero bias), then all norms (weight 1, bias 0) of a network."""

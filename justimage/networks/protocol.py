@@ -1,14 +1,20 @@
 """What a network is, and those that configurations on disk refer to by name.
 
 Any nn.Module is a network that maps z (B, C, *S), t (B,) and y to (B, C, *S), and has a frozen `config` with `size`
-and `channels`. Its class names the type of `config` as `Config`. Three more things are used where a network has them:
+and `channels`. Its class names the type of `config` as `Config`. Four more things are used where a network has them:
 
     condition               what y is (see networks.conditions); without it the network is unconditional
     initialise(generator)   fills every parameter and buffer, so that the weights are a function of the seed
     blocks                  the nn.ModuleList that is compiled and checkpointed
+    beside                  the names of values that it gives on the way to its output, a tuple
+
+A network with names in `beside` gives the values in training mode: (raw, {name: tensor}), each tensor with the batch
+first; the prediction carries them to the loss. In evaluation mode it gives raw alone and computes nothing else, so that
+sampling pays for none of them. One name has a meaning here: "logits" (B, num_classes), of an auxiliary classifier that
+does not see the labels (`Training.classification`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -43,7 +49,7 @@ class Network(Protocol):
     @property
     def config(self) -> NetworkConfig: ...
 
-    def __call__(self, z: Tensor, t: Tensor, y: Any = None) -> Tensor: ...
+    def __call__(self, z: Tensor, t: Tensor, y: Any = None) -> Tensor | tuple[Tensor, Mapping[str, Tensor]]: ...
 
 
 NetworkClass = Callable[[Any], nn.Module]  # a class of networks with `Config`, or a function that has it

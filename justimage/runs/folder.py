@@ -38,7 +38,9 @@ FREE_TO_CHANGE = ("promise.", "report.", "data_options.", "training.compile", "t
 CAME_LATER: dict[str, Any] = {
     "training.ema_start_nimg": lambda old, spec: 1000 * old["training.batch_size"],
     "training.mirror": lambda old, spec: "on" if _mirrored(old, spec) else "off",
+    "training.classification": lambda old, spec: 0.0,
     "network.conditions": lambda old, spec: (),
+    "network.classifier_after": lambda old, spec: 0,
     "data_options.conditions": lambda old, spec: (),
     "sampling.shift": lambda old, spec: 1.0,
     "report.evaluate_nimg": lambda old, spec: 0,

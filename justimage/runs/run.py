@@ -117,6 +117,7 @@ def train_run(
             facts["as_before"] = sorted(as_before)
         check_same(folder, old, facts, changed)
         state = build(model, recipe.training, processes)
+        value = loss(state.model, recipe.training)  # may refuse the recipe, so before it is written
         states = saved_states(folder / "state")
         if states:
             state.restore(states[-1])
@@ -135,7 +136,6 @@ def train_run(
             if (folder / RESULTS).is_file():  # read now: `jit evaluate` may have added to it meanwhile
                 write_text(folder / RESULTS, log_until(folder / RESULTS, state.nimg, others=True))
         if state.nimg < recipe.training.duration_nimg or evaluations is not None:
-            value = loss(state.model, recipe.training)
             _train_and_keep(recipe, source, folder, state, value, evaluations, console, minutes, sinks)
         return state
 

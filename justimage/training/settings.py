@@ -50,6 +50,9 @@ class Training:
     decay from the first step."""
     loss_space: Space = "v"
     """Where the error is measured: x, eps or v."""
+    classification: float = 0.0
+    """Weight of the cross-entropy of an auxiliary classifier beside the mean squared error of a sample (Table 11). The
+    paper's 100 stands beside a sum over C H W numbers, and is 100 / (C H W) here. 0: it is not trained."""
     times: Density = field(default_factory=LogitNormal)
     """The density of training times."""
     mirror: Literal["auto", "on", "off"] = "auto"
@@ -80,6 +83,8 @@ class Training:
             raise ValueError(f"ema_decays are {self.ema_decays}; each must lie between 0 and 1, and none come twice")
         if not 0 <= self.label_dropout < 1:
             raise ValueError(f"label_dropout is {self.label_dropout}; it must be at least 0 and below 1")
+        if not 0 <= self.classification < inf:
+            raise ValueError(f"classification is {self.classification}; it must be a number from 0 on")
         if not hasattr(type(self.times), "__dataclass_fields__"):
             raise ValueError(f"times is {self.times!r}; it must be a frozen dataclass, so that a run can record it")
 

@@ -191,6 +191,10 @@ def to_official(tensors: dict[str, Tensor], config: JiTConfig) -> dict[str, Tens
         raise ValueError(
             f"official JiT is for square images; this network has size {config.size} and patch {config.patch}"
         )
+    if config.classifier_after:
+        raise ValueError(
+            f"official JiT has no auxiliary classifier; this network has one after {config.classifier_after} blocks"
+        )
     plain = config.rotary and config.qk_norm and config.rms_norm and config.swiglu and config.bottleneck
     if not plain or config.num_classes == 0 or config.conditions:
         raise ValueError(
