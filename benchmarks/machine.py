@@ -7,23 +7,15 @@ from pathlib import Path
 
 import torch
 
+from justimage.execution import device_name
+
 RESULTS = Path(__file__).parent / "results"
-
-
-def processor(device: torch.device) -> str:
-    """What the machine calls its accelerator, or its processor."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []:
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 def facts(device: torch.device) -> dict:
     """What every result says about where it was measured."""
     return {
-        "device": processor(device),
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "amx": torch.cpu._is_amx_tile_supported(),
         "torch": torch.__version__,
@@ -33,7 +25,7 @@ def facts(device: torch.device) -> dict:
 
 def result_path(what: str, device: torch.device, suffix: str) -> Path:
     """results/WHAT-DEVICE.SUFFIX."""
-    name = "-".join("".join(c if c.isalnum() else " " for c in processor(device).lower()).split())
+    name = "-".join("".join(c if c.isalnum() else " " for c in device_name(device).lower()).split())
     return RESULTS / f"{what}-{name}{suffix}"
 
 

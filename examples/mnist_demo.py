@@ -5,7 +5,6 @@ ended with, and the class agreement.
 """
 
 import json
-import platform
 import sys
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ from sklearn.svm import SVC
 import justimage as ji
 from justimage.commands.main import main as jit
 from justimage.data.arrays import digits
+from justimage.execution import device_name
 from justimage.sampling.pictures import save
 
 RUN = Path("runs/mnist-demo")
@@ -85,7 +85,7 @@ def main() -> int:
     judge = SVC(C=10.0).fit(np.asarray(real.x).reshape(len(real), -1) / 255.0, real.y)
     agreement = judge.predict(samples.reshape(len(samples), -1).numpy() / 255.0) == labels
     measured = {"class_agreement": float(agreement.mean()), "digits": len(labels), "torch": torch.__version__}
-    measured |= {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads(), "seed": 0}
+    measured |= {"processor": device_name(torch.device("cpu")), "threads": torch.get_num_threads(), "seed": 0}
     evaluation = last_evaluation()
     frechet = {name: evaluation["scores"][name] for name in ("fd", "floor")}
     judge_facts = {name: evaluation["features"].get(name) for name in ("name", "held_out_accuracy")}

@@ -6,8 +6,10 @@ the blocks, compile the blocks, then replicate; for sampling: cast the parameter
 
 import contextlib
 import os
+import platform
 from collections.abc import Iterator, Mapping
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -132,3 +134,14 @@ def checkpoint_blocks(net: nn.Module) -> None:
     for block in blocks_of(net):
         if not isinstance(block.forward, partial):  # it is already otherwise
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def device_name(device: torch.device) -> str:
+    """What the machine calls its accelerator, or its processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    known = Path("/proc/cpuinfo")  # Linux; elsewhere Python knows
+    for line in known.read_text().splitlines() if known.is_file() else []:
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -8,8 +8,6 @@ and comparison.json: mean, standard deviation and power spectrum of as many gene
 """
 
 import json
-import platform
-import re
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ from rich.progress import track
 
 import justimage as ji
 from justimage.commands.main import main as jit
+from justimage.execution import device_name
 from justimage.sampling.fields import write_fields
 
 matplotlib.use("Agg")
@@ -114,13 +113,6 @@ def with_numbers(text: str, result: dict) -> str:
     return f"{before}<!-- numbers -->\n{numbers(result)}\n<!-- /numbers -->{rest.partition('<!-- /numbers -->')[2]}"
 
 
-def processor() -> str:
-    """What the machine calls its processor."""
-    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
-    found = re.search(r"model name\s*:\s*(.*)", info)
-    return found[1] if found else platform.processor()
-
-
 def picture(real: xr.DataArray, drawn: xr.DataArray, hours: list[str], path: Path) -> None:
     """Real and drawn fields beside each other, their means and standard deviations, spectra and daily cycle."""
     figure = plt.figure(figsize=(14, 13), layout="constrained")
@@ -195,7 +187,7 @@ def main(options: Options) -> int:
     real = original.sel(latitude=back.latitude, longitude=back.longitude)
     result = {
         "what": "fields drawn after training on ERA5 2 m temperature, against all of the data",
-        "processor": processor() if model.device.type == "cpu" else torch.cuda.get_device_name(),
+        "processor": device_name(model.device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "seconds_of_training": round(trained - began),

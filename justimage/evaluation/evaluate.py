@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -22,6 +21,7 @@ from justimage.evaluation.judge import Judge, check_counts
 from justimage.evaluation.reference import check_comparable
 from justimage.evaluation.rows import Looker, RowStore
 from justimage.evaluation.scores import Score, Scores
+from justimage.execution import device_name
 from justimage.parallel import Processes, fail_together, gathered, same_everywhere
 from justimage.samplers import Sampling
 from justimage.sampling.generate import Samples, generate
@@ -168,13 +168,6 @@ def _drawn(model: Denoiser, draws: Draws, part: slice, sampling: Sampling, spec:
     condition = {name: rows[part] for name, rows in draws.condition.items()}
     batch = next(generate(model, draws.seeds[part], labels, condition=condition, batch_size=size, sampling=sampling))
     return batch if model.spec is not None else batch._replace(raw=spec.decode(batch.raw))
-
-
-def device_name(device: torch.device) -> str:
-    """What the machine calls its accelerator, or its processor."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return platform.processor() or platform.machine()
 
 
 def mean_of(several: Sequence[Scores]) -> Scores:

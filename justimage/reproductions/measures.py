@@ -37,9 +37,9 @@ class Quality:
     The paper chose averages and guidance for every model, each ablation too, by a search on 8,000 samples.
     """
 
-    count: int = 500
+    count: int = 400
     """Samples that are judged."""
-    search: int = 300
+    search: int = 200
     """Samples of a candidate of the sweep that gets to its end."""
     guidance: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0)
     intervals: tuple[tuple[float, float], ...] = ((0.1, 1.0),)
@@ -113,7 +113,7 @@ class Quality:
         if len(candidates) == 1:
             return candidates[0]
         draws = draws_of(model, self.search)
-        halving = Halving(self.search, first=1 / 3, kept=1 / 4, finalists=2)
+        halving = Halving(self.search, first=1 / 2, kept=1 / 4, finalists=2)
         found = sweep(
             model, judge, draws, candidates, halving, run / "sweep", batch_size=self.batch_size, progress=progress
         )

@@ -23,6 +23,7 @@ from rich.console import Console
 from justimage import __version__
 from justimage.disk import discard, whole, write_text
 from justimage.evaluation.scores import plain
+from justimage.execution import device_name
 from justimage.parallel import Processes
 from justimage.reproductions.family import Cell, Measured
 from justimage.runs.folder import LOG
@@ -82,7 +83,7 @@ def work(job: Job, device: torch.device, progress: Callable[[float], None]) -> N
 
         began = time.perf_counter()
         found = Measured({}, {"failed": failed}) if failed else measure(cell, job, device, shown)
-        keep(found, job.place(cell), job.folder, time.perf_counter() - began)
+        keep(found, job.place(cell), job.folder, time.perf_counter() - began, device)
         progress(TRAINING + (1 - TRAINING) * (k + 1) / len(todo))
     for name in ("rows", "sweep"):  # what measuring keeps to go on after a kill
         if (job.folder / name).is_dir():
@@ -122,7 +123,7 @@ def measure(cell: Cell, job: Job, device: torch.device, progress: Callable[[int,
     return cell.setup.measure(cell.setup, job.folder, job.given, device, progress)
 
 
-def keep(found: Measured, place: Path, folder: Path, seconds: float) -> None:
+def keep(found: Measured, place: Path, folder: Path, seconds: float, device: torch.device) -> None:
     """Write numbers, facts and arrays, the numbers last."""
     if found.arrays:
         arrays: dict[str, Any] = dict(found.arrays)
@@ -133,7 +134,7 @@ def keep(found: Measured, place: Path, folder: Path, seconds: float) -> None:
         **found.facts,
         "seconds": {"training": round(seconds_of_training(folder), 1), "measuring": round(seconds, 1)},
         "threads": torch.get_num_threads(),
-        "machine": platform.processor() or platform.machine(),
+        "machine": device_name(device),
         "versions": {"justimage": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
     write_text(place, json.dumps(facts, indent=1) + "\n")
