@@ -10,7 +10,7 @@ from pathlib import Path
 from justimage.runs.recipes import RECIPES
 
 # Lower rooms first.
-ROOMS = ("networks", "data", "weights", "sampling", "training", "evaluation", "runs", "commands")
+ROOMS = ("networks", "data", "weights", "sampling", "training", "evaluation", "runs", "reproductions", "commands")
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ("justimage", *(f"justimage/{room}" for room in ROOMS))
 BESIDE = ("examples", "examples/weather", "benchmarks", "docs")

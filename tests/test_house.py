@@ -14,6 +14,7 @@ from justimage.commands.convert import Convert
 from justimage.commands.data import Inspect, Pack
 from justimage.commands.evaluate import Evaluate
 from justimage.commands.line import parse
+from justimage.commands.reproduce import Reproduce
 from justimage.commands.sample import Sample
 from justimage.commands.sweep import SweepCommand
 from justimage.commands.train import Train
@@ -26,6 +27,7 @@ PACKAGE = ROOT / "justimage"
 
 # Which rooms a room may import from; its own files aside. The root holds three rooms: the paper, how it is run, and
 # the denoiser, whose methods are shortcuts into rooms above it and import them when they are called.
+BELOW_RUNS = {"paper", "running", "data", "denoiser", "weights", "sampling", "training", "evaluation"}
 EDGES: dict[str, set[str]] = {
     "paper": set(),
     "running": set(),
@@ -36,8 +38,9 @@ EDGES: dict[str, set[str]] = {
     "sampling": {"paper", "running", "data", "denoiser"},
     "training": {"paper", "running", "data", "denoiser"},
     "evaluation": {"paper", "running", "data", "denoiser", "weights", "sampling"},
-    "runs": {"paper", "running", "networks", "data", "denoiser", "weights", "sampling", "training", "evaluation"},
-    "commands": {"paper", "running", "data", "denoiser", "weights", "sampling", "training", "evaluation", "runs"},
+    "runs": BELOW_RUNS | {"networks"},
+    "reproductions": BELOW_RUNS | {"networks", "runs"},
+    "commands": BELOW_RUNS | {"runs", "reproductions"},
 }
 SHORTCUTS = {("denoiser", "weights"), ("denoiser", "sampling")}
 ROOT_ROOMS = {
@@ -107,7 +110,11 @@ def test_what_a_room_may_know():
             assert not re.search("label", text, re.IGNORECASE), name
         if room == "paper":
             assert not re.search(r"\.cuda\b|\bcuda\b|\bnetworks\b", text), name
-        if room != "networks" and name not in ("weights.official", "runs.recipes", "runs.promises"):
+        if room not in ("networks", "reproductions") and name not in (
+            "weights.official",
+            "runs.recipes",
+            "runs.promises",
+        ):
             assert not re.search(r"\bJiT|networks\.jit", text), name
         sources = re.findall(r"isinstance\((?:self\.)?source", text)
         assert not sources, f"{name} asks a source what it is; its protocol says what it can"
@@ -257,6 +264,6 @@ def test_the_readmes_commands_parse():
             parse(Train, words[2:], "jit train", Train(RECIPES[words[1]]))
         else:
             kinds = {"sample": Sample, "convert": Convert, "inspect": Inspect, "pack": Pack}
-            kinds |= {"evaluate": Evaluate, "sweep": SweepCommand}
+            kinds |= {"evaluate": Evaluate, "sweep": SweepCommand, "reproduce": Reproduce}
             skipped = 2 if words[0] == "data" else 1
             parse(kinds[words[skipped - 1]], words[skipped:], "jit")

@@ -9,9 +9,11 @@ from justimage.commands.data import Inspect, Pack
 from justimage.commands.evaluate import Evaluate
 from justimage.commands.line import options_of
 from justimage.commands.main import COMMANDS, DATA_COMMANDS, DONE
+from justimage.commands.reproduce import Reproduce
 from justimage.commands.sample import Sample
 from justimage.commands.sweep import SweepCommand
 from justimage.commands.train import Train
+from justimage.reproductions.table import FAMILIES
 from justimage.runs.recipes import RECIPES
 
 SHELLS = ("bash", "zsh")
@@ -24,6 +26,8 @@ _jit() {{
         choices="{commands}"
     elif [ "$COMP_CWORD" -eq 2 ] && [ "${{COMP_WORDS[1]}}" = train ]; then
         choices="{recipes}"
+    elif [ "$COMP_CWORD" -eq 2 ] && [ "${{COMP_WORDS[1]}}" = reproduce ]; then
+        choices="{families} all"
     elif [ "$COMP_CWORD" -eq 2 ] && [ "${{COMP_WORDS[1]}}" = data ]; then
         choices="{data_commands}"
     elif [ "${{word#-}}" != "$word" ]; then
@@ -48,6 +52,7 @@ def script(shell: str) -> str:
     commands: dict[str, object] = {f"train {name}": Train(recipe) for name, recipe in RECIPES.items()}
     commands |= {"data inspect": Inspect(""), "data pack": Pack("")}
     commands |= {"sample *": Sample(""), "evaluate *": Evaluate(), "sweep *": SweepCommand(())}
+    commands |= {f"reproduce {name}": Reproduce(()) for name in (*FAMILIES, "all")}
     commands["convert *"] = Convert(Path(), Path())
     options = {name: dict(options_of(values)) for name, values in commands.items()}
     cases = _cases({name: [f"--{option}" for option in each] for name, each in options.items()})
@@ -57,6 +62,7 @@ def script(shell: str) -> str:
     text = SCRIPT.format(
         commands=" ".join(COMMANDS),
         recipes=" ".join(RECIPES),
+        families=" ".join(FAMILIES),
         data_commands=" ".join(DATA_COMMANDS),
         cases=cases,
         words=_cases(words),

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -19,6 +19,9 @@ from justimage.runs.recipes import Recipe
 
 ScaleName = Literal["laptop", "gpu", "paper"]
 Settings = Mapping[str, Any]  # dotted field of a Setup -> its value
+
+
+NOT_OF_A_RUN = ("report", "sampling", "promise", "default_data")  # fields of a recipe that change no weight
 
 
 class Data(Protocol):
@@ -66,16 +69,30 @@ class Setup:
 
     def run(self) -> str:
         """A short hash of the training: setups that differ in how they are measured or drawn from share a run."""
-        recipe = asdict(replace(self.recipe, report=type(self.recipe.report)()))
-        return _hash([{**recipe, "sampling": None, "promise": None}, type(self.data).__name__, asdict(self.data)])  # type: ignore[call-overload]
+        recipe = {name: value for name, value in _said(self.recipe)["Recipe"].items() if name not in NOT_OF_A_RUN}
+        return _hash([recipe, _said(self.data)])
 
     def measurement(self) -> str:
         """A short hash of what is measured, and how samples are drawn."""
-        return _hash([type(self.measure).__name__, asdict(self.measure), asdict(self.recipe.sampling)])  # type: ignore[call-overload]
+        return _hash([_said(self.measure), _said(self.recipe.sampling)])
+
+
+def _said(values: Any) -> Any:
+    """A dataclass as plain values, under its name: what is not as by default. So a later field changes no hash."""
+    if not is_dataclass(values):
+        return values
+    found = {}
+    for item in fields(values):
+        value, default = getattr(values, item.name), item.default
+        if item.default_factory is not MISSING:
+            default = item.default_factory()
+        if default is MISSING or value != default:
+            found[item.name] = _said(value)
+    return {type(values).__name__: found}
 
 
 def _hash(values: Any) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from justimage.reproductions.result import in_words
 from justimage.reproductions.verdict import Row
 from justimage.sampling.pictures import grid, save
 
+DASHES = ("-", "--", ":", "-.")
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -71,19 +73,23 @@ class Lines:
         number = self.number or family.number
         mine = [row for row in rows if row.part == self.part]
         places = list(dict.fromkeys(row.labels[self.across] for row in mine))
-        lines: dict[str, list[tuple[int, list[float]]]] = {}
+        lines: dict[tuple[str, ...], list[tuple[int, list[float]]]] = {}
         for row in mine:
-            name = ", ".join(label for axis, label in row.labels.items() if axis != self.across)
+            name = tuple(label for axis, label in row.labels.items() if axis != self.across)
             good = [value for value in row.numbers[number] if isfinite(value)]
             if good:
                 lines.setdefault(name, []).append((places.index(row.labels[self.across]), good))
+        colours = list(dict.fromkeys(name[-1:] for name in lines))
+        styles = list(dict.fromkeys(name[:-1] for name in lines))
         figures = pyplot()
         figure, axes = figures.subplots(figsize=(7, 4.5), layout="constrained")
         for name, points in lines.items():
             where = [place for place, _ in points]
-            drawn = axes.plot(where, [np.mean(values) for _, values in points], marker="o", label=name or number)[0]
+            means = [np.mean(values) for _, values in points]
+            colour, style = f"C{colours.index(name[-1:])}", DASHES[styles.index(name[:-1]) % len(DASHES)]
+            axes.plot(where, means, style, marker="o", color=colour, label=", ".join(name) or number)
             for place, values in points:
-                axes.plot([place] * len(values), values, ".", color=drawn.get_color(), alpha=0.5)
+                axes.plot([place] * len(values), values, ".", color=colour, alpha=0.5)
         axes.set_xticks(range(len(places)), places)
         axes.set_xlabel(self.across)
         axes.set_ylabel(number)

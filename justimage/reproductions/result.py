@@ -12,11 +12,16 @@ import numpy as np
 import torch
 
 from justimage import __version__
+from justimage.data.records import from_plain, read_json
 from justimage.evaluation.scores import plain
+from justimage.networks.cost import Cost, cost_of
+from justimage.networks.protocol import network_of
 from justimage.reproductions.family import Cell, Family, ScaleName
 from justimage.reproductions.verdict import Found, Row, find, verdict
 from justimage.reproductions.work import measured
+from justimage.runs.folder import RECIPE
 
+COSTS = {"parameters_M", "multiply_adds_M"}  # numbers of every cell: in millions, of one evaluation
 WHY = "why.md"  # written by hand: why we think that a verdict is as it is
 
 
@@ -32,13 +37,31 @@ def rows_of(family: Family, cells: Sequence[Cell], runs: Path) -> list[Row]:
     """The numbers of finished cells; where a training failed, they are infinite."""
     names = {family.number, *family.shown}
     names |= {name for each in family.statements for of in (each.lower, each.upper) for name in [of.number] if name}
-    rows = []
+    rows, costs = [], _costs(cells, runs)
     for some in grouped(cells).values():
         facts = [measured(cell, runs) for cell in some]
         known = names | {name for each in facts for name in each["numbers"]}
-        numbers = {name: [_number(each["numbers"].get(name)) for each in facts] for name in sorted(known)}
+        numbers = {name: [_number(each["numbers"].get(name)) for each in facts] for name in sorted(known - COSTS)}
+        cost = costs[some[0].setup.run()]
+        numbers |= {"parameters_M": [cost.parameters / 1e6], "multiply_adds_M": [cost.multiply_adds / 1e6]}
         rows.append(Row(some[0].part, some[0].labels, numbers))
     return rows
+
+
+def _costs(cells: Iterable[Cell], runs: Path) -> dict[str, Cost]:
+    """Of the network that each run has trained."""
+    known: dict[str, Cost] = {}  # by the network's configuration: many have the same
+    found = {}
+    for name in {cell.setup.run() for cell in cells}:
+        path = runs / name / RECIPE
+        facts = read_json(path)
+        network = facts["recipe"]["network"]
+        key = json.dumps(network)
+        if key not in known:
+            config, _ = network_of(facts["network"])
+            known[key] = cost_of(from_plain(config, network, str(path), "recipe.network"))
+        found[name] = known[key]
+    return found
 
 
 def _number(value: float | None) -> float:
@@ -71,6 +94,7 @@ def result_of(family: Family, scale: ScaleName, cells: Sequence[Cell], runs: Pat
                 "labels": dict(row.labels),
                 "seeds": [cell.seed for cell in some],
                 "numbers": {name: [plain(value) for value in values] for name, values in row.numbers.items()},
+                "spread": {name: _spread(values) for name, values in row.numbers.items() if name not in COSTS},
                 "chosen": [facts[id(cell)].get("chosen") for cell in some],
                 "failed": [facts[id(cell)].get("failed", "") for cell in some],
                 "runs": [cell.setup.run() for cell in some],
@@ -88,6 +112,11 @@ def result_of(family: Family, scale: ScaleName, cells: Sequence[Cell], runs: Pat
         "machines": sorted({each["machine"] for each in facts.values()}),
         "versions": {"justimage": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
+
+
+def _spread(values: Sequence[float]) -> float | None:
+    """From the lowest to the highest over the seeds; None where there is one, or a training failed."""
+    return plain(max(values) - min(values)) if len(values) > 1 and inf not in values else None
 
 
 def _plain(found: Found) -> dict[str, Any]:

@@ -39,7 +39,7 @@ RESOLUTION = Family(
     ),
     theirs={"resolution": {("x1",): 4.37, ("x2",): 4.64, ("x4",): 4.82}},
     pictures=(Samples("samples", "resolution"), Lines("resolution", "resolution", "size", logarithmic=False)),
-    shown=("agreement",),
+    shown=("agreement", "parameters_M", "multiply_adds_M"),
 )
 
 _SHAPE = ("depth", "width", "heads")
@@ -122,6 +122,7 @@ SCALING = Family(
         }
     },
     pictures=(Lines("scaling", "scaling", "network"), Samples("samples", "scaling")),
+    shown=("parameters_M", "multiply_adds_M"),
 )
 
 # The sizes of both models, and what samples are judged at: (settings of the small one, of the large one, lengths).
