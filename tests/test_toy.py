@@ -2,11 +2,16 @@
 
 import functools
 import json
+import os
+import subprocess
+import sys
 from math import prod
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from test_train import ALONE, waves
 
 import justimage as ji
@@ -119,6 +124,20 @@ def test_buried_in_512_dimensions_the_others_fail():
     for space in ("eps", "v"):
         assert measures(512, space)["distance"] > 50 * near
         assert measures(512, space)["outside"] > 5
+
+
+@pytest.mark.slow
+def test_the_example_shows_why(tmp_path):
+    """It is short, its own assertions hold, and it says and draws what they are about."""
+    root = Path(__file__).parents[1]
+    path = root / "examples" / "why_x.py"
+    assert len(path.read_text().splitlines()) < 120
+    words = [sys.executable, str(path), str(tmp_path / "why")]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    result = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900)
+    assert result.returncode == 0, result.stderr
+    assert "in 512 dimensions only x does" in result.stdout
+    assert min(Image.open(tmp_path / "why" / "why_x.png").size) > 900
 
 
 @pytest.mark.parametrize("size", [(16,), (8, 8), (4, 4, 8)], ids=lambda size: f"{len(size)}d")

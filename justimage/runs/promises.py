@@ -56,6 +56,26 @@ PROMISES: dict[str, Promise] = {
         command="jit train cifar10-dit --data DIR",
         hardware="as cifar10",
     ),
+    "cifar10-eps": Promise(
+        what="the same predicting the noise, its loss too, as DDPM does (arXiv 2006.11239), on the straight path",
+        command="jit train cifar10-eps --data DIR",
+        hardware="as cifar10",
+    ),
+    "cifar10-v": Promise(
+        what="the same predicting the velocity, as flow matching and SiT do (arXiv 2210.02747, 2401.08740)",
+        command="jit train cifar10-v --data DIR",
+        hardware="as cifar10",
+    ),
+    "cifar10-edm": Promise(
+        what="the same inside EDM's pre-conditioner, sigma_data 0.5 (arXiv 2206.00364; Table 10), with the loss in v",
+        command="jit train cifar10-edm --data DIR",
+        hardware="as cifar10",
+    ),
+    "cifar10-dae": Promise(
+        what="a denoising autoencoder: it learns one noise level (t = 0.31), so it denoises and does not generate",
+        command="jit train cifar10-dae --data DIR",
+        hardware="as cifar10",
+    ),
     "fields": Promise(
         what="weather and other fields in two dimensions, 32x48, patch 8; NetCDF, Zarr or arrays",
         command="jit train fields --data FILE.nc --data-options.crop 32 48",
