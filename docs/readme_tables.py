@@ -1,12 +1,14 @@
-"""The README's tables, made from the code: recipes from RECIPES, the tree from the modules' first sentences.
+"""The README's tables: recipes from RECIPES, reproductions from their results, the tree from modules' first sentences.
 
 python docs/readme_tables.py writes them into README.md; tests/test_house.py fails where they are out of date.
 """
 
 import ast
+import json
 import re
 from pathlib import Path
 
+from justimage.reproductions.table import FAMILIES
 from justimage.runs.recipes import RECIPES
 
 # Lower rooms first.
@@ -22,6 +24,20 @@ def recipes() -> str:
     for name, recipe in RECIPES.items():
         p = recipe.promise
         rows.append(f"| `{name}` | {p.what} | `{p.command}` | {p.hardware} | {p.paper} | {p.measured} |")
+    return "\n".join(rows)
+
+
+def reproductions() -> str:
+    """One row for each table or figure of the paper, with the verdict at laptop scale where there is one."""
+    rows = ["| command | in the paper | verdict on a laptop | minutes of one core |", "|---|---|---|---|"]
+    for name, family in FAMILIES.items():
+        path = ROOT / "reproductions" / name / "result.json"
+        verdict, minutes = "", ""
+        if path.is_file():
+            result = json.loads(path.read_text())
+            verdict = f"[{result['verdict']}](reproductions/{name}/README.md)"
+            minutes = f"{(result['seconds']['training'] + result['seconds']['measuring']) / 60:.0f}"
+        rows.append(f"| `jit reproduce {name}` | {family.paper} | {verdict} | {minutes} |")
     return "\n".join(rows)
 
 
@@ -44,8 +60,8 @@ def tree() -> str:
 
 
 def with_tables(text: str) -> str:
-    """The README with both tables made anew."""
-    for name, table in {"recipes": recipes(), "tree": tree()}.items():
+    """The README with all tables made anew."""
+    for name, table in {"recipes": recipes(), "reproductions": reproductions(), "tree": tree()}.items():
         start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
         before, _, rest = text.partition(start)
         text = f"{before}{start}\n{table}\n{end}{rest.partition(end)[2]}"
