@@ -1,34 +1,40 @@
 """The work of a reproduction: run by run, in several processes, each going on where it was."""
 
+import contextlib
 import io
 import json
 import multiprocessing
 import os
 import platform
-import queue
 import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from math import isfinite
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from rich.console import Console
 
 from justimage import __version__
-from justimage.disk import discard, whole, write_text
+from justimage.data.records import read_json
+from justimage.disk import discard, held, whole, write_text
 from justimage.evaluation.scores import plain
 from justimage.execution import device_name
 from justimage.parallel import Processes
-from justimage.reproductions.family import Cell, Measured
-from justimage.runs.folder import LOG
+from justimage.reproductions.family import Cell, Measured, Setup
+from justimage.runs.folder import LOG, read_facts, same_data
 from justimage.runs.run import Failed, Interrupted, train_run
 from justimage.training.loop import NonFiniteLoss, Tick
+from justimage.training.loss import flow_matching
 from justimage.training.state import NotFinite
 
 TRAINING = 0.6  # share of a job's progress that is training
@@ -67,12 +73,40 @@ def jobs_of(cells: Sequence[Cell], runs: Path, given: str) -> list[Job]:
     return sorted(jobs, key=lambda job: -job.cost())
 
 
+def check(setups: Iterable[Setup], runs: Path, given: str) -> None:
+    """Raises ValueError where a setup cannot be trained on the data, or its run was trained on others.
+
+    All at once, before the first step of the first: each refuses on its own as well, but only when its turn comes.
+    """
+    by_data: dict[tuple[Any, ...], list[Setup]] = {}
+    for setup in setups:
+        network = setup.recipe.network
+        by_data.setdefault((setup.data, network.size, network.channels), []).append(setup)
+    for (data, size, channels), some in by_data.items():
+        source = data.open(size, channels, given)
+        now = {"fingerprint": source.fingerprint(), "content": source.content()} if source.indexed is True else {}
+        for setup in some:
+            recipe = setup.recipe.fitted_to(source.spec)
+            flow_matching(recipe.model(source.spec), recipe.training)
+            old = read_facts(runs / setup.run())
+            if old is not None and now and not same_data(old["data"], now):
+                raise ValueError(
+                    f"{runs / setup.run()} was trained on {old['data']['found']}, and this is {source.describe()}, or "
+                    "some samples were changed; choose another place for the runs with --runs"
+                )
+
+
 def work(job: Job, device: torch.device, progress: Callable[[float], None]) -> None:
     """Train a run, from where it stands, and measure what is not measured yet. Raises what training raises.
 
-    A training that ends in numbers that are not finite is a result: its cells say so, and have no numbers.
+    A training that ends in numbers that are not finite is a result: its cells say so, and have no numbers. ValueError
+    where another command is at the same run, which tables share.
     """
-    todo = [cell for cell in job.cells if not job.place(cell).is_file()]
+    with held(job.folder, only="measured"):
+        _work(job, [cell for cell in job.cells if not job.place(cell).is_file()], device, progress)
+
+
+def _work(job: Job, todo: Sequence[Cell], device: torch.device, progress: Callable[[float], None]) -> None:
     if not todo:
         return
     failed = train(job, device, lambda share: progress(TRAINING * share))
@@ -127,7 +161,7 @@ def keep(found: Measured, place: Path, folder: Path, seconds: float, device: tor
     """Write numbers, facts and arrays, the numbers last."""
     if found.arrays:
         arrays: dict[str, Any] = dict(found.arrays)
-        with whole(place.with_suffix(".npz")) as beside, beside.open("wb") as file:
+        with whole(place.with_suffix(".npz"), durable=True) as beside, beside.open("wb") as file:
             np.savez_compressed(file, **arrays)
     facts = {
         "numbers": {name: plain(value) for name, value in found.numbers.items()},
@@ -150,6 +184,10 @@ def seconds_of_training(folder: Path) -> float:
     return seconds
 
 
+class Unfinished(RuntimeError):
+    """Work that cannot go on; the message says which run, and why. What is done is kept."""
+
+
 @dataclass(frozen=True)
 class Event:
     """What a process says of its job: the share that is done, or what went wrong."""
@@ -160,62 +198,81 @@ class Event:
 
 
 def run_jobs(jobs: Sequence[Job], device: torch.device, workers: int) -> Iterator[Event]:
-    """Do the jobs in so many processes, and say how far each is. Raises RuntimeError where one fails.
+    """Do the jobs in so many processes, and say how far each is. Raises Unfinished where one fails.
 
-    Left by an exception, Ctrl-C for one, the processes save and end.
+    Left by an exception, Ctrl-C for one, the processes save and end. Each has a pipe of its own, which ends with it: a
+    queue that all share stays locked where a process is killed in the middle of using it.
     """
     context = multiprocessing.get_context("spawn")
-    tasks, events = context.Queue(), context.Queue()
-    for numbered in enumerate(jobs):
-        tasks.put(numbered)
     workers = max(1, min(workers, len(jobs)))
-    for _ in range(workers):
-        tasks.put(None)
     threads = max(1, (os.cpu_count() or 1) // workers)
-    crew = [
-        context.Process(target=_process, args=(tasks, events, str(device), threads, os.getpid()), daemon=True)
-        for _ in range(workers)
-    ]
-    for each in crew:
-        each.start()
-    left = set(range(len(jobs)))
+    todo = iter(enumerate(jobs))
+    crew: list[tuple[Connection, BaseProcess]] = []
+    busy: dict[Connection, int] = {}  # pipe -> the job that its process is at
     try:
-        while left:
-            try:
-                event: Event = events.get(timeout=WATCH_SECONDS)
-            except queue.Empty:
-                if not any(each.is_alive() for each in crew) and events.empty():
-                    raise RuntimeError("the processes ended before their work was done; was memory short?") from None
-                continue
-            if event.problem:
-                raise RuntimeError(event.problem)
-            if event.share >= 1:
-                left.discard(event.job)
-            yield event
+        for number, job in islice(todo, workers):
+            pipe, theirs = context.Pipe()
+            process = context.Process(target=_process, args=(theirs, str(device), threads, os.getpid()), daemon=True)
+            process.start()
+            theirs.close()
+            crew.append((pipe, process))
+            busy[pipe] = number
+            pipe.send((number, job))
+        while busy:
+            ready = wait(list(busy))
+            for pipe in [each for each in busy if each in ready]:
+                event = _next(pipe, jobs[busy[pipe]])
+                if event.share >= 1:
+                    del busy[pipe]
+                    following = next(todo, None)
+                    if following is not None:
+                        busy[pipe] = following[0]
+                    with contextlib.suppress(OSError):  # it has ended; that is noticed next, if it was needed
+                        pipe.send(following)
+                yield event
     finally:
-        for each in crew:
-            if left and each.is_alive():
-                each.terminate()  # training saves first
-        for each in crew:
-            each.join()
+        for pipe, process in crew:
+            if pipe in busy:
+                process.terminate()  # training saves first
+        for pipe, process in crew:
+            with contextlib.suppress(EOFError, OSError):
+                while True:  # to its end: one that waits for room in its pipe would not come to it
+                    pipe.recv()
+            process.join()
 
 
-def _process(tasks: Any, events: Any, device: str, threads: int, parent: int) -> None:
+def _next(pipe: Connection, job: Job) -> Event:
+    try:
+        event: Event = pipe.recv()
+    except EOFError:
+        ended = "its process has ended before the work was done; was memory short?"
+        raise Unfinished(f"{job.folder}: {ended}") from None
+    if event.problem:
+        raise Unfinished(event.problem)
+    return event
+
+
+def _process(pipe: Connection, device: str, threads: int, parent: int) -> None:
     """One process of the crew: job after job, until there is none left or the one that started it is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
     torch.set_num_threads(threads)
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
-    for number, job in iter(tasks.get, None):
+
+    def say(number: int, share: float, problem: str = "") -> None:
+        with contextlib.suppress(OSError):  # nobody listens any more; the work is to be saved all the same
+            pipe.send(Event(number, share, problem))
+
+    for number, job in iter(pipe.recv, None):
         try:
-            work(job, torch.device(device), lambda share, number=number: events.put(Event(number, min(share, 0.999))))
-            events.put(Event(number, 1.0))
+            work(job, torch.device(device), lambda share, number=number: say(number, min(share, 0.999)))
+            say(number, 1.0)
         except Interrupted:
             return
         except (ValueError, Failed, OSError) as error:
-            events.put(Event(number, 0.0, f"{job.folder}: {error}"))
+            say(number, 0.0, f"{job.folder}: {error}")
             return
         except Exception:  # a mistake of ours: where it was
-            events.put(Event(number, 0.0, f"{job.folder}: {traceback.format_exc()}"))
+            say(number, 0.0, f"{job.folder}: {traceback.format_exc()}")
             return
 
 
@@ -227,14 +284,21 @@ def _leave_with(parent: int) -> None:
 
 
 def measured(cell: Cell, runs: Path) -> Mapping[str, Any]:
-    """What is known of a finished cell."""
-    return json.loads(Job(runs / cell.setup.run(), (cell,)).place(cell).read_text())
+    """What is known of a finished cell. Raises ValueError where its file is damaged."""
+    try:
+        return read_json(Job(runs / cell.setup.run(), (cell,)).place(cell))
+    except ValueError as error:
+        raise ValueError(f"{error}; remove it, and the same command measures that run again") from error
 
 
 def arrays_of(cell: Cell, runs: Path) -> Mapping[str, np.ndarray]:
-    """The arrays of a finished cell; none where its training failed."""
+    """The arrays of a finished cell; none where its training failed. Raises ValueError where its file is damaged."""
     path = Job(runs / cell.setup.run(), (cell,)).place(cell).with_suffix(".npz")
     if not path.is_file():
         return {}
-    with np.load(path, allow_pickle=False) as file:
-        return dict(file)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except (ValueError, EOFError, BadZipFile) as error:
+        both = f"remove it and {path.with_suffix('.json')}"
+        raise ValueError(f"{path} is damaged ({error}); {both}, and run the same command again") from error

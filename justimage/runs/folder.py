@@ -109,7 +109,7 @@ def _content(source: Source | StreamSource) -> dict[str, str]:
     return {"content": source.content()} if source.indexed is True else {}
 
 
-def _same_data(theirs: dict[str, Any], ours: dict[str, Any]) -> bool:
+def same_data(theirs: dict[str, Any], ours: dict[str, Any]) -> bool:
     """Whether two runs have the same data, held in whatever way; older runs say only where their samples come from."""
     both = "content" if "content" in theirs and "content" in ours else "fingerprint"
     return theirs[both] == ours[both]
@@ -226,7 +226,7 @@ def check_same(folder: Path, old: dict[str, Any] | None, facts: dict[str, Any], 
     ]
     differing = [f"  {name}: {theirs.get(name)} in the run, {ours.get(name)} in the command" for name in differ]
     meant = bool(differ) and set(differ) <= set(CHANGEABLE)
-    if not _same_data(old["data"], facts["data"]):
+    if not same_data(old["data"], facts["data"]):
         was, now = old["data"]["found"], facts["data"]["found"]
         differing.append(
             f"  data: {was} in the run, {now} in the command"
