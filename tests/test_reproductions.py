@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -15,21 +16,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_commands import command
+from conftest import jit_here
+from PIL import Image
 
 import justimage as ji
 from justimage.data.records import replaced
+from justimage.disk import held as held_folder
 from justimage.evaluation.features import Resizing, resize
 from justimage.networks.cost import cost_of
+from justimage.reproductions import measures
 from justimage.reproductions.data import SHAPES, Images, Plane, Resized, on_plane
 from justimage.reproductions.family import Axis, Part, Scale, Setup
 from justimage.reproductions.measures import Quality
 from justimage.reproductions.result import WHY, in_words, readme, result_of
-from justimage.reproductions.setups import LAPTOP, PAPER
+from justimage.reproductions.setups import GPU, LAPTOP, PAPER
 from justimage.reproductions.table import FAMILIES
 from justimage.reproductions.toy import TOY, wasserstein2
 from justimage.reproductions.verdict import Of, Row, Statement, find, verdict
-from justimage.reproductions.work import Job, jobs_of, measured, run_jobs, work
+from justimage.reproductions.work import Job, Unfinished, arrays_of, check, jobs_of, measured, run_jobs, work
 from justimage.runs.folder import flat
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -332,18 +336,161 @@ def test_a_mistake_in_a_process_is_reported(tmp_path):
         list(run_jobs([Job(tmp_path / cell.setup.run(), (cell,))], CPU, 1))
 
 
-def test_the_command_lists_what_there_is_and_refuses_what_there_is_not(tmp_path):
-    listed = command("reproduce", "--list", cwd=tmp_path)
-    assert listed.returncode == 0
-    assert all(name in listed.stdout for name in FAMILIES)
+def test_a_process_that_is_killed_is_noticed_at_once_and_named(tmp_path):
+    """Whatever the others do; and they end as well."""
+    jobs = jobs_of(tiny_cells(), tmp_path, "")[:3]
+    events = run_jobs(jobs, CPU, 2)
+    first = next(events)
+    crew = sorted(each.pid or 0 for each in multiprocessing.active_children())
+    assert len(crew) == 2
+    os.kill(crew[first.job], signal.SIGKILL)
+    with pytest.raises(Unfinished, match=f"{jobs[first.job].folder.name}: its process has ended"):
+        list(events)
+    assert multiprocessing.active_children() == []
+
+
+def test_two_commands_do_not_measure_the_same_run_at_once(tmp_path):
+    cell = tiny_cells()[0]
+    job = Job(tmp_path / "run", (cell,))
+    with held_folder(job.folder, only="measured"), pytest.raises(ValueError, match="is being written by process"):
+        work(job, CPU, lambda share: None)
+
+
+def test_damaged_numbers_are_named(tmp_path):
+    cell = tiny_cells()[0]
+    place = Job(tmp_path / cell.setup.run(), (cell,)).place(cell)
+    place.parent.mkdir()
+    place.write_text('{"numbers"')
+    with pytest.raises(ValueError, match=rf"{place.name} is not JSON.*remove it"):
+        measured(cell, tmp_path)
+    place.with_suffix(".npz").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=rf"{place.stem}.npz is damaged.*remove it"):
+        arrays_of(cell, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def squares(tmp_path_factory) -> Path:
+    """A folder of small images in three folders, a class each."""
+    folder, g = tmp_path_factory.mktemp("squares"), np.random.default_rng(0)
+    for k in range(60):
+        place = folder / "abc"[k % 3] / f"{k}.png"
+        place.parent.mkdir(exist_ok=True)
+        Image.fromarray((g.uniform(size=(10, 12, 3)) * (1 + k % 3) * 80).astype(np.uint8)).save(place)
+    return folder
+
+
+SMALL = {
+    "recipe.network.size": (8, 8),
+    "recipe.network.patch": (4, 4),
+    "recipe.network.width": 32,
+    "recipe.network.depth": 2,
+    "recipe.network.heads": 2,
+    "recipe.network.context_start": 1,
+    "recipe.training.duration_nimg": 640,
+    "recipe.training.batch_size": 32,
+    "recipe.training.warmup_nimg": 32,
+    "recipe.training.ema_start_nimg": 320,
+    "recipe.report.tick_nimg": 320,
+    "recipe.report.sample_nimg": 640,
+    "recipe.report.save_nimg": 640,
+    "recipe.sampling.steps": 2,
+    "measure.count": 40,  # which three classes do not divide
+    "measure.search": 20,
+    "measure.seen_at": 8,
+}
+
+
+@pytest.fixture
+def pixels(monkeypatch, cache):
+    """In place of features that would have to be fitted, or are Inception's."""
+
+    def few(name, source=None, **options) -> ji.ModuleFeatures:
+        spec = ji.DataSpec.pixels((8, 8), 3, ())
+        return ji.ModuleFeatures(torch.nn.Sequential(torch.nn.AvgPool2d(4), torch.nn.Flatten()), "pixels", spec)
+
+    monkeypatch.setattr(measures, "open_features", few)
+
+
+def trained_on(data: Path, settings: dict, runs: Path) -> dict:
+    """What is measured of a small cell of the scale gpu, on images of the user's own."""
+    setup = GPU.having({**SMALL, **settings})
+    cell = Scale(setup, (Part("small", (Axis("a", {"b": {}}),)),)).cells(1)[0]
+    check([setup], runs, str(data))
+    setup.measure.prepare(setup, str(data), CPU, None)
+    work(Job(runs / cell.setup.run(), (cell,), str(data)), CPU, lambda share: None)
+    return dict(measured(cell, runs))
+
+
+def test_images_of_the_users_own(tmp_path, squares, pixels):
+    """Of whatever classes, or none; resized; as many of each class, though they do not divide the numbers."""
+    found = trained_on(squares, {}, tmp_path)
+    assert found["numbers"]["fd"] > 0
+    assert found["candidates"] == 3 * (1 + 5)  # sets of weights; without guidance, and five scales
+    assert found["chosen"]["interval"] == [0.1, 1.0]
+    without = trained_on(squares / "a", {}, tmp_path / "without")
+    assert without["chosen"]["guidance"] == 1
+    assert without["candidates"] == 3
+
+
+def test_only_the_settings_of_the_table_are_measured(tmp_path, squares, pixels):
+    """Not those which the recipe recommends, whose guidance may be that of the cell and its interval another."""
+    settings = {
+        "recipe.sampling.guidance": 3.0,
+        "recipe.sampling.interval": (0.1, 1.0),
+        "recipe.training.ema_decays": (0.9,),
+        "measure.guidance": (3.0,),
+        "measure.intervals": ((0.0, 1.0),),
+    }
+    found = trained_on(squares, settings, tmp_path)
+    assert found["candidates"] == 2  # raw weights, and their average
+    assert (found["chosen"]["guidance"], found["chosen"]["interval"]) == (3.0, [0.0, 1.0])
+
+
+def test_what_data_cannot_give_is_refused_before_the_first_step(tmp_path, squares, pixels):
+    unlabelled = squares / "a"
+    classifier = {"recipe.network.classifier_after": 1, "recipe.training.classification": 0.01}
+    for data, settings, message in (
+        (unlabelled, classifier, "a classifier needs data with labels"),
+        (unlabelled, {"measure.guidance": (2.0,)}, "guidance of 2 needs labels"),
+        (squares, {"recipe.network.num_classes": 1000}, "for 1000 classes, and the data have 3"),
+        (squares, {"recipe.network.patch": (3, 3)}, "does not divide"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            trained_on(data, settings, tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
+    trained_on(squares, {}, tmp_path / "runs")
+    with pytest.raises(ValueError, match=r"was trained on 60 images.*--runs"):
+        trained_on(unlabelled, {}, tmp_path / "runs")
+
+
+def test_data_at_another_size_are_seen_at_it_whatever_the_features(squares, pixels):
+    """Table 12 is of samples that are resized before the features see them."""
+    for features in ("fit", "inception"):
+        setup = GPU.having({**SMALL, "measure.features": features, "recipe.network.size": (16, 16)})
+        judge = Quality(features=features).judge_at(setup, str(squares), 8, CPU)
+        assert judge.features.name == "pixels-at-8x8"
+        assert judge.spec.size == (16, 16)
+
+
+def test_the_command_lists_what_there_is_and_refuses_what_there_is_not(tmp_path, monkeypatch, capsys):
+    def here(*words: str) -> int:
+        return jit_here("reproduce", *words, cwd=tmp_path, monkeypatch=monkeypatch)
+
+    assert here("--list") == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in FAMILIES)
     for words, message in (
         (("tyo",), "there is no reproduction 'tyo'"),
+        (("all", "tyo"), "there is no reproduction 'tyo'"),
         (("toy", "--seeds", "0"), "at least 1"),
         (("resolution", "--scale", "paper"), "needs --data"),
+        (("toy", "resolution", "--scale", "gpu"), "needs --data"),
+        (("resolution", "--data", "photos"), "data of its own at the scale laptop"),
+        (("toy", "--scale", "paper", "--data", "photos"), "data of its own at the scale paper"),
     ):
-        refused = command("reproduce", *words, cwd=tmp_path)
-        assert refused.returncode == 2, refused.stderr
-        assert message in refused.stderr
+        assert here(*words) == 2
+        assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_result_is_made_of_what_was_measured(tmp_path):

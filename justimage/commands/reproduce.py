@@ -19,9 +19,9 @@ from justimage.disk import held, write_text
 from justimage.evaluation.plots import pyplot
 from justimage.execution import find_device
 from justimage.reproductions.family import Cell, Family, ScaleName
-from justimage.reproductions.result import WHY, readme, result_of, rows_of
+from justimage.reproductions.result import WHY, ratio_in_words, readme, result_of, rows_of
 from justimage.reproductions.table import FAMILIES
-from justimage.reproductions.work import Job, arrays_of, jobs_of, run_jobs
+from justimage.reproductions.work import Job, Unfinished, arrays_of, check, jobs_of, run_jobs
 
 MOST_WORKERS = 8
 
@@ -61,22 +61,29 @@ def main(arguments: Sequence[str]) -> int:
         rows = "\n".join(f"  {name:<20} {family.paper:<26} {family.claim}" for name, family in FAMILIES.items())
         print(f"tables and figures of arXiv 2511.13720:\n{rows}\n\njit reproduce NAME [--scale laptop|gpu|paper]")
         return DONE if asked.list else 2
-    names = list(FAMILIES) if "all" in asked.names else list(dict.fromkeys(asked.names))
-    unknown = [name for name in names if name not in FAMILIES]
+    unknown = [name for name in asked.names if name not in (*FAMILIES, "all")]
     if unknown:
         raise ValueError(f"there is no reproduction {unknown[0]!r}; there are {', '.join(FAMILIES)}, and all")
     if asked.seeds < 1 or asked.workers < 0:
         raise ValueError(f"seeds ({asked.seeds}) must be at least 1, and workers ({asked.workers}) at least 0")
+    families = list(FAMILIES.values())
+    if "all" not in asked.names:
+        families = [FAMILIES[name] for name in dict.fromkeys(asked.names)]
+    if asked.data and not any(family.scales[asked.scale].setup.data.given for family in families):
+        raise ValueError(f"--data {asked.data}: what is asked for has data of its own at the scale {asked.scale}")
     pyplot()  # raises now, not after the trainings
     interruptible()
     try:
         with _terminated():
-            for name in names:
-                _reproduce(FAMILIES[name], asked)
+            for family in families:  # before the first of them begins
+                setups = [cell.setup for cell in family.scales[asked.scale].cells(1)]
+                check(setups, asked.runs / asked.scale, _given(family, asked))
+            for family in families:
+                _reproduce(family, asked)
     except KeyboardInterrupt:
         say("interrupted; the same command goes on from what was done")
         return INTERRUPTED
-    except RuntimeError as error:
+    except Unfinished as error:
         say(f"jit reproduce: {error}\nThe same command goes on from what was done.")
         return FAILED
     return DONE
@@ -96,6 +103,11 @@ def _terminated() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _given(family: Family, asked: Reproduce) -> str:
+    """What --data means to a family: points of a plane are made here, when all are asked for as well."""
+    return asked.data if family.scales[asked.scale].setup.data.given else ""
+
+
 def _reproduce(family: Family, asked: Reproduce) -> None:
     scale = family.scales[asked.scale]
     device = find_device(asked.device or ("cpu" if asked.scale == "laptop" else None))
@@ -103,7 +115,7 @@ def _reproduce(family: Family, asked: Reproduce) -> None:
     runs = asked.runs / asked.scale
     cells = scale.cells(asked.seeds)
     with held(out):
-        jobs = [job for job in jobs_of(cells, runs, asked.data) if not job.done()]
+        jobs = [job for job in jobs_of(cells, runs, _given(family, asked)) if not job.done()]
         if jobs:
             _work(family, cells, jobs, device, asked)
         result = result_of(family, asked.scale, cells, runs)
@@ -121,7 +133,7 @@ def _reproduce(family: Family, asked: Reproduce) -> None:
         write_text(out / "README.md", readme(result, why))
     say(f"{family.name}: {result['verdict']}")
     for each in result["statements"]:
-        say(f"  {'yes' if each['holds'] else 'no ':<3} {each['text']} (smallest ratio {each['ratio']})")
+        say(f"  {'yes' if each['holds'] else 'no':<3} {each['text']} (smallest ratio {ratio_in_words(each['ratio'])})")
     say(f"tables, pictures and numbers are in {out}")
 
 
@@ -132,13 +144,12 @@ def _work(family: Family, cells: Sequence[Cell], jobs: Sequence[Job], device: An
     costs, shares = [job.cost() for job in jobs], [0.0] * len(jobs)
     began, ready = time.monotonic(), 0
     with bars() as progress:
-        made: dict[tuple[type, str], None] = {}
-        for job in jobs:
-            for cell in job.cells:
-                key = (type(cell.setup.measure), f"{cell.setup.measure} {cell.setup.recipe.network.size}")
-                if key not in made:
-                    cell.setup.measure.prepare(cell.setup, asked.data, device, progress)
-                    made[key] = None
+        made = set()
+        for setup in (cell.setup for job in jobs for cell in job.cells):
+            key = setup.measure, setup.recipe.network.size
+            if key not in made:
+                setup.measure.prepare(setup, jobs[0].given, device, progress)
+                made.add(key)
         began = time.monotonic()
         for event in run_jobs(jobs, device, workers):
             shares[event.job] = max(shares[event.job], event.share)

@@ -22,6 +22,11 @@ class Images:
     path: str = "mnist"
     """`mnist`, the 5,000 digits of the demo; or empty: the data that the user gives."""
 
+    @property
+    def given(self) -> bool:
+        """Whether they are the user's."""
+        return not self.path
+
     def open(self, size: tuple[int, ...], channels: int, given: str = "") -> Source | StreamSource:
         """The images at a size. Raises ValueError where there are none."""
         if not self.path and not given:
@@ -73,6 +78,7 @@ class Plane:
     full_rank: float = 0.0
     """Energy of a normal signal in all dimensions outside of the plane, over that of the points in it."""
     count: int = 16_384
+    given = False  # they are made here
 
     def open(self, size: tuple[int, ...], channels: int, given: str = "") -> "Buried":
         """The points in D = size[0] dimensions. Raises ValueError for data of more axes or channels, or given ones."""

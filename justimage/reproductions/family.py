@@ -27,6 +27,11 @@ NOT_OF_A_RUN = ("report", "sampling", "promise", "default_data")  # fields of a 
 class Data(Protocol):
     """Where samples come from: a frozen dataclass."""
 
+    @property
+    def given(self) -> bool:
+        """Whether they are the user's; otherwise they are made or come with a package."""
+        ...
+
     def open(self, size: tuple[int, ...], channels: int, given: str = "") -> Source | StreamSource:
         """The samples; given: the path that the user gives. Raises ValueError where there are none."""
         ...

@@ -52,8 +52,10 @@ class Quality:
     batch_size: int = 100
 
     def prepare(self, setup: Setup, given: str, device: torch.device, progress: Progress | None = None) -> None:
-        """Fit the features and look at the reference."""
-        self.judge(setup, given, device, progress)
+        """Fit the features and look at the reference. Raises ValueError for guidance on data without labels."""
+        judge = self.judge(setup, given, device, progress)
+        if not judge.spec.needs and 1.0 not in self.guidance:
+            raise ValueError(f"guidance of {self.guidance[0]:g} needs labels, and {given} has none; label the images")
         for length in self.also_at:
             self.judge_at(setup, given, length, device, progress)
 
@@ -79,7 +81,8 @@ class Quality:
     ) -> Features:
         size = (length, length) if length else tuple(setup.recipe.network.size)
         if self.features != "fit":
-            return open_features(self.features, device=device)
+            found = open_features(self.features, device=device)
+            return Resizing(found, size) if length else found
         source = _indexed(setup, size, setup.recipe.network.channels, given)
         return Resizing(open_features("fit", source, device=device, progress=progress), size)
 
@@ -88,14 +91,14 @@ class Quality:
         judge = self.judge(setup, given, device)
         sets = [name for name in weight_sets(run) if name != BEST.name]
         model = load(run, weights=sets[0], device=device)
-        model.sampling = setup.recipe.sampling  # runs are shared by cells that draw in other ways
-        guided = bool(model.needs)
         space = Space(guidance=self.guidance, intervals=self.intervals)
-        candidates = space.candidates([(str(run), name) for name in sets], model.sampling, guided=guided)
-        candidates = [each for each in candidates if not guided or each.sampling.guidance in self.guidance]
+        # What the recipe recommends is no candidate beside those of the table.
+        first = replace(setup.recipe.sampling, guidance=self.guidance[0], interval=self.intervals[0])
+        candidates = space.candidates([(str(run), name) for name in sets], first, guided=bool(model.needs))
         best = self._choose(model, judge, candidates, run, progress)
         swap_weights(model, run, best.weights)
-        draws = draws_of(model, self.count, self.search)  # seeds that the sweep has not seen
+        search = _shared_out(self.search, model)
+        draws = draws_of(model, _shared_out(self.count, model), search)  # seeds that the sweep has not seen
         numbers, facts, shown = self._judge(model, judge, draws, best, run, progress)
         for name, length in zip(("fd_small", "fd_large"), self.also_at, strict=False):
             at, _, _ = self._judge(model, self.judge_at(setup, given, length, device), draws, best, run, progress)
@@ -112,8 +115,9 @@ class Quality:
     ) -> Candidate:
         if len(candidates) == 1:
             return candidates[0]
-        draws = draws_of(model, self.search)
-        halving = Halving(self.search, first=1 / 2, kept=1 / 4, finalists=2)
+        search = _shared_out(self.search, model)
+        draws = draws_of(model, search)
+        halving = Halving(search, first=1 / 2, kept=1 / 4, finalists=2)
         found = sweep(
             model, judge, draws, candidates, halving, run / "sweep", batch_size=self.batch_size, progress=progress
         )
@@ -137,6 +141,12 @@ class Quality:
         facts = {"fd_error": scores["fd"].error, "floor": judge.reference.floor, "features": judge.features.name}
         facts |= {"held_out_accuracy": judge.features.facts.get("held_out_accuracy"), "nfe": scores.facts["nfe"]}
         return numbers, facts, np.array(RowStore(rows, judge.looker().kinds())["raw"][:SHOWN])
+
+
+def _shared_out(count: int, model: Denoiser) -> int:
+    """At least so many samples: a multiple of the classes, of which each is drawn equally often."""
+    classes = max(model.num_classes, 1)
+    return -(-count // classes) * classes
 
 
 def _indexed(setup: Setup, size: tuple[int, ...], channels: int, given: str) -> Source:
@@ -167,7 +177,8 @@ class Denoising:
     count: int = 500
 
     def prepare(self, setup: Setup, given: str, device: torch.device, progress: Progress | None = None) -> None:
-        """Nothing is shared."""
+        """Nothing is shared. Raises ValueError for a stream."""
+        _indexed(setup, setup.recipe.network.size, setup.recipe.network.channels, given)
 
     @torch.no_grad()
     def __call__(self, setup: Setup, run: Path, given: str, device: torch.device, progress: Progress) -> Measured:

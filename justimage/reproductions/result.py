@@ -186,9 +186,13 @@ def statements_table(statements: Sequence[Mapping[str, Any]]) -> str:
     """Each statement, and whether it holds."""
     rows = ["| statement | holds | smallest ratio, over seeds and cells |", "|---|---|---|"]
     for each in statements:
-        ratio = "\N{INFINITY}" if each["ratio"] is None else f"{each['ratio']:.2f}"
-        rows.append(f"| {each['text']} | {'yes' if each['holds'] else 'no'} | {ratio} |")
+        rows.append(f"| {each['text']} | {'yes' if each['holds'] else 'no'} | {ratio_in_words(each['ratio'])} |")
     return "\n".join(rows)
+
+
+def ratio_in_words(ratio: float | None) -> str:
+    """None is infinite."""
+    return "\N{INFINITY}" if ratio is None else f"{ratio:.2f}"
 
 
 def table(result: Mapping[str, Any], part: Mapping[str, Any], number: str) -> str:
