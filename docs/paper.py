@@ -49,15 +49,21 @@ MAP: tuple[tuple[str, str, str], ...] = (
     ("The search of average and guidance for each model", "justimage/evaluation/sweep.py", "sweep"),
     ("FID", "justimage/evaluation/metrics.py", "frechet_distance"),
     ("Tables 5 and 6, parameters and flops", "justimage/networks/cost.py", "cost_of"),
+    ("Tables 7 and 8, FID and IS of the released weights: `jit evaluate`", "justimage/commands/evaluate.py", "main"),
+    ("Table 13, precision and recall", "justimage/evaluation/neighbours.py", "precision_recall"),
+    ("Fig. 1, data near a surface and noise everywhere", "examples/why_x.py", "show_spirals"),
+    ("Fig. 3, the network with patches in and out", "justimage/networks/jit.py", "JiT.forward"),
+    ("Figs. 5, 8, 9, 10 and 11, samples: `jit sample`", "justimage/commands/sample.py", "main"),
 )
 INTRODUCTION = """\
 # The paper, claim by claim
 
 Li & He, *Back to Basics: Let Denoising Generative Models Denoise*, [arXiv 2511.13720](https://arxiv.org/abs/2511.13720).
 Every row below is a command that runs on a laptop, `jit reproduce NAME`; the same table of trainings runs at the
-paper's scale with `--scale paper --data imagenet`. This page is made from `reproductions/*/result.json`, which the
-commands have written. At laptop scale the data are 5,000 digits and the networks have a million parameters: what holds
-here is the statement, not the number, and what does not hold here may hold at scale."""
+paper's scale with `--scale paper --data imagenet` (`toy` makes its own data). This page is made from
+`reproductions/*/result.json`, which the commands have written. At laptop scale the data are 5,000 digits and most
+networks have less than a million parameters: what holds here is the statement, not the number, and what does not hold
+here may hold at scale."""
 
 
 def line_of(path: str, name: str) -> int:
@@ -106,9 +112,9 @@ def _section(name: str, result: dict[str, Any]) -> str:
         statements_table(result["statements"]),
     ]
     for part in result["parts"]:
-        lines.append(f"`{result['number']['name']}`, {part['name']}, here:\n\n{table(result, part, part['tables'][0])}")
+        lines.append(f"`{part['tables'][0]}`, {part['name']}, here:\n\n{table(result, part, part['tables'][0])}")
         if part["theirs"]:
-            lines.append(f"The paper's:\n\n{their_table(part)}")
+            lines.append(f"The paper's ({result['number']['theirs']}):\n\n{their_table(part)}")
     pictures = [picture for part in result["parts"] for picture in part["pictures"]]
     lines += [f"![{picture}](../reproductions/{name}/{picture}.png)" for picture in pictures[:1]]
     lines.append(f"All numbers and pictures: [reproductions/{name}](../reproductions/{name}/README.md).")

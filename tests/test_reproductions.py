@@ -26,7 +26,7 @@ from justimage.evaluation.features import Resizing, resize
 from justimage.networks.cost import cost_of
 from justimage.reproductions import measures
 from justimage.reproductions.data import SHAPES, Images, Plane, Resized, on_plane
-from justimage.reproductions.family import Axis, Part, Scale, Setup
+from justimage.reproductions.family import Axis, Cell, Part, Scale, Setup
 from justimage.reproductions.measures import Quality
 from justimage.reproductions.result import WHY, in_words, readme, result_of
 from justimage.reproductions.setups import GPU, LAPTOP, PAPER
@@ -185,6 +185,16 @@ def test_the_papers_scale_is_table_9():
     assert isinstance(PAPER.measure, Quality)
     assert (PAPER.measure.count, PAPER.measure.search) == (50_000, 8_000)
     assert PAPER.measure.guidance == tuple(np.round(np.arange(1, 4.01, 0.1), 1))
+    models = {"guidance": (24, 1024, 600), "cross-resolution": (40, 1664, 320), "noise-shift": (12, 768, 200)}
+    for name, (depth, width, epochs) in models.items():
+        recipe = FAMILIES[name].scales["paper"].setup.recipe
+        assert isinstance(recipe.network, ji.JiTConfig)
+        assert (recipe.network.depth, recipe.network.width) == (depth, width)
+        assert recipe.training.duration_nimg == epochs * 1_281_167
+    for name in ("prediction-space", "noise-shift", "preconditioner", "bottleneck"):  # guidance without an interval
+        measure = FAMILIES[name].scales["paper"].setup.measure
+        assert isinstance(measure, Quality)
+        assert measure.intervals == ((0.0, 1.0),)
     for cell in FAMILIES["resolution"].scales["paper"].cells(1):
         assert cell.setup.recipe.noise_scale == cell.setup.recipe.network.size[0] / 256
 
@@ -501,7 +511,11 @@ def test_a_result_is_made_of_what_was_measured(tmp_path):
     below = Statement("2 is below 8", Of("tiny", {"D": "2"}), Of("tiny", {"D": "8"}))
     part = Part("tiny", (Axis("D", {d: {} for d in "248"}),))
     family = replace(
-        TOY, scales={"laptop": Scale(TOY.scales["laptop"].setup, (part,))}, statements=(below,), pictures=()
+        TOY,
+        scales={"laptop": Scale(TOY.scales["laptop"].setup, (part,))},
+        statements=(below,),
+        pictures=(),
+        shown=("wasserstein", "agreement"),
     )
     result = result_of(family, "laptop", cells, tmp_path)
     first = [cell for cell in cells if cell.labels["D"] == "2"]
@@ -512,6 +526,11 @@ def test_a_result_is_made_of_what_was_measured(tmp_path):
     text = readme(json.loads(json.dumps(result)))
     assert in_words(values) in text
     assert f"**Verdict: {result['verdict']}.**" in text
+    assert "Trainings of each cell: 2," in text
+    assert f"data against data: {measured(first[0], tmp_path)['floor']:.2f}" in text
+    assert "`wasserstein`, here:" in text
+    assert "`agreement`" not in text  # which these data do not have: it has not failed
+    assert "failed" not in text
 
 
 # What was found, and is told.
@@ -525,6 +544,13 @@ def test_readmes_say_what_the_results_say(name):
     assert (folder / "README.md").read_text() == readme(RESULTS[name], why)
     for picture in re.findall(r"!\[.*\]\((.*)\)", (folder / "README.md").read_text()):
         assert (folder / picture).is_file()
+
+
+@pytest.mark.parametrize(("kind", "last"), [("Eq", 6), ("Alg", 2), ("Table", 13), ("Fig", 11)])
+def test_the_page_about_the_paper_has_all_that_is_numbered(kind, last):
+    text = (ROOT / "docs" / "paper.md").read_text().partition("## Where the paper is")[2]
+    some = re.findall(rf"{kind}s?\.? ((?:\d+(?:, | and )?)+)", text)
+    assert {int(number) for each in some for number in re.findall(r"\d+", each)} == set(range(1, last + 1))
 
 
 def test_the_page_about_the_paper_is_made_of_the_results():
@@ -573,12 +599,16 @@ def test_the_smallest_cell_comes_out_again(name, tmp_path_factory, cache):
         / "again"
         / name
     )
-    cells = [c for c in FAMILIES[name].scales["laptop"].cells(1)]
+    number = result["number"]["name"]
+    told = {(each["part"], *each["labels"].values()): each for each in result["cells"]}
+
+    def of(cell: Cell) -> dict:
+        return told[(cell.part, *cell.labels.values())]
+
+    cells = [c for c in FAMILIES[name].scales["laptop"].cells(1) if of(c)["spread"][number] is not None]
     cell = min(cells, key=lambda c: (Job(runs, (c,)).cost(), c.text()))
     work(Job(runs / cell.setup.run(), (cell,)), CPU, lambda share: None)
-    again = measured(cell, runs)["numbers"][result["number"]["name"]]
-    told = next(c for c in result["cells"] if c["part"] == cell.part and c["labels"] == dict(cell.labels))
-    values, spread = told["numbers"][result["number"]["name"]], told["spread"][result["number"]["name"]]
+    again = measured(cell, runs)["numbers"][number]
+    values, spread = of(cell)["numbers"][number], of(cell)["spread"][number]
     print(name, cell.text(), again, values)
-    assert spread is not None
     assert min(values) - spread <= again <= max(values) + spread

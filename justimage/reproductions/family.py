@@ -119,6 +119,8 @@ class Part:
     """What all of its cells have."""
     seeds: int = 0
     """At most so many; 0: as many as asked for."""
+    tables: tuple[str, ...] = ()
+    """Numbers of which there is a table; empty: the family's own and those that it shows besides."""
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,8 @@ class Family:
     statements: tuple[Statement, ...]
     theirs: Mapping[str, Mapping[tuple[str, ...], float | str]] = field(default_factory=dict)
     """The paper's numbers: part -> labels of the paper's scale -> number."""
+    their_number: str = "FID-50K on ImageNet"
+    """What the paper's numbers are."""
     pictures: tuple["Picture", ...] = ()
     shown: tuple[str, ...] = ()
     """Further numbers of the tables."""

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 from justimage.reproductions.family import Axis, Family, Part, Scale, ScaleName, Settings
 from justimage.reproductions.pictures import Lines, Samples
-from justimage.reproductions.setups import INTERVALS, PLAIN, SETUPS, high, sized
+from justimage.reproductions.setups import GUIDED, INTERVALS, PLAIN, SETUPS, high, sized
 from justimage.reproductions.spaces import FD
 from justimage.reproductions.verdict import Of, Statement
 
@@ -18,7 +18,7 @@ WIDTHS: dict[ScaleName, tuple[int, ...]] = {
 def _bottleneck(scale: ScaleName) -> Scale:
     points: dict[str, Settings] = {f"{width}": {"recipe.network.bottleneck": width} for width in WIDTHS[scale]}
     axis = Axis("bottleneck", {**points, "none": {"recipe.network.bottleneck": 0}})
-    return Scale(SETUPS[scale].having({**PLAIN, **high(scale)}), (Part("bottleneck", (axis,)),))
+    return Scale(SETUPS[scale].having({**PLAIN, **GUIDED[scale], **high(scale)}), (Part("bottleneck", (axis,)),))
 
 
 BOTTLENECK = Family(

@@ -32,7 +32,8 @@ KEPT_SCORES = ("precision", "recall", "agreement", "inception_score")
 
 @dataclass(frozen=True)
 class Quality:
-    """The Frechet distance of samples with fresh seeds; weights, guidance and interval by a sweep of each run.
+    """The Frechet distance of samples with fresh seeds; by a sweep of each run the best weights, and the best of the
+    guidance scales and intervals that there are.
 
     The paper chose averages and guidance for every model, each ablation too, by a search on 8,000 samples.
     """

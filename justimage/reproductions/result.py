@@ -35,13 +35,15 @@ def grouped(cells: Iterable[Cell]) -> dict[tuple[str, tuple[str, ...]], list[Cel
 
 def rows_of(family: Family, cells: Sequence[Cell], runs: Path) -> list[Row]:
     """The numbers of finished cells; where a training failed, they are infinite."""
-    names = {family.number, *family.shown}
+    facts = {id(cell): measured(cell, runs) for cell in cells}
+    # What no cell has, such as agreement without labels, has not failed.
+    names = {family.number} | {name for each in facts.values() for name in each["numbers"]}
     names |= {name for each in family.statements for of in (each.lower, each.upper) for name in [of.number] if name}
     rows, costs = [], _costs(cells, runs)
     for some in grouped(cells).values():
-        facts = [measured(cell, runs) for cell in some]
-        known = names | {name for each in facts for name in each["numbers"]}
-        numbers = {name: [_number(each["numbers"].get(name)) for each in facts] for name in sorted(known - COSTS)}
+        numbers = {
+            name: [_number(facts[id(cell)]["numbers"].get(name)) for cell in some] for name in sorted(names - COSTS)
+        }
         cost = costs[some[0].setup.run()]
         numbers |= {"parameters_M": [cost.parameters / 1e6], "multiply_adds_M": [cost.multiply_adds / 1e6]}
         rows.append(Row(some[0].part, some[0].labels, numbers))
@@ -84,7 +86,7 @@ def result_of(family: Family, scale: ScaleName, cells: Sequence[Cell], runs: Pat
         "claim": family.claim,
         "how": family.how,
         "scale": scale,
-        "number": {"name": family.number, "meaning": family.meaning},
+        "number": {"name": family.number, "meaning": family.meaning, "theirs": family.their_number},
         "verdict": verdict(found),
         "statements": [_plain(each) for each in found],
         "parts": [_part(family, scale, part.name, rows) for part in family.scales[scale].parts],
@@ -131,13 +133,14 @@ def _shared(facts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _part(family: Family, scale: ScaleName, name: str, rows: Sequence[Row]) -> dict[str, Any]:
     """The tables of a part: one for each number, and the paper's."""
-    axes = next(part.axes for part in family.scales[scale].parts if part.name == name)
+    part = next(part for part in family.scales[scale].parts if part.name == name)
+    tables = part.tables or (family.number, *family.shown)
     mine = [row for row in rows if row.part == name]
     theirs = [[list(labels), value] for labels, value in family.theirs.get(name, {}).items()]
     return {
         "name": name,
-        "axes": [axis.name for axis in axes],
-        "tables": [number for number in (family.number, *family.shown) if any(number in row.numbers for row in mine)],
+        "axes": [axis.name for axis in part.axes],
+        "tables": [number for number in tables if any(number in row.numbers for row in mine)],
         "theirs": theirs,
         "pictures": [picture.name for picture in family.pictures if picture.part == name],
     }
@@ -148,6 +151,8 @@ def readme(result: Mapping[str, Any], why: str = "") -> str:
     number = result["number"]
     minutes = (result["seconds"]["training"] + result["seconds"]["measuring"]) / 60
     option = "" if result["scale"] == "laptop" else f" --scale {result['scale']}"
+    option += " --data PATH" if result["settings"]["all"]["data"].get("path") == "" else ""
+    seeds = sorted({len(cell["seeds"]) for cell in result["cells"]})
     lines = [
         f"# {result['name']}: {result['paper']}",
         f"**Claim.** {result['claim']}",
@@ -158,14 +163,15 @@ def readme(result: Mapping[str, Any], why: str = "") -> str:
         f"{minutes:.0f} minutes of {_threads(result['threads'])} on {', '.join(result['machines'])} "
         f"(torch {result['versions']['torch']}, Python {result['versions']['python']}), all cells one after the other; "
         f"runs that other reproductions share are counted in each. {_judged(result['facts'])}",
-        f"`{number['name']}` is {number['meaning']} Of several seeds, the mean and the standard deviation are given.",
+        f"`{number['name']}` is {number['meaning']} Trainings of each cell: {' or '.join(map(str, seeds))}, with other "
+        "seeds; of several, the mean and the standard deviation are given.",
     ]
     for part in result["parts"]:
         lines.append(f"## {part['name']}")
         for name in part["tables"]:
             lines.append(f"`{name}`, here:\n\n{table(result, part, name)}")
         if part["theirs"]:
-            lines.append(f"The paper's (FID-50K on ImageNet):\n\n{their_table(part)}")
+            lines.append(f"The paper's ({number['theirs']}):\n\n{their_table(part)}")
         lines += [f"![{name}]({name}.png)" for name in part["pictures"]]
     return "\n\n".join(lines) + "\n"
 
@@ -175,11 +181,11 @@ def _threads(threads: Sequence[int]) -> str:
 
 
 def _judged(facts: Mapping[str, Any]) -> str:
-    if not facts.get("features"):
-        return ""
+    by = f"Judged by {', '.join(facts['features'])}. " if facts["features"] else ""
     accuracy = ", ".join(f"{value:.1%}" for value in facts["held_out_accuracy"])
+    right = f"Their accuracy on held-out data: {accuracy}. " if accuracy else ""
     floors = ", ".join(f"{value:.2f}" for value in facts["floor"])
-    return f"Judged by {', '.join(facts['features'])} (held-out accuracy {accuracy}; floor {floors})."
+    return by + right + (f"The floor, data against data: {floors}." if floors else "")
 
 
 def statements_table(statements: Sequence[Mapping[str, Any]]) -> str:

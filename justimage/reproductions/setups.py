@@ -19,6 +19,9 @@ PLAIN: Settings = {
     "recipe.network.context_tokens": 0,
 }
 
+# Where guidance acts in Tables 2, 3 and 10 and in Fig. 4: in the paper everywhere.
+GUIDED: dict[ScaleName, Settings] = {"laptop": {}, "gpu": {}, "paper": {"measure.intervals": ((0.0, 1.0),)}}
+
 
 def _report(duration_nimg: int, ticks: int = 20, saves: int = 1) -> Report:
     return Report(

@@ -3,7 +3,7 @@
 from justimage.reproductions.family import Axis, Family, Part, Scale, ScaleName
 from justimage.reproductions.measures import Denoising
 from justimage.reproductions.pictures import Curves, Lines, Samples
-from justimage.reproductions.setups import LOSSES, MEANS, OUTPUTS, PLAIN, PREDICTIONS, SETUPS, high, low, sized
+from justimage.reproductions.setups import GUIDED, LOSSES, MEANS, OUTPUTS, PLAIN, PREDICTIONS, SETUPS, high, low, sized
 from justimage.reproductions.verdict import Of, Statement
 
 FD = "the Frechet distance of samples to the data, the setting with the best guidance and average of each cell."
@@ -30,7 +30,7 @@ def _spaces(scale: ScaleName) -> Scale:
     width, dimension = CROSSING[scale]
     patches = Axis("patch", {"low": low(scale), "high": high(scale)})
     return Scale(
-        SETUPS[scale].having(PLAIN),
+        SETUPS[scale].having({**PLAIN, **GUIDED[scale]}),
         (
             Part(NINE, (patches, LOSSES, PREDICTIONS)),
             Part("where eps and v break", (width, dimension, PREDICTIONS), seeds=1),
@@ -96,7 +96,7 @@ PREDICTION_SPACE = Family(
 
 
 def _at_the_high_patch(scale: ScaleName, *axes: Axis, name: str) -> Scale:
-    return Scale(SETUPS[scale].having({**PLAIN, **high(scale)}), (Part(name, axes),))
+    return Scale(SETUPS[scale].having({**PLAIN, **GUIDED[scale], **high(scale)}), (Part(name, axes),))
 
 
 NOISE_SHIFT = Family(
@@ -212,6 +212,7 @@ LOSS_CURVES = Family(
             for time in TIMES
         ),
     ),
+    their_number="the loss at the end, over that of x-prediction",
     theirs={"v-loss": {("x-pred",): "1", ("eps-pred",): "about 3", ("v-pred",): "about 1.25"}},
     pictures=(Curves("curves", "v-loss"), Samples("one-step", "v-loss")),
     shown=tuple(f"loss_at_{time:g}" for time in TIMES),
