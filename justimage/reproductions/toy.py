@@ -94,8 +94,8 @@ def _scale(duration_nimg: int) -> Scale:
         clip_norm=1.0,
         ema_decays=(),
         ema_start_nimg=duration_nimg,
-        # A point is seen in 512 dimensions of noise only as t nears 1. With the paper's density for images, and for some
-        # seeds with a mean of 0 too, x-prediction ends in a single point (docs/LOG.md).
+        # A point is seen in 512 dimensions of noise only as t nears 1. With the paper's density for images, and for
+        # some seeds with a mean of 0 too, x-prediction ends in a single point (docs/LOG.md).
         times=LogitNormal(1.0, 1.2),
         precision="float32",
     )
