@@ -119,8 +119,6 @@ class Part:
     """What all of its cells have."""
     seeds: int = 0
     """At most so many; 0: as many as asked for."""
-    tables: tuple[str, ...] = ()
-    """Numbers of which there is a table; empty: the family's own and those that it shows besides."""
 
 
 @dataclass(frozen=True)

@@ -133,14 +133,13 @@ def _shared(facts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _part(family: Family, scale: ScaleName, name: str, rows: Sequence[Row]) -> dict[str, Any]:
     """The tables of a part: one for each number, and the paper's."""
-    part = next(part for part in family.scales[scale].parts if part.name == name)
-    tables = part.tables or (family.number, *family.shown)
+    axes = next(part.axes for part in family.scales[scale].parts if part.name == name)
     mine = [row for row in rows if row.part == name]
     theirs = [[list(labels), value] for labels, value in family.theirs.get(name, {}).items()]
     return {
         "name": name,
-        "axes": [axis.name for axis in part.axes],
-        "tables": [number for number in tables if any(number in row.numbers for row in mine)],
+        "axes": [axis.name for axis in axes],
+        "tables": [number for number in (family.number, *family.shown) if any(number in row.numbers for row in mine)],
         "theirs": theirs,
         "pictures": [picture.name for picture in family.pictures if picture.part == name],
     }
