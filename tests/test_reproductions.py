@@ -129,7 +129,7 @@ def test_every_statement_and_every_number_of_the_paper_is_of_cells_that_there_ar
                 labels = [cell.labels for cell in cells if cell.part == of.part]
                 for axis, wanted in of.where.items():
                     some = (wanted,) if isinstance(wanted, str) else wanted
-                    assert {each[axis] for each in labels} & set(some), (statement.text, axis)
+                    assert set(some) <= {each[axis] for each in labels}, (statement.text, axis)
         for picture in family.pictures:
             assert picture.part in {cell.part for cell in cells}
     paper = {
@@ -205,6 +205,10 @@ def test_settings_are_replaced_together_and_checked():
     assert LAPTOP.recipe.network.size == (28, 28)
     with pytest.raises(ValueError, match=r"JiTConfig has no field 'widht'"):
         LAPTOP.having({"recipe.network.widht": 3})
+    with pytest.raises(ValueError, match=r"JiTConfig has no field 'grid'"):  # a property
+        LAPTOP.having({"recipe.network.grid": (1, 1)})
+    with pytest.raises(ValueError, match=r"measure.count: measure is replaced as a whole"):
+        LAPTOP.having({"measure": Quality(), "measure.count": 7})
     with pytest.raises(ValueError, match="a whole number is needed"):
         LAPTOP.having({"recipe.network.width": "wide"})
     with pytest.raises(ValueError, match="heads do not divide"):
@@ -454,6 +458,21 @@ def test_only_the_settings_of_the_table_are_measured(tmp_path, squares, pixels):
     found = trained_on(squares, settings, tmp_path)
     assert found["candidates"] == 2  # raw weights, and their average
     assert (found["chosen"]["guidance"], found["chosen"]["interval"]) == (3.0, [0.0, 1.0])
+
+
+def test_images_of_a_size_of_their_own_are_resized(tmp_path):
+    """A pack, or an array, is as large as it is; a network of twice the size must not be trained on it as it is."""
+    g = np.random.default_rng(0)
+    np.save(tmp_path / "small.npy", g.integers(0, 256, (30, 3, 8, 8), dtype=np.uint8))
+    np.save(tmp_path / "wide.npy", g.integers(0, 256, (30, 3, 8, 16), dtype=np.uint8))
+    np.save(tmp_path / "floats.npy", g.normal(size=(30, 3, 8, 8)).astype(np.float32))
+    assert Images("").open((8, 8), 3, str(tmp_path / "small.npy")).spec.size == (8, 8)
+    large = Images("").open((16, 16), 3, str(tmp_path / "small.npy"))
+    assert isinstance(large, Resized)
+    assert large[0][0].shape == large.spec.shape == (3, 16, 16)
+    for name in ("wide", "floats"):
+        with pytest.raises(ValueError, match=r"images of 8 bits are needed that can be resized to 16x16"):
+            Images("").open((16, 16), 3, str(tmp_path / f"{name}.npy"))
 
 
 def test_what_data_cannot_give_is_refused_before_the_first_step(tmp_path, squares, pixels):

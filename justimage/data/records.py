@@ -73,14 +73,19 @@ def checked_field(kind: type, name: str, value: Any, prefix: str) -> Any:
 def replaced(values: Record, settings: Mapping[str, Any], where: str = "") -> Record:
     """A dataclass with the fields at dotted paths replaced by plain values, all at once, as `checked_field` takes them.
 
-    Raises ValueError, with `where` in front, for a path that leads nowhere, and for values that a dataclass refuses.
+    Raises ValueError, with `where` in front, for a path that leads nowhere or into what another replaces, and for
+    values that a dataclass refuses.
     """
+    known = {item.name for item in fields(values)} if is_dataclass(values) else set()
     inner: dict[str, dict[str, Any]] = {}
     for path, value in settings.items():
         first, _, rest = path.partition(".")
-        if not hasattr(values, first):
+        if first not in known:
             raise ValueError(f"{where}{path}: {type(values).__name__} has no field {first!r}")
-        inner.setdefault(first, {})[rest] = value
+        some = inner.setdefault(first, {})
+        some[rest] = value
+        if "" in some and len(some) > 1:
+            raise ValueError(f"{where}{path}: {first} is replaced as a whole as well; give one of the two")
     made = {
         name: checked_field(type(values), name, some[""], where) if "" in some else replaced(at, some, where)
         for name, some in inner.items()

@@ -28,14 +28,17 @@ class Images:
         return not self.path
 
     def open(self, size: tuple[int, ...], channels: int, given: str = "") -> Source | StreamSource:
-        """The images at a size. Raises ValueError where there are none."""
+        """The images at a size, resized where they have one of their own. Raises ValueError where there are none."""
         if not self.path and not given:
-            raise ValueError("this scale needs --data: a folder or archive of images, or a pack of the right size")
-        if self.path != "mnist":
-            return open_source(given, size, channels, DataOptions())
-        source = open_source(self.path, (28, 28), channels, DataOptions())
-        assert source.indexed is True
-        return source if size == source.spec.size else Resized(source, size)
+            raise ValueError("this scale needs --data: a folder or archive of images, or a pack of them")
+        source = open_source(self.path or given, size, channels, DataOptions())
+        own = source.spec.size
+        if own == size or source.indexed is not True:
+            return source
+        if not source.spec.image or own[0] * size[1] != own[1] * size[0]:
+            what = f"{given} has samples {source.spec.shape} of {source.spec.dtype}"
+            raise ValueError(f"{what}; images of 8 bits are needed that can be resized to {'x'.join(map(str, size))}")
+        return Resized(source, size)
 
 
 class Resized(Source):
@@ -50,7 +53,7 @@ class Resized(Source):
     def __getitem__(self, index: int, /) -> Item:
         """The sample as training gets it."""
         raw, y = self.source[index]
-        return resize(torch.from_numpy(raw[None]), self.spec.size)[0].numpy(), y
+        return resize(torch.from_numpy(np.array(raw)[None]), self.spec.size)[0].numpy(), y
 
     def all_labels(self) -> np.ndarray | None:
         """The source's."""

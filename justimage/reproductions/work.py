@@ -213,7 +213,8 @@ def run_jobs(jobs: Sequence[Job], device: torch.device, workers: int) -> Iterato
         for number, job in islice(todo, workers):
             pipe, theirs = context.Pipe()
             process = context.Process(target=_process, args=(theirs, str(device), threads, os.getpid()), daemon=True)
-            process.start()
+            with _unheard():
+                process.start()
             theirs.close()
             crew.append((pipe, process))
             busy[pipe] = number
@@ -241,6 +242,19 @@ def run_jobs(jobs: Sequence[Job], device: torch.device, workers: int) -> Iterato
             process.join()
 
 
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    """A process that is started here ignores Ctrl-C, which reaches all: the first one ends the others.
+
+    From its first moment, and not only from when it has imported torch.
+    """
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _next(pipe: Connection, job: Job) -> Event:
     try:
         event: Event = pipe.recv()
@@ -254,7 +268,6 @@ def _next(pipe: Connection, job: Job) -> Event:
 
 def _process(pipe: Connection, device: str, threads: int, parent: int) -> None:
     """One process of the crew: job after job, until there is none left or the one that started it is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends the others
     torch.set_num_threads(threads)
     threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
 
