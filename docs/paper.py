@@ -32,7 +32,7 @@ MAP: tuple[tuple[str, str, str], ...] = (
     ("Section 3.3, logit-normal times; Table 3, their mean", "justimage/process.py", "LogitNormal"),
     ("Section 3.3 and Fig. 2, the toy network", "justimage/networks/mlp.py", "ToyMLP"),
     ("Section 3.3 and Fig. 2, the toy's data", "justimage/reproductions/data.py", "Plane"),
-    ("Section 4, the plain transformer on patches", "justimage/networks/jit.py", "JiT"),
+    ("Section 4 and Fig. 3, the plain transformer on patches", "justimage/networks/jit.py", "JiT"),
     ("Fig. 4, the bottleneck embedding", "justimage/networks/patch.py", "PatchEmbedding"),
     ("Table 4, SwiGLU", "justimage/networks/layers.py", "SwiGLU"),
     ("Table 4, RMSNorm", "justimage/networks/layers.py", "RMSNorm"),
@@ -54,6 +54,13 @@ MAP: tuple[tuple[str, str, str], ...] = (
     ("Fig. 1, data near a surface and noise everywhere", "examples/why_x.py", "show_spirals"),
     ("Fig. 3, the network with patches in and out", "justimage/networks/jit.py", "JiT.forward"),
     ("Figs. 5, 8, 9, 10 and 11, samples: `jit sample`", "justimage/commands/sample.py", "main"),
+)
+# What is no definition, and no table of trainings.
+BESIDE: tuple[tuple[str, str], ...] = (
+    ("Fig. 1, the manifold assumption", "`python examples/why_x.py` draws it from two sides"),
+    ("Fig. 5 and 8 to 11, samples", "`jit sample runs/b16-256 --preset paper`, once such a run exists"),
+    ("Tables 7 and 8, the comparison with other work", "recipes `b16-256` to `g32-512`; not run here"),
+    ("Appendix A, the settings", "`jit train b16-256 --help` lists all of them"),
 )
 INTRODUCTION = """\
 # The paper, claim by claim
@@ -126,8 +133,8 @@ def _map() -> str:
     rows = []
     for what, path, name in MAP:
         rows.append(f"| {what} | [`{name}`](../{path}#L{line_of(path, name)}) in `{path}` |")
-    for name, family in FAMILIES.items():
-        rows.append(f"| {family.paper} | `jit reproduce {name}` |")
+    rows += [f"| {family.paper} | `jit reproduce {name}` |" for name, family in FAMILIES.items()]
+    rows += [f"| {what} | {where} |" for what, where in BESIDE]
     return "\n\n".join(lines) + "\n" + "\n".join(rows)
 
 

@@ -115,6 +115,25 @@ def asdict_shallow(setup: Setup) -> list:
     return [setup.recipe, setup.recipe.network, setup.recipe.training, setup.data, setup.measure]
 
 
+@pytest.mark.parametrize("scale", ["gpu", "paper"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_larger_scales_load(name, scale):
+    """Every cell fits data of its size, and its model can be made."""
+    seen = set()
+    for cell in FAMILIES[name].scales[scale].cells(1):
+        recipe = cell.setup.recipe
+        size, channels = recipe.network.size, recipe.network.channels
+        classes = [str(i) for i in range(1000 if scale == "paper" else 10)]
+        spec = (
+            ji.DataSpec.pixels(size, channels, classes) if len(size) == 2 else ji.DataSpec(size, ("x",), (0.0,), (1.0,))
+        )
+        fitted = recipe.fitted_to(spec)
+        assert fitted.network.size == size
+        if cell.setup.run() not in seen and len(seen) < 4:
+            assert fitted.model(spec).space == recipe.prediction
+        seen.add(cell.setup.run())
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_statement_and_every_number_of_the_paper_is_of_cells_that_there_are(name):
     family = FAMILIES[name]
