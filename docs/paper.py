@@ -49,16 +49,12 @@ MAP: tuple[tuple[str, str, str], ...] = (
     ("The search of average and guidance for each model", "justimage/evaluation/sweep.py", "sweep"),
     ("FID", "justimage/evaluation/metrics.py", "frechet_distance"),
     ("Tables 5 and 6, parameters and flops", "justimage/networks/cost.py", "cost_of"),
-    ("Tables 7 and 8, FID and IS of the released weights: `jit evaluate`", "justimage/commands/evaluate.py", "main"),
     ("Table 13, precision and recall", "justimage/evaluation/neighbours.py", "precision_recall"),
-    ("Fig. 1, data near a surface and noise everywhere", "examples/why_x.py", "show_spirals"),
-    ("Fig. 3, the network with patches in and out", "justimage/networks/jit.py", "JiT.forward"),
-    ("Figs. 5, 8, 9, 10 and 11, samples: `jit sample`", "justimage/commands/sample.py", "main"),
 )
 # What is no definition, and no table of trainings.
 BESIDE: tuple[tuple[str, str], ...] = (
     ("Fig. 1, the manifold assumption", "`python examples/why_x.py` draws it from two sides"),
-    ("Fig. 5 and 8 to 11, samples", "`jit sample runs/b16-256 --preset paper`, once such a run exists"),
+    ("Figs. 5, 8, 9, 10 and 11, samples", "`jit sample runs/b16-256 --preset paper`, once such a run exists"),
     ("Tables 7 and 8, the comparison with other work", "recipes `b16-256` to `g32-512`; not run here"),
     ("Appendix A, the settings", "`jit train b16-256 --help` lists all of them"),
 )
