@@ -28,7 +28,7 @@ from justimage.reproductions import measures
 from justimage.reproductions.data import SHAPES, Images, Plane, Resized, on_plane
 from justimage.reproductions.family import Axis, Cell, Part, Scale, Setup
 from justimage.reproductions.measures import Quality
-from justimage.reproductions.result import WHY, in_words, readme, result_of
+from justimage.reproductions.result import WHY, in_words, readme, result_of, settings_of
 from justimage.reproductions.setups import GPU, LAPTOP, PAPER
 from justimage.reproductions.table import FAMILIES
 from justimage.reproductions.toy import TOY, wasserstein2
@@ -157,6 +157,18 @@ def test_every_statement_and_every_number_of_the_paper_is_of_cells_that_there_ar
     }
     for part, numbers in family.theirs.items():
         assert set(numbers) <= paper[part]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_result_has_the_settings_of_every_cell(name):
+    scale = FAMILIES[name].scales["laptop"]
+    said = settings_of(scale)
+    for cell in scale.cells(1):
+        part = said["parts"][cell.part]
+        settings = dict(part["all"])
+        for axis, label in cell.labels.items():
+            settings |= part["axes"][axis][label]
+        assert scale.setup.having(settings) == cell.setup
 
 
 def test_runs_that_differ_in_their_measurement_alone_are_one():

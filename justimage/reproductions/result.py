@@ -16,7 +16,7 @@ from justimage.data.records import from_plain, read_json
 from justimage.evaluation.scores import plain
 from justimage.networks.cost import Cost, cost_of
 from justimage.networks.protocol import network_of
-from justimage.reproductions.family import Cell, Family, ScaleName
+from justimage.reproductions.family import Cell, Family, Scale, ScaleName
 from justimage.reproductions.verdict import Found, Row, find, verdict
 from justimage.reproductions.work import measured
 from justimage.runs.folder import RECIPE
@@ -79,7 +79,6 @@ def result_of(family: Family, scale: ScaleName, cells: Sequence[Cell], runs: Pat
     measuring = {
         (cell.setup.run(), cell.setup.measurement()): facts[id(cell)]["seconds"]["measuring"] for cell in cells
     }
-    points = {axis.name: dict(axis.points) for part in family.scales[scale].parts for axis in part.axes}
     return {
         "name": family.name,
         "paper": family.paper,
@@ -103,16 +102,26 @@ def result_of(family: Family, scale: ScaleName, cells: Sequence[Cell], runs: Pat
             }
             for row, some in zip(rows, grouped(cells).values(), strict=True)
         ],
-        "settings": {
-            "all": json.loads(json.dumps(asdict(family.scales[scale].setup), default=str)),
-            "by_label": points,
-            "by_part": {part.name: dict(part.settings) for part in family.scales[scale].parts},
-        },
+        "settings": settings_of(family.scales[scale]),
         "facts": _shared(facts.values()),
         "seconds": {"training": round(sum(trainings.values())), "measuring": round(sum(measuring.values()))},
         "threads": sorted({each["threads"] for each in facts.values()}),
         "machines": sorted({each["machine"] for each in facts.values()}),
         "versions": {"justimage": __version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
+
+
+def settings_of(scale: Scale) -> dict[str, Any]:
+    """What all cells have, then those of each part, then by axis and label: axes of one name differ between parts."""
+    return {
+        "all": json.loads(json.dumps(asdict(scale.setup), default=str)),
+        "parts": {
+            part.name: {
+                "all": dict(part.settings),
+                "axes": {axis.name: {label: dict(some) for label, some in axis.points.items()} for axis in part.axes},
+            }
+            for part in scale.parts
+        },
     }
 
 
