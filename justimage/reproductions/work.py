@@ -259,7 +259,7 @@ def _next(pipe: Connection, job: Job) -> Event:
     try:
         event: Event = pipe.recv()
     except EOFError:
-        ended = "its process has ended before the work was done; was memory short?"
+        ended = "its process has ended before the work was done; was memory short? Fewer --workers need less"
         raise Unfinished(f"{job.folder}: {ended}") from None
     if event.problem:
         raise Unfinished(event.problem)
