@@ -74,6 +74,14 @@ def test_statements_of_some_and_of_matched_cells():
     matched = Statement("", Of("part", {"a": "plain"}), Of("part", {"a": "edm"}), matched=("loss",))
     assert held(matched, *two)
     assert not held(replace(matched, matched=()), *two)
+    gaps = [
+        Row("part", {"net": net, "a": a}, {"fd": n})
+        for net, a, n in (("S", "x1", (4, 6)), ("S", "x2", (9, 11)), ("L", "x1", (1, 1)), ("L", "x2", (1.5, 1.7)))
+    ]
+    small, large = (Of("part", {"net": net, "a": "x2"}) for net in "SL")
+    relative = Statement("", large, small, relative={"a": "x1"})  # 1.7 / 1 below 9 / 5
+    assert find(relative, gaps, "fd").ratio == pytest.approx(1.8 / 1.7)
+    assert held(relative, *gaps)
     with pytest.raises(ValueError, match="nothing is compared"):
         held(Statement("", Of("part", {"a": "4"}), Of("elsewhere")), *rows)
     both = [find(replace(some, some=flag), rows, "fd") for flag in (True, False)]

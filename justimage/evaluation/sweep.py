@@ -165,6 +165,10 @@ class Sweep:
         return self.trials[0]
 
 
+class NothingFinite(ValueError):
+    """No candidate draws samples that are finite."""
+
+
 class Remembering:
     """A model that remembers its last predictions at every time, and gives them again where it is asked the very same.
 
@@ -215,7 +219,7 @@ def sweep(
 
     model: one loaded with any of the weights; others are swapped in. folder: where features are kept, to go on after
     a kill. always: of those that each of these names, the best goes on to the end. Raises ValueError where a round has
-    too few samples for the features.
+    too few samples for the features, NothingFinite where no candidate draws finite ones.
     """
     processes = processes or Processes()
     multiple = model.num_classes if draws.balanced else 1
@@ -257,7 +261,7 @@ def sweep(
         found = same_everywhere(found, processes)
         ranked = sorted(found, key=lambda trial: trial.fd.value)
         if ranked[0].fd.value == inf:
-            raise ValueError(f"no candidate draws finite samples, not even {ranked[0].candidate.text()}")
+            raise NothingFinite(f"no candidate draws finite samples, not even {ranked[0].candidate.text()}")
         trials |= {trial.candidate: trial for trial in ranked}
         first = first or ranked
         if number + 1 < len(rungs):

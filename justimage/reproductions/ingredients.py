@@ -4,7 +4,7 @@ from itertools import pairwise
 
 from justimage.reproductions.family import Axis, Family, Part, Scale, ScaleName, Settings
 from justimage.reproductions.pictures import Lines, Samples
-from justimage.reproductions.setups import GUIDED, INTERVALS, PLAIN, SETUPS, high, sized
+from justimage.reproductions.setups import INTERVALS, SETUPS, START, high, sized
 from justimage.reproductions.spaces import FD
 from justimage.reproductions.verdict import Of, Statement
 
@@ -18,7 +18,7 @@ WIDTHS: dict[ScaleName, tuple[int, ...]] = {
 def _bottleneck(scale: ScaleName) -> Scale:
     points: dict[str, Settings] = {f"{width}": {"recipe.network.bottleneck": width} for width in WIDTHS[scale]}
     axis = Axis("bottleneck", {**points, "none": {"recipe.network.bottleneck": 0}})
-    return Scale(SETUPS[scale].having({**PLAIN, **GUIDED[scale], **high(scale)}), (Part("bottleneck", (axis,)),))
+    return Scale(SETUPS[scale].having({**START[scale], **high(scale)}), (Part("bottleneck", (axis,)),))
 
 
 BOTTLENECK = Family(
@@ -26,7 +26,7 @@ BOTTLENECK = Family(
     paper="Fig. 4",
     claim="A patch embedding of low rank does not hurt, and over a wide range of widths it helps; even 16 of 768 is "
     "no catastrophe.",
-    how="The high-dimensional patch of prediction-space (784 numbers, a network 96 wide), with the embedding through "
+    how="The high-dimensional patch of prediction-space (196 numbers, a network 192 wide), with the embedding through "
     "a bottleneck of 4 to 128, and without.",
     number="fd",
     meaning=FD,

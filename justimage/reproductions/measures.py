@@ -17,7 +17,7 @@ from justimage.evaluation.fitted import Progress
 from justimage.evaluation.judge import Judge
 from justimage.evaluation.reference import Reference, reference_of
 from justimage.evaluation.rows import RowStore
-from justimage.evaluation.sweep import Candidate, Halving, Space, sweep
+from justimage.evaluation.sweep import Candidate, Halving, NothingFinite, Space, sweep
 from justimage.process import denoising_loss, diffuse
 from justimage.randomness import noise
 from justimage.reproductions.family import Measured, Setup
@@ -42,8 +42,8 @@ class Quality:
     """Samples that are judged."""
     search: int = 200
     """Samples of a candidate of the sweep that gets to its end."""
-    guidance: tuple[float, ...] = (1.0, 1.5, 2.0, 3.0)
-    intervals: tuple[tuple[float, float], ...] = ((0.1, 1.0),)
+    guidance: tuple[float, ...] = (1.0, 1.5, 2.5)
+    intervals: tuple[tuple[float, float], ...] = ((0.0, 1.0), (0.1, 1.0))
     features: Literal["fit", "inception"] = "fit"
     seen_at: int = 28
     """Side length at which fitted features look at images; 0: their own."""
@@ -96,7 +96,10 @@ class Quality:
         # What the recipe recommends is no candidate beside those of the table.
         first = replace(setup.recipe.sampling, guidance=self.guidance[0], interval=self.intervals[0])
         candidates = space.candidates([(str(run), name) for name in sets], first, guided=bool(model.needs))
-        best = self._choose(model, judge, candidates, run, progress)
+        try:
+            best = self._choose(model, judge, candidates, run, progress)
+        except NothingFinite as error:
+            return Measured({}, {"failed": str(error)})
         swap_weights(model, run, best.weights)
         search = _shared_out(self.search, model)
         draws = draws_of(model, _shared_out(self.count, model), search)  # seeds that the sweep has not seen

@@ -33,6 +33,8 @@ class Samples:
         """Draw it."""
         mine = [row for row in rows if row.part == self.part]
         some = [(row, found["shown"]) for row in mine for found in [arrays(row)] if "shown" in found]
+        if not some:  # all trainings have failed
+            return
         sizes = dict.fromkeys(shown.shape[1:] for _, shown in some)
         largest = max(sizes, key=np.prod)
         images, titles = [], []

@@ -167,6 +167,9 @@ def readme(result: Mapping[str, Any], why: str = "") -> str:
         f"**Test.** {result['how']}",
         f"**Verdict: {result['verdict']}.**" + (f" {why.strip()}" if why.strip() else ""),
         statements_table(result["statements"]),
+        "A statement holds where every seed of the one is below every seed of the other, by the factor that it names. "
+        "The ratio is the smallest of a higher to a lower number, over all cells and seeds; where one cell of several "
+        "is enough, that of the best.",
         f"```bash\njit reproduce {result['name']}{option}\n```",
         f"{minutes:.0f} minutes of {_threads(result['threads'])} on {', '.join(result['machines'])} "
         f"(torch {result['versions']['torch']}, Python {result['versions']['python']}), all cells one after the other; "
@@ -198,7 +201,7 @@ def _judged(facts: Mapping[str, Any]) -> str:
 
 def statements_table(statements: Sequence[Mapping[str, Any]]) -> str:
     """Each statement, and whether it holds."""
-    rows = ["| statement | holds | smallest ratio, over seeds and cells |", "|---|---|---|"]
+    rows = ["| statement | holds | ratio |", "|---|---|---|"]
     for each in statements:
         rows.append(f"| {each['text']} | {'yes' if each['holds'] else 'no'} | {ratio_in_words(each['ratio'])} |")
     return "\n".join(rows)

@@ -108,6 +108,12 @@ SCALING = Family(
             matched=("size",),
         ),
         Statement(
+            "The gap between x2 and x1, as a ratio, is smaller for the third network than for the first",
+            Of("scaling", {"network": "3rd", "size": "x2"}),
+            Of("scaling", {"network": "1st", "size": "x2"}),
+            relative={"size": "x1"},
+        ),
+        Statement(
             "At the third network x2 is at most a factor of 1.25 worse than x1",
             Of("scaling", {"network": "3rd", "size": "x2"}),
             Of("scaling", {"network": "3rd", "size": "x1"}),

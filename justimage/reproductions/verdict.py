@@ -38,6 +38,8 @@ class Statement:
     """It is enough that one cell of `lower` is below."""
     matched: tuple[str, ...] = ()
     """Axes on which a cell is compared with those of the same label only."""
+    relative: Mapping[str, str] = field(default_factory=dict)
+    """Axis -> label: every number is taken over the mean of the cell that has these labels instead of its own."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +79,22 @@ def find(statement: Statement, rows: Sequence[Row], own: str) -> Found:
         ]
         if others:
             compared += len(others)
-            highest = max(row.numbers[lower_name])
-            ratios.append(min(_ratio(min(other.numbers[upper_name]), highest) for other in others))
+            highest = max(row.numbers[lower_name]) / _unit(row, lower_name, statement, rows)
+            lowest = [min(o.numbers[upper_name]) / _unit(o, upper_name, statement, rows) for o in others]
+            ratios.append(min(_ratio(each, highest) for each in lowest))
     if not ratios:
         raise ValueError(f"nothing is compared by {statement.text!r}")
     ratio = max(ratios) if statement.some else min(ratios)
     return Found(statement.text, ratio > statement.factor, compared, ratio)
+
+
+def _unit(row: Row, name: str, statement: Statement, rows: Sequence[Row]) -> float:
+    """What the numbers of a cell are taken over."""
+    if not statement.relative:
+        return 1.0
+    base = {**row.labels, **statement.relative}
+    values = next(each.numbers[name] for each in rows if each.part == row.part and dict(each.labels) == base)
+    return sum(values) / len(values)
 
 
 def _ratio(upper: float, lower: float) -> float:
