@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -21,6 +21,9 @@ ScaleName = Literal["laptop", "gpu", "paper"]
 Settings = Mapping[str, Any]  # dotted field of a Setup -> its value
 
 
+# Fields that came after the first results, at the value that means as before, (class, field, value): runs that are
+# there keep their names. Defaults are no part of a name: they may change.
+LATER: tuple[tuple[str, str, Any], ...] = ()
 NOT_OF_A_RUN = ("report", "sampling", "promise", "default_data")  # fields of a recipe that change no weight
 
 
@@ -83,17 +86,12 @@ class Setup:
 
 
 def _said(values: Any) -> Any:
-    """A dataclass as plain values, under its name: what is not as by default. So a later field changes no hash."""
+    """A dataclass as plain values, under its name, without the fields of LATER that are as before."""
     if not is_dataclass(values):
         return values
-    found = {}
-    for item in fields(values):
-        value, default = getattr(values, item.name), item.default
-        if item.default_factory is not MISSING:
-            default = item.default_factory()
-        if default is MISSING or value != default:
-            found[item.name] = _said(value)
-    return {type(values).__name__: found}
+    name = type(values).__name__
+    found = {item.name: getattr(values, item.name) for item in fields(values)}
+    return {name: {key: _said(each) for key, each in found.items() if (name, key, each) not in LATER}}
 
 
 def _hash(values: Any) -> str:
