@@ -86,6 +86,8 @@ def test_statements_of_some_and_of_matched_cells():
         held(Statement("", Of("part", {"a": "4"}), Of("elsewhere")), *rows)
     both = [find(replace(some, some=flag), rows, "fd") for flag in (True, False)]
     assert [verdict(each) for each in (both[:1], both, both[1:])] == ["holds", "holds in part", "does not hold here"]
+    beyond = find(replace(some, some=False, beyond=True), rows, "fd")  # does not hold, and is not claimed
+    assert verdict([both[0], beyond]) == "holds"
 
 
 def test_three_seeds_without_a_difference_are_separated_in_one_of_twenty_cases():

@@ -133,7 +133,8 @@ def _reproduce(family: Family, asked: Reproduce) -> None:
         write_text(out / "README.md", readme(result, why))
     say(f"{family.name}: {result['verdict']}")
     for each in result["statements"]:
-        say(f"  {'yes' if each['holds'] else 'no':<3} {each['text']} (smallest ratio {ratio_in_words(each['ratio'])})")
+        text = each["text"] + (", beyond the claim" if each["beyond"] else "")
+        say(f"  {'yes' if each['holds'] else 'no':<3} {text} (smallest ratio {ratio_in_words(each['ratio'])})")
     say(f"tables, pictures and numbers are in {out}")
 
 

@@ -203,7 +203,8 @@ def statements_table(statements: Sequence[Mapping[str, Any]]) -> str:
     """Each statement, and whether it holds."""
     rows = ["| statement | holds | ratio |", "|---|---|---|"]
     for each in statements:
-        rows.append(f"| {each['text']} | {'yes' if each['holds'] else 'no'} | {ratio_in_words(each['ratio'])} |")
+        text = f"*Beyond the claim:* {each['text']}" if each["beyond"] else each["text"]
+        rows.append(f"| {text} | {'yes' if each['holds'] else 'no'} | {ratio_in_words(each['ratio'])} |")
     return "\n".join(rows)
 
 

@@ -173,22 +173,26 @@ TOY = Family(
             Of("scale of the data", {"prediction": "x"}),
             Of("scale of the data", {"prediction": ("eps", "v")}),
             matched=("scale",),
+            beyond=True,
         ),
         Statement(
             "And finds the points at every scale: it is within a factor of 3 of itself in 2 dimensions",
             Of("scale of the data", {"prediction": "x"}),
             Of("Fig. 2", {"D": "2", "prediction": "x"}),
             1 / 3,
+            beyond=True,
         ),
         Statement(
             "It leads with a full-rank signal of 10 times the plane's energy",
             Of("full-rank signal", {"energy": "10", "prediction": "x"}),
             Of("full-rank signal", {"energy": "10", "prediction": "v"}),
+            beyond=True,
         ),
         Statement(
             "It leads with one of 1000 times, four times as much as the noise has",
             Of("full-rank signal", {"energy": "1000", "prediction": "x"}),
             Of("full-rank signal", {"energy": "1000", "prediction": "v"}),
+            beyond=True,
         ),
     ),
     pictures=(
