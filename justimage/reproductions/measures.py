@@ -26,6 +26,7 @@ from justimage.runs.folder import LOG
 from justimage.weights.load import load, swap_weights, weight_sets
 
 SHOWN = 20  # samples kept for pictures
+SHOWN_AT_A_TIME = 4  # samples of each time
 UNSEEN_NOISE = 2**40  # training takes its seeds from hashes
 KEPT_SCORES = ("precision", "recall", "agreement", "inception_score")
 
@@ -200,7 +201,7 @@ class Denoising:
             t = torch.full((len(x),), time, device=device)
             prediction = model(diffuse(x, eps, t), t, y)
             numbers[f"loss_at_{time:g}"] = float(denoising_loss(prediction, x, eps, "v").mean())
-            denoised.append(prediction.to("x")[:SHOWN])
+            denoised.append(prediction.to("x")[:: -(-len(x) // SHOWN_AT_A_TIME)])  # of several classes
             progress(k + 1, len(self.times), "denoising")
         shown = model.spec.decode(torch.cat(denoised)).cpu().numpy()
         log = [(tick["nimg"], tick["loss"]) for tick in _log(run)]

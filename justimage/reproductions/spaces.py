@@ -1,7 +1,7 @@
 """What the network predicts and where the error is measured (sections 3 and 4, appendix B.1 and B.2)."""
 
 from justimage.reproductions.family import Axis, Family, Part, Scale, ScaleName
-from justimage.reproductions.measures import Denoising
+from justimage.reproductions.measures import SHOWN_AT_A_TIME, Denoising
 from justimage.reproductions.pictures import Curves, Lines, Samples
 from justimage.reproductions.setups import LOSSES, MEANS, OUTPUTS, PREDICTIONS, SETUPS, START, high, low, sized
 from justimage.reproductions.verdict import Of, Statement
@@ -226,6 +226,14 @@ LOSS_CURVES = Family(
     ),
     their_number="the loss at the end, over that of x-prediction",
     theirs={"v-loss": {("x-pred",): "1", ("eps-pred",): "about 3", ("v-pred",): "about 1.25"}},
-    pictures=(Curves("curves", "v-loss"), Samples("one-step", "v-loss")),
+    pictures=(
+        Curves("curves", "v-loss"),
+        Samples(
+            "one-step",
+            "v-loss",
+            SHOWN_AT_A_TIME * len(TIMES),
+            tuple(f"t = {time:g}" if k == 0 else "" for time in TIMES for k in range(SHOWN_AT_A_TIME)),
+        ),
+    ),
     shown=tuple(f"loss_at_{time:g}" for time in TIMES),
 )
