@@ -15,9 +15,9 @@ import torch
 import tyro
 from machine import facts, fastest, result_path
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from justimage.execution import best_device, cast_parameters, compile_blocks, compiling_pays, fast_dtype
+from justimage.networks.cost import cost_of
 from justimage.networks.jit import JiT, JiTConfig
 from justimage.networks.layers import Attention
 from justimage.networks.position import rotate
@@ -73,9 +73,7 @@ def main(options: Options) -> None:
     reference = network(config, device)
     for block in reference.blocks:
         block.attention.forward = attention_by_hand.__get__(block.attention)  # type: ignore[union-attr]
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        reference(z[:1], t[:1], y[:1])
-    flop = counter.get_total_flops()
+    flop = 2 * cost_of(config).multiply_adds
 
     default = network(config, device)
     cast_parameters(default, default_dtype)

@@ -28,7 +28,7 @@ from justimage.reproductions import measures
 from justimage.reproductions.data import SHAPES, Images, Plane, Resized, on_plane
 from justimage.reproductions.family import Axis, Cell, Part, Scale, Setup
 from justimage.reproductions.measures import Quality
-from justimage.reproductions.result import WHY, in_words, readme, result_of, settings_of
+from justimage.reproductions.result import WHY, in_words, readme, result_of, rows_of, settings_of
 from justimage.reproductions.setups import GPU, LAPTOP, PAPER
 from justimage.reproductions.table import FAMILIES
 from justimage.reproductions.toy import TOY, wasserstein2
@@ -577,7 +577,7 @@ def test_a_result_is_made_of_what_was_measured(tmp_path):
         pictures=(),
         shown=("wasserstein", "agreement"),
     )
-    result = result_of(family, "laptop", cells, tmp_path)
+    result = result_of(family, "laptop", cells, rows_of(family, cells, tmp_path), tmp_path)
     first = [cell for cell in cells if cell.labels["D"] == "2"]
     values = [measured(cell, tmp_path)["numbers"]["distance"] for cell in first]
     assert result["cells"][0]["numbers"]["distance"] == values

@@ -118,8 +118,8 @@ def _reproduce(family: Family, asked: Reproduce) -> None:
         jobs = [job for job in jobs_of(cells, runs, _given(family, asked)) if not job.done()]
         if jobs:
             _work(family, cells, jobs, device, asked)
-        result = result_of(family, asked.scale, cells, runs)
         rows = rows_of(family, cells, runs)
+        result = result_of(family, asked.scale, cells, rows, runs)
         arrays = {(c.part, *c.labels.values()): c for c in reversed(cells)}
         for picture in family.pictures:
             picture(
@@ -143,7 +143,7 @@ def _work(family: Family, cells: Sequence[Cell], jobs: Sequence[Job], device: An
     workers = asked.workers or (min(os.cpu_count() or 1, MOST_WORKERS) if device.type == "cpu" else 1)
     say(f"{family.name}: {len(cells)} cells, {len(jobs)} runs to do, {min(workers, len(jobs))} at a time")
     costs, shares = [job.cost() for job in jobs], [0.0] * len(jobs)
-    began, ready = time.monotonic(), 0
+    ready = 0
     with bars() as progress:
         made = set()
         for setup in (cell.setup for job in jobs for cell in job.cells):

@@ -2,7 +2,7 @@
 
 from justimage.reproductions.family import Axis, Family, Part, Scale, ScaleName, Settings
 from justimage.reproductions.pictures import Lines
-from justimage.reproductions.setups import SETUPS
+from justimage.reproductions.setups import INTERVALS, SETUPS
 from justimage.reproductions.sizes import models
 from justimage.reproductions.verdict import Of, Statement
 from justimage.runs.recipes import IMAGENET
@@ -21,9 +21,7 @@ _TRAINED: dict[ScaleName, Settings] = {
 
 
 def _guidance(scale: ScaleName) -> Scale:
-    intervals = Axis(
-        "interval", {"0 to 1": {"measure.intervals": ((0.0, 1.0),)}, "0.1 to 1": {"measure.intervals": ((0.1, 1.0),)}}
-    )
+    intervals = Axis("interval", INTERVALS.points)
     scales = Axis("guidance", {f"{w:g}": {"measure.guidance": (w,)} for w in SCALES[scale]})
     return Scale(SETUPS[scale].having(_TRAINED[scale]), (Part("guidance", (intervals, scales)),))
 

@@ -75,11 +75,7 @@ def _components(scale: ScaleName) -> Scale:
     )
     # 16 tokens at laptop scale: positions matter little among four.
     shape = {"laptop": sized(28, 7, 28), "gpu": sized(64, 8, 256), "paper": sized(256, 16, 256)}[scale]
-    drawn = {
-        label: {**settings, "measure.intervals": (settings["recipe.sampling.interval"],)}
-        for label, settings in INTERVALS.points.items()
-    }
-    axes = (Axis("network", ladder), Axis("guidance interval", drawn))
+    axes = (Axis("network", ladder), INTERVALS)
     return Scale(SETUPS[scale].having(shape), (Part("ladder", axes),))
 
 

@@ -70,9 +70,10 @@ def _number(value: float | None) -> float:
     return inf if value is None else value
 
 
-def result_of(family: Family, scale: ScaleName, cells: Sequence[Cell], runs: Path) -> dict[str, Any]:
-    """Everything that the command has found, as plain values."""
-    rows = rows_of(family, cells, runs)
+def result_of(
+    family: Family, scale: ScaleName, cells: Sequence[Cell], rows: Sequence[Row], runs: Path
+) -> dict[str, Any]:
+    """Everything that the command has found, as plain values; rows: of the cells (`rows_of`)."""
     found = [find(each, rows, family.number) for each in family.statements]
     facts = {id(cell): measured(cell, runs) for cell in cells}
     trainings = {cell.setup.run(): facts[id(cell)]["seconds"]["training"] for cell in cells}
