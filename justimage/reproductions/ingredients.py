@@ -26,7 +26,7 @@ BOTTLENECK = Family(
     paper="Fig. 4",
     claim="A patch embedding of low rank does not hurt, and over a wide range of widths it helps; even 16 of 768 is "
     "no catastrophe.",
-    how="The high-dimensional patch of prediction-space (196 numbers, a network 192 wide), with the embedding through "
+    how="The high-dimensional patch of prediction-space (196 numbers, a network 128 wide), with the embedding through "
     "a bottleneck of 4 to 128, and without.",
     number="fd",
     meaning=FD,

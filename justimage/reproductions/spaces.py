@@ -12,8 +12,8 @@ NINE = "nine combinations"
 # Patch dimension against width: label of the width -> its settings, and of the patch -> its settings.
 CROSSING: dict[ScaleName, tuple[Axis, Axis]] = {
     "laptop": (
-        Axis("width", {f"{w}": {"recipe.network.width": w} for w in (48, 192)}),
-        Axis("patch dimension", {f"{p * p}": sized(2 * p, p, 28) for p in (7, 14, 28, 56)}),
+        Axis("width", {f"{w}": {"recipe.network.width": w} for w in (48, 128, 192)}),
+        Axis("patch dimension", {f"{p * p}": sized(2 * p, p, 28) for p in (7, 14, 28)}),
     ),
     "gpu": (
         Axis("width", {f"{w}": {"recipe.network.width": w} for w in (192, 768)}),
@@ -43,9 +43,9 @@ PREDICTION_SPACE = Family(
     paper="Tables 1 and 2",
     claim="Where a patch has about as many numbers as the network is wide, only x-prediction works, and it does "
     "under each of the three losses; where it has far fewer, all nine combinations do.",
-    how="Digits in four tokens and a network 192 wide: patches of 7 x 7 = 49 numbers of images of 14 px, against 14 x "
+    how="Digits in four tokens and a network 128 wide: patches of 7 x 7 = 49 numbers of images of 14 px, against 14 x "
     "14 = 196 of 28 px. The network of the paper's table: no bottleneck, no rotary positions, no in-context tokens. "
-    "Where eps and v break is shown for two widths and patches of up to 56 x 56 of 112 px, one seed of each.",
+    "Where eps and v break is shown for three widths and patches of up to 28 x 28 of 56 px, one seed of each.",
     number="fd",
     meaning=FD,
     scales={scale: _spaces(scale) for scale in SETUPS},
