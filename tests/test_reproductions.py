@@ -522,7 +522,7 @@ def test_what_data_cannot_give_is_refused_before_the_first_step(tmp_path, square
     for data, settings, message in (
         (unlabelled, classifier, "a classifier needs data with labels"),
         (unlabelled, {"measure.guidance": (2.0,)}, "guidance of 2 needs labels"),
-        (squares, {"recipe.network.num_classes": 1000}, "for 1000 classes, and the data have 3"),
+        (squares, {"recipe.network.num_classes": 1000}, "has 1,000 classes, and .* has 3; --scale gpu"),
         (squares, {"recipe.network.patch": (3, 3)}, "does not divide"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -561,6 +561,16 @@ def test_the_command_lists_what_there_is_and_refuses_what_there_is_not(tmp_path,
         assert here(*words) == 2
         assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_fewer_seeds_do_not_replace_a_result_of_more(tmp_path, monkeypatch, capsys):
+    before = {"cells": [{"seeds": [0, 1, 2]}, {"seeds": [0]}]}
+    (tmp_path / "reproductions" / "toy").mkdir(parents=True)
+    path = tmp_path / "reproductions" / "toy" / "result.json"
+    path.write_text(json.dumps(before))
+    assert jit_here("reproduce", "toy", "--seeds", "2", cwd=tmp_path, monkeypatch=monkeypatch) == 2
+    assert "a result of 3 seeds; --seeds 3, or another --out" in capsys.readouterr().err
+    assert json.loads(path.read_text()) == before
 
 
 def test_a_result_is_made_of_what_was_measured(tmp_path):

@@ -15,11 +15,12 @@ import tyro
 from justimage.commands.console import bars, console, interruptible, say
 from justimage.commands.line import parse
 from justimage.commands.main import DONE, FAILED, INTERRUPTED
+from justimage.data.records import read_json
 from justimage.disk import held, write_text
 from justimage.evaluation.plots import pyplot
 from justimage.execution import find_device
 from justimage.reproductions.family import Cell, Family, ScaleName
-from justimage.reproductions.result import WHY, ratio_in_words, readme, result_of, rows_of
+from justimage.reproductions.result import RESULT, WHY, ratio_in_words, readme, result_of, rows_of
 from justimage.reproductions.table import FAMILIES
 from justimage.reproductions.work import Job, Unfinished, arrays_of, check, jobs_of, run_jobs
 
@@ -78,6 +79,7 @@ def main(arguments: Sequence[str]) -> int:
             for family in families:  # before the first of them begins
                 setups = [cell.setup for cell in family.scales[asked.scale].cells(1)]
                 check(setups, asked.runs / asked.scale, _given(family, asked))
+                _check_seeds(_out(family, asked), asked.seeds)
             for family in families:
                 _reproduce(family, asked)
     except KeyboardInterrupt:
@@ -108,10 +110,24 @@ def _given(family: Family, asked: Reproduce) -> str:
     return asked.data if family.scales[asked.scale].setup.data.given else ""
 
 
+def _out(family: Family, asked: Reproduce) -> Path:
+    return asked.out / (family.name if asked.scale == "laptop" else f"{family.name}-{asked.scale}")
+
+
+def _check_seeds(out: Path, seeds: int) -> None:
+    """Raises ValueError where a result of more seeds would be replaced."""
+    if (out / RESULT).is_file():
+        before = max(len(cell["seeds"]) for cell in read_json(out / RESULT)["cells"])
+        if before > seeds:
+            raise ValueError(
+                f"{out} is a result of {before} seeds; --seeds {before}, or choose another --out for fewer"
+            )
+
+
 def _reproduce(family: Family, asked: Reproduce) -> None:
     scale = family.scales[asked.scale]
     device = find_device(asked.device or ("cpu" if asked.scale == "laptop" else None))
-    out = asked.out / (family.name if asked.scale == "laptop" else f"{family.name}-{asked.scale}")
+    out = _out(family, asked)
     runs = asked.runs / asked.scale
     cells = scale.cells(asked.seeds)
     with held(out):
@@ -128,7 +144,7 @@ def _reproduce(family: Family, asked: Reproduce) -> None:
                 lambda row: arrays_of(arrays[(row.part, *row.labels.values())], runs),
                 out / f"{picture.name}.png",
             )
-        write_text(out / "result.json", json.dumps(result, indent=1) + "\n")
+        write_text(out / RESULT, json.dumps(result, indent=1) + "\n")
         why = (out / WHY).read_text() if (out / WHY).is_file() else ""
         write_text(out / "README.md", readme(result, why))
     say(f"{family.name}: {result['verdict']}")
@@ -143,6 +159,7 @@ def _work(family: Family, cells: Sequence[Cell], jobs: Sequence[Job], device: An
     workers = asked.workers or (min(os.cpu_count() or 1, MOST_WORKERS) if device.type == "cpu" else 1)
     say(f"{family.name}: {len(cells)} cells, {len(jobs)} runs to do, {min(workers, len(jobs))} at a time")
     costs, shares = [job.cost() for job in jobs], [0.0] * len(jobs)
+    found: dict[int, float] = {}  # what of a job was done before, in an earlier sitting
     ready = 0
     with bars() as progress:
         made = set()
@@ -154,11 +171,13 @@ def _work(family: Family, cells: Sequence[Cell], jobs: Sequence[Job], device: An
         began = time.monotonic()
         for event in run_jobs(jobs, device, workers):
             shares[event.job] = max(shares[event.job], event.share)
+            found.setdefault(event.job, event.share)
             done = sum(cost * share for cost, share in zip(costs, shares, strict=True)) / sum(costs)
             progress(round(1000 * done), 1000, family.name)
             if event.share >= 1:
                 ready += 1
-                left = (time.monotonic() - began) * (1 - done) / max(done, 1e-9)
+                now = done - sum(costs[number] * share for number, share in found.items()) / sum(costs)
+                left = (time.monotonic() - began) * (1 - done) / max(now, 1e-9)
                 if not console.is_terminal:
                     job = jobs[event.job]
                     say(f"{ready} of {len(jobs)}  {job.cells[0].text()}; about {left / 60:.0f} min left")

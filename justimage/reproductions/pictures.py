@@ -33,7 +33,10 @@ class Samples:
         """Draw it."""
         mine = [row for row in rows if row.part == self.part]
         some = [(row, found["shown"]) for row in mine for found in [arrays(row)] if "shown" in found]
-        if not some:  # all trainings have failed
+        if not some:
+            figure = pyplot().figure(figsize=(4, 1))
+            figure.text(0.5, 0.5, "no samples: all trainings have failed", ha="center")
+            _write(figure, path)
             return
         sizes = dict.fromkeys(shown.shape[1:] for _, shown in some)
         largest = max(sizes, key=np.prod)

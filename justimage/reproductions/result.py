@@ -22,6 +22,7 @@ from justimage.reproductions.work import measured
 from justimage.runs.folder import RECIPE
 
 COSTS = {"parameters_M", "multiply_adds_M"}  # numbers of every cell: in millions, of one evaluation
+RESULT = "result.json"
 WHY = "why.md"  # written by hand: why we think that a verdict is as it is
 
 

@@ -26,6 +26,7 @@ from rich.console import Console
 
 from justimage import __version__
 from justimage.data.records import read_json
+from justimage.data.spec import Source, StreamSource
 from justimage.disk import discard, held, whole, write_text
 from justimage.evaluation.scores import plain
 from justimage.execution import device_name
@@ -86,6 +87,7 @@ def check(setups: Iterable[Setup], runs: Path, given: str) -> None:
         source = data.open(size, channels, given)
         now = {"fingerprint": source.fingerprint(), "content": source.content()} if source.indexed is True else {}
         for setup in some:
+            _check_classes(setup.recipe.network, source)
             recipe = setup.recipe.fitted_to(source.spec)
             flow_matching(recipe.model(source.spec), recipe.training)
             old = read_facts(runs / setup.run())
@@ -94,6 +96,15 @@ def check(setups: Iterable[Setup], runs: Path, given: str) -> None:
                     f"{runs / setup.run()} was trained on {old['data']['found']}, and this is {source.describe()}, or "
                     "some samples were changed; choose another place for the runs with --runs"
                 )
+
+
+def _check_classes(network: Any, source: Source | StreamSource) -> None:
+    asked, classes = getattr(network, "num_classes", 0), len(source.spec.classes)
+    if asked not in (0, classes):
+        raise ValueError(
+            f"the network of this scale has {asked:,} classes, and {source.describe()} has {classes:,}; --scale gpu "
+            "takes images of any classes"
+        )
 
 
 def work(job: Job, device: torch.device, progress: Callable[[float], None]) -> None:
