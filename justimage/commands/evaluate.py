@@ -27,8 +27,9 @@ from justimage.evaluation.reference import batches_of, save_statistics
 from justimage.evaluation.rows import RowStore
 from justimage.evaluation.samples import open_samples
 from justimage.evaluation.scores import Scores
-from justimage.execution import PRECISIONS, find_device
+from justimage.execution import find_device
 from justimage.parallel import Processes, first_then_others, in_the_first, join, leave
+from justimage.precision import PRECISIONS
 from justimage.samplers import PRESETS, Preset, Sampling, with_settings
 from justimage.sampling.draw import check_samples
 from justimage.sampling.generate import Samples

@@ -15,7 +15,7 @@ from justimage.commands.main import DONE, INTERRUPTED
 from justimage.data.containers import IMAGES, holds, written_by_justimage
 from justimage.denoiser import Denoiser
 from justimage.disk import held, reason_of
-from justimage.execution import PRECISIONS
+from justimage.precision import PRECISIONS
 from justimage.samplers import PRESETS, Preset, Sampling, with_settings
 from justimage.sampling.generate import Samples, generate
 from justimage.sampling.write import FACTS, Sheet, file_format, write_facts, writer

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from justimage.data.spec import DataSpec
-from justimage.execution import PRECISIONS, fast_dtype
+from justimage.precision import PRECISIONS, fast_dtype
 from justimage.process import Density, LogitNormal, Space
 from justimage.training.optim import Schedule
 
