@@ -101,7 +101,7 @@ class Lines:
         if self.logarithmic:
             axes.set_yscale("log")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
+        figure.legend(loc="outside right upper", fontsize="small")
         _write(figure, path)
 
 
