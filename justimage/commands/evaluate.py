@@ -86,7 +86,7 @@ class Evaluate:
     batch_size: Annotated[int, tyro.conf.arg(metavar="N")] = 64
     """Samples drawn at once by each process; it only changes the speed."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 where the hardware is faster with it."""
+    """auto: bfloat16 where this machine is faster with it (`jit bench --probe`)."""
     device: Annotated[str | None, tyro.conf.arg(metavar="DEVICE")] = None
     """cpu, cuda, ...; the accelerator by default, if there is one."""
 
