@@ -14,23 +14,13 @@ from dataclasses import dataclass
 import torch
 import tyro
 from machine import facts, fastest, result_path
-from torch import Tensor
 
-from justimage.execution import best_device, cast_parameters, compile_blocks, compiling_pays, fast_dtype
+from justimage.execution import best_device, cast_parameters, compile_blocks, compiling_pays
 from justimage.networks.cost import cost_of
 from justimage.networks.jit import JiT, JiTConfig
-from justimage.networks.layers import Attention
-from justimage.networks.position import rotate
-
-
-def attention_by_hand(self: Attention, x: Tensor, rotation: Tensor | None) -> Tensor:
-    """The reference: scores, softmax and average written out."""
-    q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
-    q, k = self.q_norm(q), self.k_norm(k)
-    if rotation is not None:
-        q, k = rotate(q, rotation), rotate(k, rotation)
-    y = torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, -1) @ v
-    return self.out(y.transpose(1, 2).flatten(2))
+from justimage.precision import fast_dtype
+from justimage.speed.plain import attention_by_hand
+from justimage.speed.timing import matmul_peak
 
 
 def network(config: JiTConfig, device: torch.device) -> JiT:
@@ -41,13 +31,6 @@ def network(config: JiTConfig, device: torch.device) -> JiT:
         for parameter in net.parameters():
             parameter.normal_(std=0.02, generator=generator)
     return net
-
-
-def matmul_peak(dtype: torch.dtype, device: torch.device) -> float:
-    """FLOP/s of a square matrix product: the most that this machine gives."""
-    n = 8192 if device.type == "cuda" else 2048
-    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    return 2 * n**3 / fastest({"matmul": lambda: a @ b}, 8, device)["matmul"]
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,13 @@
 """What the machine is called, and how it is timed fairly."""
 
 import platform
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from justimage.execution import device_name
+from justimage.speed.timing import timed
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -31,18 +31,4 @@ def result_path(what: str, device: torch.device, suffix: str) -> Path:
 
 def fastest(rows: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, float]:
     """Seconds of the fastest call of each, all called in turn."""
-    best = dict.fromkeys(rows, float("inf"))
-    for _ in range(rounds):
-        for name, call in rows.items():
-            finish(device)
-            began = time.perf_counter()
-            call()
-            finish(device)
-            best[name] = min(best[name], time.perf_counter() - began)
-    return best
-
-
-def finish(device: torch.device) -> None:
-    """Wait for the device."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
+    return {name: found.fastest for name, found in timed(rows, rounds, device).items()}

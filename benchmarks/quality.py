@@ -1,6 +1,7 @@
-"""Quality against evaluations for every sampler, and the sweep against a full grid.
+"""Quality against evaluations for every sampler, the presets with their speed, and the sweep against a full grid.
 
 python benchmarks/quality.py nfe RUN --name mnist-demo
+python benchmarks/quality.py presets RUN --name mnist-demo --count 5000
 python benchmarks/quality.py sweep RUN --name mnist-demo
 """
 
@@ -25,6 +26,7 @@ from justimage.evaluation.judge import Judge
 from justimage.evaluation.plots import pyplot
 from justimage.evaluation.sweep import Candidate, Halving, Space, Sweep, sweep
 from justimage.samplers import PRESETS
+from justimage.speed.bench import sampling_rows
 from justimage.weights.load import load, weight_sets
 
 SAMPLERS = ("heun", "euler", "ab2", "dpm++2m")
@@ -142,6 +144,60 @@ def curve(run: str, count: int, repeats: int, batch_size: int, before: dict[str,
     }
 
 
+def presets(run: str, count: int, repeats: int, batch_size: int, path: Path) -> dict[str, Any]:
+    """Every preset: Frechet distances on the same fresh seeds, and how many times faster than `paper` it draws.
+
+    path: where the result goes, and is kept after each distance; the same command goes on from there.
+    """
+    model, judge, source = opened(run, batch_size)
+    weights = model.training_summary.get("weights", "")
+    settings = {name: replace(model.sampling, **said) for name, said in PRESETS.items()}
+    result: dict[str, Any] = {
+        "weights": weights,
+        "training": model.training_summary,
+        "count": count,
+        "repeats": repeats,
+        "features": {"name": judge.features.name, **judge.features.facts},
+        "floor": judge.reference.floor,
+    }
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    same = all(before.get(name) == value for name, value in result.items())
+    known = before.get("each", {}) if same else {}
+    each: dict[str, dict[str, float]] = {}
+    for k in range(repeats):
+        for name, sampling in settings.items():
+            key = f"{json.dumps(asdict(sampling))} from {k}"
+            if key not in known:
+                draws = draws_of(model, count, 1_000_000 + k * count, "balanced", source)
+                found, _ = scored(
+                    model, judge, draws, [Candidate(run, weights, sampling)], Halving(count, first=1.0), batch_size
+                )
+                known[key] = found.best.fd.value
+                path.write_text(json.dumps({**result, "each": known}, indent=2) + "\n")
+            each.setdefault(name, {})[str(k)] = known[key]
+    speed = sampling_rows(model, batch_size, 5, model.device, whole=True)
+    rates = {row["what"]: row["img_per_second"] for row in speed["samples"]}
+    rows = {}
+    for name, sampling in settings.items():
+        values, base = (np.array(list(each[which].values())) for which in (name, "paper"))
+        apart, error = float((values - base).mean()), float((values - base).std(ddof=1) / np.sqrt(repeats))
+        rows[name] = {
+            "sampling": asdict(sampling),
+            "nfe": sampling.evaluations(),
+            "fd": {
+                "each": values.tolist(),
+                "mean": float(values.mean()),
+                "error": float(values.std(ddof=1) / np.sqrt(repeats)),
+            },
+            "worse_by": apart,
+            "worse_by_error": error,
+            "measurably_worse": apart > 2 * error,
+            "img_per_second": rates[name],
+            "times_faster": rates[name] / rates["paper"],
+        }
+    return {**result, "each": known, "presets": rows, "speed": speed}
+
+
 def against_grid(run: str, count: int, repeats: int, batch_size: int, steps: int) -> dict[str, Any]:
     """The sweep and a full grid of the same candidates; the best of both on fresh seeds."""
     model, judge, source = opened(run, batch_size)
@@ -206,7 +262,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
 def main() -> None:
     """Measure, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("nfe", "sweep"))
+    parser.add_argument("what", choices=("nfe", "presets", "sweep"))
     parser.add_argument("run")
     parser.add_argument("--name", required=True, help="what the result is called")
     parser.add_argument("--count", type=int, default=1000)
@@ -219,13 +275,19 @@ def main() -> None:
     if asked.what == "nfe":
         before = json.loads(path.read_text()) if path.is_file() else {}
         result = curve(asked.run, asked.count, asked.repeats, asked.batch_size, before)
+    elif asked.what == "presets":
+        result = presets(asked.run, asked.count, asked.repeats, asked.batch_size, path)
     else:
         result = against_grid(asked.run, asked.count, asked.repeats, asked.batch_size, asked.steps)
     result = {"machine": facts(device), **result}
     path.write_text(json.dumps(result, indent=2) + "\n")
     if asked.what == "nfe":
         plot(result, path.with_suffix(".png"))
-    print(json.dumps({name: value for name, value in result.items() if name not in ("rows", "grid_trials")}, indent=2))
+    print(
+        json.dumps(
+            {name: value for name, value in result.items() if name not in ("rows", "grid_trials", "each")}, indent=2
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from justimage.reproductions.table import FAMILIES
 from justimage.runs.recipes import RECIPES
 
 # Lower rooms first.
-ROOMS = ("networks", "data", "weights", "sampling", "training", "evaluation", "runs", "reproductions", "commands")
+BELOW = ("networks", "data", "weights", "sampling", "training", "evaluation")
+ROOMS = (*BELOW, "runs", "reproductions", "speed", "commands")
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ("justimage", *(f"justimage/{room}" for room in ROOMS))
 BESIDE = ("examples", "examples/weather", "benchmarks", "docs")

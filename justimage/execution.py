@@ -15,8 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # any other name: see fast_dtype
-
 
 def best_device() -> torch.device:
     """The accelerator if there is one, otherwise the CPU."""
@@ -65,15 +63,10 @@ def check_memory(needed: int, device: torch.device, what: str, instead: str) -> 
         raise ValueError(f"{what} need at least {least}, and this machine's {device.type} has {has}; {instead}")
 
 
-def fast_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the hardware multiplies it faster than float32, otherwise float32.
-
-    That is any CUDA GPU from Ampere on, and CPUs with AMX; elsewhere bfloat16 is emulated and slower.
-    """
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    amx = device.type == "cpu" and torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if amx else torch.float32
+def finish(device: torch.device) -> None:
+    """Wait until a device has done what it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from justimage.commands.bench import Bench
 from justimage.commands.convert import Convert
 from justimage.commands.data import Inspect, Pack
 from justimage.commands.evaluate import Evaluate
@@ -40,7 +41,8 @@ EDGES: dict[str, set[str]] = {
     "evaluation": {"paper", "running", "data", "denoiser", "weights", "sampling"},
     "runs": BELOW_RUNS | {"networks"},
     "reproductions": BELOW_RUNS | {"networks", "runs"},
-    "commands": BELOW_RUNS | {"runs", "reproductions"},
+    "speed": BELOW_RUNS | {"networks", "runs"},
+    "commands": BELOW_RUNS | {"runs", "reproductions", "speed"},
 }
 SHORTCUTS = {("denoiser", "weights"), ("denoiser", "sampling")}
 ROOT_ROOMS = {
@@ -50,6 +52,7 @@ ROOT_ROOMS = {
     "denoiser": "denoiser",
     "execution": "running",
     "parallel": "running",
+    "precision": "running",
     "disk": "running",
     "__main__": "commands",
 }
@@ -234,7 +237,7 @@ def test_measured_numbers_come_from_files():
     assert len(curves) == 2
     worse: dict[str, bool] = {}  # measurably, on any of the models, by what a preset says
     for row in (row for rows in curves for row in rows):
-        said = json.dumps({name: row["sampling"][name] for name in PRESETS["fast"]}, sort_keys=True)
+        said = json.dumps({name: row["sampling"].get(name, 1) for name in PRESETS["fast"]}, sort_keys=True)
         worse[f"{row['nfe']:04d} {said}"] = worse.get(f"{row['nfe']:04d} {said}", False) or row["measurably_worse"]
     assert json.dumps(PRESETS["fast"], sort_keys=True) in min(name for name, bad in worse.items() if not bad)
     training = json.loads(next(results.glob("training-cifar10-*.json")).read_text())
@@ -264,6 +267,6 @@ def test_the_readmes_commands_parse():
             parse(Train, words[2:], "jit train", Train(RECIPES[words[1]]))
         else:
             kinds = {"sample": Sample, "convert": Convert, "inspect": Inspect, "pack": Pack}
-            kinds |= {"evaluate": Evaluate, "sweep": SweepCommand, "reproduce": Reproduce}
+            kinds |= {"evaluate": Evaluate, "sweep": SweepCommand, "reproduce": Reproduce, "bench": Bench}
             skipped = 2 if words[0] == "data" else 1
             parse(kinds[words[skipped - 1]], words[skipped:], "jit")

@@ -210,13 +210,17 @@ def counting() -> tuple[Callable[..., Prediction], list[int]]:
         (Sampling(20, "ab2", guidance=2.0, interval=(0.0, 1.0)), 20, 40),
         (Sampling(20, "dpm++2m", guidance=2.0, interval=(0.0, 1.0)), 20, 40),
         (Sampling(20, "dpm++2m", guidance=2.0, interval=(0.25, 1.0), shift=3.0), 20, 29),
+        (Sampling(20, "ab2", guidance=2.0, interval=(0.0, 1.0), guidance_every=2), 20, 30),
+        (Sampling(20, "ab2", guidance=2.0, interval=(0.1, 1.0), guidance_every=3), 20, 26),
+        (Sampling(20, "ab2", guidance=2.0, interval=(0.1, 1.0), guidance_every=100), 20, 21),
     ],
 )
 def test_number_of_evaluations(settings, calls, evaluations):
     """The null pass runs only where guidance acts, and then in one call with the other (NFE)."""
     model, seen = counting()
     y = torch.tensor([1, 2])
-    settings.run(guided(model, y, y * 0 + 3, settings.guidance, settings.interval), torch.zeros(2, 1, 4))
+    every = settings.guidance_every
+    settings.run(guided(model, y, y * 0 + 3, settings.guidance, settings.interval, every), torch.zeros(2, 1, 4))
     assert len(seen) == calls
     assert sum(seen) == 2 * evaluations
     assert settings.evaluations() == evaluations
@@ -236,6 +240,23 @@ def test_guidance_is_the_same_in_every_space():
         results.append(guided(model, y, null, 2.5)(z, t).to("v"))
     torch.testing.assert_close(results[0], results[1])
     torch.testing.assert_close(results[0], results[2])
+
+
+def test_guidance_that_is_repeated_is_right_where_it_does_not_change():
+    """x with a condition is so far from x without one at all times: then nothing is lost; where it grows, it lags."""
+    shift = torch.tensor([0.3, -1.0, 0.0]).view(-1, 1, 1)  # of the classes 0, 1 and none
+    noise, y, null = torch.randn(2, 1, 4, dtype=torch.float64), torch.tensor([0, 1]), torch.tensor([2, 2])
+
+    def drawn(every: int, growing: bool) -> Tensor:
+        def model(z: Tensor, t: Tensor, y: Tensor | None) -> Prediction:
+            assert y is not None
+            return Prediction(torch.sin(z) + shift[y] * (t.view(-1, 1, 1) if growing else 1), z, t, "x")
+
+        settings = Sampling(12, "ab2", guidance=2.5, interval=(0.2, 0.9))
+        return settings.run(guided(model, y, null, 2.5, settings.interval, every), noise)
+
+    torch.testing.assert_close(drawn(3, False), drawn(1, False), rtol=1e-6, atol=1e-6)
+    assert (drawn(3, True) - drawn(1, True)).abs().max() > 0.01
 
 
 def test_what_is_beside_a_guided_prediction_is_the_conditional_ones():

@@ -27,8 +27,9 @@ from justimage.evaluation.reference import batches_of, save_statistics
 from justimage.evaluation.rows import RowStore
 from justimage.evaluation.samples import open_samples
 from justimage.evaluation.scores import Scores
-from justimage.execution import PRECISIONS, find_device
+from justimage.execution import find_device
 from justimage.parallel import Processes, first_then_others, in_the_first, join, leave
+from justimage.precision import PRECISIONS
 from justimage.samplers import PRESETS, Preset, Sampling, with_settings
 from justimage.sampling.draw import check_samples
 from justimage.sampling.generate import Samples
@@ -85,7 +86,7 @@ class Evaluate:
     batch_size: Annotated[int, tyro.conf.arg(metavar="N")] = 64
     """Samples drawn at once by each process; it only changes the speed."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 where the hardware is faster with it."""
+    """auto: bfloat16 where this machine is faster with it (`jit bench --probe`)."""
     device: Annotated[str | None, tyro.conf.arg(metavar="DEVICE")] = None
     """cpu, cuda, ...; the accelerator by default, if there is one."""
 

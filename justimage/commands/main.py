@@ -84,6 +84,12 @@ def _reproduce(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def _bench(arguments: list[str]) -> int:
+    from justimage.commands.bench import main
+
+    return main(arguments)
+
+
 def _completion(arguments: list[str]) -> int:
     from justimage.commands.completion import main
 
@@ -104,6 +110,7 @@ COMMANDS: Commands = {
     "data": ("Look at data before training, or pack them: jit data inspect, jit data pack.", _data),
     "convert": ("Convert weights between a weights folder and the official layout.", _convert),
     "reproduce": ("Run a table or figure of the paper, and say whether its claim holds.", _reproduce),
+    "bench": ("Measure the speed of training and sampling on this machine, and what of.", _bench),
     "completion": ("Print a script that completes commands and options: jit completion bash, or zsh.", _completion),
 }
 

@@ -15,7 +15,7 @@ from justimage.commands.main import DONE, INTERRUPTED
 from justimage.data.containers import IMAGES, holds, written_by_justimage
 from justimage.denoiser import Denoiser
 from justimage.disk import held, reason_of
-from justimage.execution import PRECISIONS
+from justimage.precision import PRECISIONS
 from justimage.samplers import PRESETS, Preset, Sampling, with_settings
 from justimage.sampling.generate import Samples, generate
 from justimage.sampling.write import FACTS, Sheet, file_format, write_facts, writer
@@ -66,7 +66,7 @@ class Sample:
     batch_size: Annotated[int, tyro.conf.arg(metavar="N")] = 16
     """Samples drawn at once; it only changes the speed."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 where the hardware is faster with it."""
+    """auto: bfloat16 where this machine is faster with it (jit bench --probe)."""
     device: Annotated[str | None, tyro.conf.arg(metavar="DEVICE")] = None
     """cpu, cuda, ...; the accelerator by default, if there is one."""
 

@@ -43,6 +43,7 @@ CAME_LATER: dict[str, Any] = {
     "network.classifier_after": lambda old, spec: 0,
     "data_options.conditions": lambda old, spec: (),
     "sampling.shift": lambda old, spec: 1.0,
+    "sampling.guidance_every": lambda old, spec: 1,
     "report.evaluate_nimg": lambda old, spec: 0,
 }
 PAPER = "flow_matching"  # the loss where none is named

@@ -49,7 +49,7 @@ def draw(
     null = model.null(len(noise), noise.shape[2:], noise.device) if needs_null else None
     if isinstance(y, Tensor) and isinstance(null, dict):  # labels alone are a value too
         y = dict(zip(null, [y], strict=True))
-    predict = guided(model, y, null, sampling.guidance, sampling.interval)
+    predict = guided(model, y, null, sampling.guidance, sampling.interval, sampling.guidance_every)
     with _evaluating(model):
         return sampling.run(predict if watch is None else _wrap(predict, watch), noise, step=step, grid=grid)
 

@@ -88,7 +88,7 @@ def train(
         pinned=processes.device.type == "cuda",
     )
     meter = _Meter(processes.device)
-    masks = _draws_masks(model.net)
+    masks, dtype = _draws_masks(model.net), config.dtype(processes.device)
     state.runner.train()
     while state.nimg < config.duration_nimg:
         began = state.nimg
@@ -96,7 +96,7 @@ def train(
             batch = _next_batch(reader, state)
         if masks:  # a function of the position, but, unlike the other draws, also of the process
             torch.manual_seed(key(config.seed, Purpose.DROPOUT, batch.positions.start))
-        norm = _gradients(state, batch, loss, config, meter)
+        norm = _gradients(state, batch, loss, config, dtype, meter)
         bad = ~torch.isfinite(norm)
         meter.add_norm(norm, torch.where(bad, began, -1))
         if processes.device.type == "cpu" and bad:
@@ -129,7 +129,9 @@ def _next_batch(reader: Generator[Batch, None, None], state: TrainingState) -> B
     return batch
 
 
-def _gradients(state: TrainingState, batch: Batch, loss: Loss, config: Training, meter: "_Meter") -> Tensor:
+def _gradients(
+    state: TrainingState, batch: Batch, loss: Loss, config: Training, dtype: torch.dtype, meter: "_Meter"
+) -> Tensor:
     """Leave the gradients of a batch in the parameters, clipped; returns their norm before."""
     model, device = state.model, state.processes.device
     assert model.spec is not None
@@ -143,7 +145,7 @@ def _gradients(state: TrainingState, batch: Batch, loss: Loss, config: Training,
         part = slice(start, start + micro)
         last = start + micro >= share
         with contextlib.nullcontext() if last else without_exchange(state.runner):
-            with autocast(device, config.dtype(device)):
+            with autocast(device, dtype):
                 some = {name: each[part] for name, each in y.items()} or None
                 losses = loss(state.runner, x[part], some, batch.positions[part])
             mean = losses.total.sum() / share

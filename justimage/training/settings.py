@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from justimage.data.spec import DataSpec
-from justimage.execution import PRECISIONS, fast_dtype
+from justimage.precision import PRECISIONS, fast_dtype
 from justimage.process import Density, LogitNormal, Space
 from justimage.training.optim import Schedule
 
@@ -60,7 +60,7 @@ class Training:
     seed: int = 0
     """Seed of every draw: weights, order, mirroring, times, noise, dropped labels."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of matrix products; auto: bfloat16 where the hardware is faster with it (AMX CPUs, recent GPUs)."""
+    """Precision of matrix products; auto: bfloat16 where this machine is faster with it (`jit bench --probe`)."""
     compile: bool | None = None
     """torch.compile the blocks; by default where it pays (large networks on GPUs and in bfloat16)."""
     checkpoint: bool = False

@@ -8,8 +8,9 @@ import torch
 from justimage.data.records import from_plain, known_fields, read_json
 from justimage.data.tables import is_hub_id
 from justimage.denoiser import Denoiser, Scalings
-from justimage.execution import cast_parameters, compile_blocks, compiling_pays, fast_dtype, find_device
+from justimage.execution import cast_parameters, compile_blocks, compiling_pays, find_device
 from justimage.networks.protocol import NETWORKS, NetworkClass, name_of
+from justimage.precision import fast_dtype
 from justimage.weights.description import Description, assign_tensors, describe, restore_model
 from justimage.weights.folder import CONFIG, read_folder
 from justimage.weights.hub import from_hub

@@ -1,0 +1,1 @@
+"""Speed: how long training and sampling take here, what of, and against the same network written plainly."""

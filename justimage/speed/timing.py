@@ -1,0 +1,76 @@
+"""Timing that is fair on a noisy machine: rows in turn, round by round, and the most that the machine could do."""
+
+import contextlib
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from justimage.execution import finish
+
+PEAK_LENGTH = {"cuda": 8192}  # of the square matrices whose product is a machine's peak
+SMALL_PEAK_LENGTH = 2048
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Seconds of one call, over some rounds."""
+
+    median: float
+    fastest: float
+    slowest: float
+    rounds: int
+
+
+def timed(rows: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, Timed]:
+    """Each row called once without looking, then all of them in turn for so many rounds.
+
+    What else the machine does then falls on all rows alike: ratios of their medians hold where seconds do not.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in rows}
+    for call in rows.values():
+        call()
+    for _ in range(rounds):
+        for name, call in rows.items():
+            finish(device)
+            began = time.perf_counter()
+            call()
+            finish(device)
+            seconds[name].append(time.perf_counter() - began)
+    return {name: Timed(statistics.median(each), min(each), max(each), rounds) for name, each in seconds.items()}
+
+
+def matmul_peak(dtype: torch.dtype, device: torch.device) -> float:
+    """FLOP/s of a large square matrix product: the most that this machine gives."""
+    n = PEAK_LENGTH.get(device.type, SMALL_PEAK_LENGTH)
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    return 2 * n**3 / timed({"product": lambda: a @ b}, 8, device)["product"].fastest
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes in use at once since the process began: a GPU's own, otherwise those of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+@dataclass
+class Clock:
+    """Seconds by part. The device is waited for at both ends of a part, so the parts are right and their sum is more
+    than what they take without being looked at.
+    """
+
+    device: torch.device
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Count what happens inside to a part."""
+        finish(self.device)
+        began = time.perf_counter()
+        yield
+        finish(self.device)
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began

@@ -1,0 +1,271 @@
+"""What is fast computes the same: precision by measurement, the plain version, and nothing that makes a device wait."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from conftest import jit_here, small_net
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import justimage as ji
+from justimage import precision
+from justimage.data.loader import Batch, batches
+from justimage.networks.layers import Attention
+from justimage.parallel import Processes
+from justimage.precision import fast_dtype, judged, probe
+from justimage.process import denoising_loss, diffuse
+from justimage.runs.recipes import RECIPES
+from justimage.samplers import PRESETS, Sampling, with_settings
+from justimage.sampling.draw import draw
+from justimage.speed.bench import Clock, fitting_batch, made_up, sampling_rows, training_rows
+from justimage.speed.plain import plain, sample_plainly, training_step
+from justimage.speed.timing import timed
+from justimage.training.build import build
+from justimage.training.loop import train
+from justimage.training.loss import flow_matching
+
+CPU = torch.device("cpu")
+TINY = replace(
+    RECIPES["mnist-demo"],
+    network=ji.JiTConfig(
+        (8, 8), (4, 4), channels=1, num_classes=0, width=32, depth=3, heads=2, bottleneck=8, context_start=1
+    ),
+    training=replace(RECIPES["mnist-demo"].training, ema_decays=(0.9,), ema_start_nimg=0, batch_size=8),
+)
+
+
+def tiny_model() -> ji.Denoiser:
+    """With weights that are drawn, and data with ten classes."""
+    source = made_up(TINY)
+    model = build(TINY.fitted_to(source.spec).model(source.spec), TINY.training, Processes(device=CPU)).model
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.2, generator=torch.Generator().manual_seed(len(parameter)))
+    return model
+
+
+# Precision
+
+
+@pytest.mark.parametrize(
+    ("rates", "chosen"),
+    [
+        ({"float32": 1.0, "bfloat16": 6.0, "float16": 0.1, "int8": 9.0}, "bfloat16"),  # AMX
+        ({"float32": 1.0, "bfloat16": 0.6, "float16": 1.3, "int8": 3.0}, "float32"),  # AVX-512 alone
+        ({"float32": 1.0, "bfloat16": 1.49, "float16": 2.0, "int8": 2.0}, "float32"),
+        ({"float32": 1.0, "bfloat16": None, "float16": 4.0, "int8": None}, "float32"),
+        ({"float32": None, "bfloat16": None, "float16": None, "int8": None}, "float32"),
+    ],
+)
+def test_the_precision_is_the_one_that_pays_and_is_safe(rates, chosen):
+    found = judged(rates)
+    assert [each.precision for each in found if each.chosen] == [chosen]
+    assert [each.flops for each in found] == list(rates.values())
+    assert all(each.why for each in found)
+
+
+def test_a_machine_is_measured_once(cache, monkeypatch):
+    calls = []
+
+    def measure(device: torch.device) -> dict[str, float | None]:
+        calls.append(device)
+        return {"float32": 1.0, "bfloat16": 7.0, "float16": None, "int8": None}
+
+    monkeypatch.setattr(precision, "measure", measure)
+    monkeypatch.setattr(torch, "__version__", "0.0.test")
+    assert fast_dtype(CPU) == fast_dtype(CPU) == torch.bfloat16
+    assert len(calls) == 1
+    monkeypatch.setattr(torch, "__version__", "0.1.test")  # another torch may be another story
+    fast_dtype(CPU)
+    assert len(calls) == 2
+
+
+def test_this_machine_is_measured():
+    rates = {each.precision: each.flops for each in probe(CPU)}
+    assert list(rates) == ["float32", "bfloat16", "float16", "int8"]
+    assert rates["float32"] is not None
+    assert 1e8 < rates["float32"] < 1e15
+
+
+# The plain version
+
+
+def test_plain_is_the_same_network():
+    model = tiny_model()
+    other = plain(model)
+    assert any(module.forward.__func__ is not Attention.forward for module in other.modules() if hasattr(module, "qkv"))
+    z, t, y = torch.randn(3, 1, 8, 8), torch.rand(3), {"labels": torch.tensor([1, 4, 10])}
+    with torch.no_grad():
+        torch.testing.assert_close(other(z, t, y).value, model.eval()(z, t, y).value, atol=1e-5, rtol=1e-5)
+        noise = torch.randn(3, 1, 8, 8)
+        settings = with_settings(Sampling(guidance=2.0), PRESETS["paper"])
+        expected = draw(model, y, noise, replace(settings, steps=6))
+        torch.testing.assert_close(
+            sample_plainly(other, y, noise, replace(settings, steps=6)), expected, atol=1e-4, rtol=1e-4
+        )
+
+
+def test_plain_training_takes_the_same_steps():
+    source = made_up(TINY)
+    recipe = TINY.fitted_to(source.spec)
+    config = replace(recipe.training, duration_nimg=10_000, warmup_nimg=0, schedule="constant")
+    state = build(recipe.model(source.spec), config, Processes(device=CPU))
+    twin = build(recipe.model(source.spec), config, Processes(device=CPU)).model
+    step = training_step(twin, config)
+    read = batches(source, seed=config.seed, start=0, batch_size=8)
+    ticks = train(state, source, flow_matching(state.model, config), config, tick_nimg=8)
+    for _ in range(4):
+        assert step(next(read)) == pytest.approx(next(ticks).loss, rel=1e-4)
+
+
+# What is measured
+
+
+def test_rows_are_timed_in_turn():
+    order = []
+    found = timed({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3, CPU)
+    assert "".join(order) == "ab" + 3 * "ab"  # once before anything counts
+    assert all(0 <= each.fastest <= each.median <= each.slowest for each in found.values())
+
+
+def test_a_clock_counts_parts():
+    clock = Clock(CPU)
+    for _ in range(2):
+        with clock.part("a"):
+            pass
+    assert list(clock.seconds) == ["a"]
+    assert clock.seconds["a"] >= 0
+
+
+def test_batches_are_as_large_as_a_second_allows():
+    assert fitting_batch(flop=1.0, peak=1e9, most=128) == 128
+    assert fitting_batch(flop=1e9, peak=1e9, most=128) == 1
+    assert fitting_batch(flop=1e9, peak=1e11, most=128) == 32
+    assert fitting_batch(flop=1.0, peak=1e9, most=100) == 100  # a whole batch of the recipe, also where it is uneven
+
+
+def test_shares_of_a_step_add_up():
+    source = made_up(TINY)
+    training = training_rows(TINY, source, 4, 2, CPU)
+    assert sum(training["parts"].values()) == pytest.approx(1)
+    assert {"attention", "feed-forward", "modulation", "optimizer", "averages", "noise and times"} <= set(
+        training["parts"]
+    )
+    assert all(share > 0 for name, share in training["parts"].items() if name != "waiting on data")
+    sampling = sampling_rows(tiny_model(), 2, 2, CPU, whole=False)
+    assert sum(sampling["parts"].values()) == pytest.approx(1)
+    by_name = {row["what"]: row for row in sampling["samples"]}
+    assert by_name["paper"]["evaluations"] == 187
+    assert by_name["paper, plainly"]["evaluations"] == 198
+    seconds = {row["what"]: row["seconds"]["median"] for row in sampling["rows"]}
+    added = 11 * seconds["evaluation"] + 88 * seconds["guided evaluation"]
+    assert by_name["paper"]["seconds"]["median"] == pytest.approx(added)
+    plainly = 99 * seconds["guided evaluation, plainly"]
+    assert by_name["paper, plainly"]["seconds"]["median"] == pytest.approx(plainly)
+    json.dumps([training, sampling])
+
+
+def test_the_command_measures_recipes_and_weights(tmp_path, monkeypatch, capsys):
+    tiny_model().save_pretrained(tmp_path / "weights")
+    out = tmp_path / "bench.json"
+    words = ("bench", "weights", "--rounds", "1", "--batch-size", "2", "--whole", "--out", str(out))
+    assert jit_here(*words, cwd=tmp_path, monkeypatch=monkeypatch) == 0
+    shown = capsys.readouterr().out
+    assert "guided evaluation" in shown
+    assert "times plain" in shown
+    result = json.loads(out.read_text())
+    assert result["sampling"]["samples"][0]["whole"]
+    assert "training" not in result
+    assert jit_here("bench", "--probe", cwd=tmp_path, monkeypatch=monkeypatch) == 0
+    assert "default" in capsys.readouterr().out
+    for words, message in (
+        (("bench", "weights", "--data", "mnist"), "data are for recipes"),
+        (("bench", "nowhere"), "does not exist"),
+        (("bench", "--rounds", "0"), "at least 1"),
+    ):
+        assert jit_here(*words, cwd=tmp_path, monkeypatch=monkeypatch) == 2
+        assert message in capsys.readouterr().err
+
+
+# Nothing that makes a device wait, and nothing that breaks a graph
+
+
+class NoHostSync(TorchDispatchMode):
+    """Fails where a number is brought from a tensor to Python: on an accelerator, that waits for everything before."""
+
+    LOOKS = ("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "item")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        of_the_grid = bool(args) and isinstance(args[0], Tensor) and args[0].dtype == torch.float64  # on the CPU
+        assert of_the_grid or func.overloadpacket.__name__ not in self.LOOKS, f"{func} makes the host wait"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("look", [float, bool, lambda x: x.item(), lambda x: [1, 2][int(x)], lambda x: x.nonzero()])
+def test_the_guard_sees_every_look(look):
+    with pytest.raises(AssertionError, match="wait"), NoHostSync():
+        look(torch.ones(()))
+
+
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_a_training_step_looks_at_no_number(clip, monkeypatch):
+    """From the batch to the averages. The loop looks once a tick, and on CPUs, where it is free, at every loss."""
+    source = made_up(TINY)
+    recipe = TINY.fitted_to(source.spec)
+    config = replace(recipe.training, clip_norm=clip, mirror="on")
+    state = build(recipe.model(source.spec), config, Processes(device=CPU))
+    loss = flow_matching(state.model, config)
+    read = batches(source, seed=config.seed, start=0, batch_size=config.batch_size)
+    from justimage.training import loop
+
+    meter = loop._Meter(CPU)
+    for name in ("cpu", "tolist"):
+        monkeypatch.setattr(Tensor, name, lambda self, *_, name=name: pytest.fail(f"{name} makes the host wait"))
+    for _ in range(2):  # moments are made in the first
+        batch: Batch = next(read)
+        with NoHostSync():
+            norm = loop._gradients(state, batch, loss, config, torch.float32, meter)
+            bad = ~torch.isfinite(norm)
+            meter.add_norm(norm, torch.where(bad, state.nimg, -1))
+            loop._update(state, config, bad)
+    assert state.nimg == 2 * config.batch_size
+
+
+def test_sampling_looks_at_no_number():
+    model = tiny_model().eval()
+    y = {"labels": torch.tensor([1, 2])}
+    with NoHostSync():
+        draw(model, y, torch.randn(2, 1, 8, 8), Sampling(steps=4, guidance=2.0))
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"dropout": 0.1}, {"context_tokens": 0}, {"swiglu": False}, {"qk_norm": False}]
+)
+def test_blocks_are_one_graph(mode, changes):
+    net = small_net(**changes)
+    getattr(net, mode)()
+    block, width = net.blocks[1], net.config.width
+    assert net.rotations is not None
+    x, c = torch.randn(2, len(net.rotations), width), torch.randn(2, width)
+    torch._dynamo.reset()
+    compiled = torch.compile(block, fullgraph=True, backend="eager")  # raises at the first break
+    torch.manual_seed(0)
+    found = compiled(x, c, net.rotations)
+    torch.manual_seed(0)
+    torch.testing.assert_close(found, block(x, c, net.rotations))
+
+
+@pytest.mark.parametrize("loss_space", ["x", "eps", "v"])
+def test_noising_and_loss_are_one_graph(loss_space):
+    def step(x: Tensor, eps: Tensor, value: Tensor, t: Tensor) -> Tensor:
+        z = diffuse(x, eps, t)
+        return denoising_loss(ji.Prediction(value, z, t, "x"), x, eps, loss_space)
+
+    torch._dynamo.reset()
+    x, eps, value, t = torch.randn(3, 1, 4, 4), torch.randn(3, 1, 4, 4), torch.randn(3, 1, 4, 4), torch.rand(3)
+    compiled = torch.compile(step, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x, eps, value, t), step(x, eps, value, t))
