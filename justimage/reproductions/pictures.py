@@ -11,12 +11,14 @@ import torch
 
 from justimage.data.spec import DataSpec
 from justimage.disk import whole
+from justimage.evaluation.features import resize
 from justimage.evaluation.plots import pyplot
 from justimage.reproductions.family import Arrays, Family
 from justimage.reproductions.result import in_words
 from justimage.reproductions.verdict import Row
 from justimage.sampling.pictures import grid, save
 
+MOST_SHOWN = 112  # pixels along a side of a sample in a picture
 DASHES = ("-", "--", ":", "-.")
 
 
@@ -38,11 +40,11 @@ class Samples:
             figure.text(0.5, 0.5, "no samples: all trainings have failed", ha="center")
             _write(figure, path)
             return
-        sizes = dict.fromkeys(shown.shape[1:] for _, shown in some)
-        largest = max(sizes, key=np.prod)
+        largest = max((shown.shape[1:] for _, shown in some), key=np.prod)
+        largest = (largest[0], *(min(length, MOST_SHOWN) for length in largest[1:]))
         images, titles = [], []
         for row, shown in some:
-            images.append(_enlarged(shown[: self.columns], largest))
+            images.append(_resized(shown[: self.columns], largest))
             titles.append(f"{' '.join(row.labels.values())}: {in_words(row.numbers[family.number])}")
         spec = DataSpec.pixels(largest[1:], largest[0], ())
         save(
@@ -57,8 +59,10 @@ class Samples:
         )
 
 
-def _enlarged(images: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Images (B, C, H, W) in another size, each pixel repeated."""
+def _resized(images: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Images (B, C, H, W) in another size: smaller ones with each pixel repeated, larger ones averaged."""
+    if images.shape[2] > shape[1]:
+        return resize(torch.from_numpy(images), shape[1:]).numpy()
     down, across = ((np.arange(to) * of) // to for of, to in zip(images.shape[2:], shape[1:], strict=True))
     return images[:, :, down][:, :, :, across]
 
