@@ -326,7 +326,7 @@ def test_a_condition_passes_through_the_commands(tmp_path, monkeypatch, capsys):
 def test_completion_offers_commands_recipes_and_options(tmp_path):
     """The script, sourced by bash, completes what is typed."""
     script = command("completion", "bash", cwd=tmp_path).stdout
-    typed = {"jit sa": "sample", "jit train cifar10-di": "cifar10-dit", "jit sample m --gui": "--guidance"}
+    typed = {"jit sa": "sample", "jit train cifar10-di": "cifar10-dit", "jit sample m --see": "--seeds"}
     typed |= {"jit train fields --network.pa": "--network.patch", "jit data pack x --sh": "--shard-mb"}
     typed |= {"jit sample m --preset f": "fast", "jit train toy --sampling.sampler dpm": "dpm++2m"}
     for line, expected in typed.items():

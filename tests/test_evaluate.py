@@ -170,6 +170,7 @@ def test_a_line_says_everything_and_nothing_else_is_left(tmp_path, monkeypatch, 
         "interval": [0.1, 1.0],
         "final": "official",
         "shift": 1.0,
+        "guidance_every": 1,
     }
     assert (line["count"], line["first_seed"], line["labels"]) == (COUNT, 0, "balanced over 3 classes")
     assert line["features"]["held_out_accuracy"] >= 0

@@ -98,10 +98,10 @@ def test_no_float_of_any_configuration_is_infinite_or_nan(value):
     ],
 )
 def test_absurd_numbers_are_refused_at_once(make, message):
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(ValueError, match=message):
         make()
-    assert time.monotonic() - began < 0.1
+    assert time.process_time() - began < 0.1
 
 
 ALONE = Processes(device=torch.device("cpu"))

@@ -119,9 +119,7 @@ def _check_seeds(out: Path, seeds: int) -> None:
     if (out / RESULT).is_file():
         before = max(len(cell["seeds"]) for cell in read_json(out / RESULT)["cells"])
         if before > seeds:
-            raise ValueError(
-                f"{out} is a result of {before} seeds; --seeds {before}, or choose another --out for fewer"
-            )
+            raise ValueError(f"{out} is a result of {before} seeds; --seeds {before}, or another --out for fewer")
 
 
 def _reproduce(family: Family, asked: Reproduce) -> None:
