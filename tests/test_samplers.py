@@ -21,6 +21,7 @@ from justimage.samplers import (
     Sampler,
     Sampling,
     adams_bashforth2,
+    deis,
     dpm_solver_2m,
     euler,
     guided,
@@ -122,8 +123,53 @@ def test_dpm_solver_is_algorithm_2_of_its_paper():
     torch.testing.assert_close(integrate(predict, z, times, step, step), x, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("power", [1, 1.5])
+def test_deis_is_of_second_order_from_noise_to_data(power):
+    """At both ends and on uneven grids: nothing is infinite there, and the last step is like the others."""
+    predict, exact = gaussian(0.7, 0.4)
+    noise = torch.randn(8, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def error(steps: int) -> float:
+        step = deis()
+        reached = integrate(predict, noise, linear_grid(steps) ** power, step, step)
+        return (reached - exact(noise, 1.0)).abs().max().item()
+
+    assert [log2(error(n) / error(2 * n)) for n in (80, 160)] == pytest.approx([2, 2], abs=0.2)
+
+
+def test_deis_is_exact_where_x_is_linear_in_t():
+    """z = c t + (1 - t) (noise + b log(1 - t)) for x = c - b (1 - t), from the second step on."""
+    noise, c, b = torch.randn(3, 4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def path(t: Tensor) -> Tensor:
+        return c * t + (1 - t) * (noise + b * torch.log(1 - t))
+
+    def predict(z: Tensor, t: Tensor) -> Prediction:
+        return Prediction(c - b * (1 - t), z, t.expand(4).float(), "x")
+
+    times = linear_grid(6) ** 1.3
+    torch.testing.assert_close(path(torch.zeros(1).double()), noise, rtol=1e-12, atol=1e-12)
+    step = deis()
+    z = step(predict, noise, times[0], times[1])  # of first order, until the next evaluation corrects it
+    for t, t_next in pairwise(times[1:]):
+        z = step(predict, z, t, t_next)
+        torch.testing.assert_close(z, path(t_next) if t_next < 1 else c, rtol=1e-12, atol=1e-12)
+
+
+def test_deis_ends_by_itself():
+    """Whatever the last step of other samplers is; a step of the user's own ends as `final` says."""
+    predict, _ = gaussian(0.7, 0.4)
+    z = torch.randn(8, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    step = deis()
+    expected = integrate(predict, z, linear_grid(5), step, step)
+    for final in FINALS:
+        assert torch.equal(Sampling(5, "deis", final=final).run(predict, z), expected)
+    assert torch.equal(Sampling(5, "deis").run(predict, z, step=heun), Sampling(5, "heun").run(predict, z))
+
+
 @pytest.mark.parametrize("steps", [1, 2, 3, 100])
-def test_dpm_solver_lands_on_an_x_that_does_not_change(steps):
+@pytest.mark.parametrize("new_step", [dpm_solver_2m, deis])
+def test_a_sampler_to_the_end_lands_on_an_x_that_does_not_change(new_step, steps):
     """To rounding, in any number of steps: no floor comes in, and nothing infinite at either end."""
     x, noise = torch.tensor([[0.3, -0.8]]), torch.randn(1, 2, generator=torch.Generator().manual_seed(0))
     states = []
@@ -132,7 +178,7 @@ def test_dpm_solver_lands_on_an_x_that_does_not_change(steps):
         states.append((float(t), z))
         return Prediction(x, z, t.expand(1).float(), "x", t_eps=0.05)
 
-    step = dpm_solver_2m()
+    step = new_step()
     torch.testing.assert_close(integrate(predict, noise, shifted(3.0)(steps), step, step), x)
     for t, z in states:
         torch.testing.assert_close(z, t * x + (1 - t) * noise)
@@ -209,6 +255,7 @@ def counting() -> tuple[Callable[..., Prediction], list[int]]:
         (Sampling(50, "euler", guidance=2.0, interval=(0.1, 1.0)), 50, 94),
         (Sampling(20, "ab2", guidance=2.0, interval=(0.0, 1.0)), 20, 40),
         (Sampling(20, "dpm++2m", guidance=2.0, interval=(0.0, 1.0)), 20, 40),
+        (Sampling(20, "deis", guidance=2.0, interval=(0.0, 1.0)), 20, 40),
         (Sampling(20, "dpm++2m", guidance=2.0, interval=(0.25, 1.0), shift=3.0), 20, 29),
         (Sampling(20, "ab2", guidance=2.0, interval=(0.0, 1.0), guidance_every=2), 20, 30),
         (Sampling(20, "ab2", guidance=2.0, interval=(0.1, 1.0), guidance_every=3), 20, 26),

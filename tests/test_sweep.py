@@ -108,7 +108,7 @@ def test_halving_at_its_edges():
                 Halving(**{name: value})
 
 
-@pytest.mark.parametrize("sampler", ["heun", "euler", "ab2", "dpm++2m"])
+@pytest.mark.parametrize("sampler", ["heun", "euler", "ab2", "dpm++2m", "deis"])
 def test_what_is_remembered_is_what_the_model_says(sampler: Sampler):
     """To the bit, and it costs less: guidance scales share the way to the interval, last steps all but the last."""
     drawing = model()
