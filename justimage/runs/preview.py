@@ -55,7 +55,7 @@ def preview(state: TrainingState, spec: DataSpec, steps: int, dtype: torch.dtype
     for name, drawing in sets:
         for scale in scales:
             with autocast(model.device, dtype):
-                rows.append(drawing.sample(labels, range(count), steps=steps, sampler="ab2", guidance=scale, final="x"))
+                rows.append(drawing.sample(labels, range(count), steps=steps, sampler="deis", guidance=scale))
             titles.append(f"{name}, guidance {scale:g}")
     columns = [spec.classes[label] for label in labels] if labels else []
     return grid(torch.cat(rows), spec, count, row_titles=titles, column_titles=columns)

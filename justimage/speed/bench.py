@@ -191,14 +191,22 @@ def _training_parts(
 # Sampling
 
 
-def sampling_rows(model: Denoiser, batch: int, rounds: int, device: torch.device, *, whole: bool) -> dict[str, Any]:
+def sampling_rows(
+    model: Denoiser,
+    batch: int,
+    rounds: int,
+    device: torch.device,
+    *,
+    whole: bool,
+    dtype: torch.dtype | None = None,
+) -> dict[str, Any]:
     """An evaluation with and without the null pass, as the library does it and plainly; whole samples by preset.
 
     model: not yet prepared; it is, in place. batch: samples drawn at once; 0: as many as take about a second. whole:
-    draw whole samples, in place of adding up evaluations.
+    draw whole samples, in place of adding up evaluations. dtype: as for `prepare`.
     """
     other = plain(model).to(device)
-    model = prepare(model, device=device)
+    model = prepare(model, device=device, dtype=dtype)
     precision = _name(next(model.net.parameters()).dtype)
     peaks = Peaks.of(device, {"float32", precision})
     flop = 2 * cost_of(model.config).multiply_adds
