@@ -29,17 +29,25 @@ from justimage.samplers import PRESETS
 from justimage.speed.bench import sampling_rows
 from justimage.weights.load import load, weight_sets
 
-SAMPLERS = ("heun", "euler", "ab2", "dpm++2m")
-STEPS = {"heun": (3, 5, 8, 12), "euler": (6, 12, 25), "ab2": (5, 8, 12, 16, 25, 32, 40), "dpm++2m": (5, 8, 12, 16)}
+SAMPLERS = ("heun", "euler", "ab2", "dpm++2m", "deis")
+STEPS = {
+    "heun": (3, 5, 8, 12),
+    "euler": (6, 12, 25),
+    "ab2": (5, 8, 12, 16, 25, 32, 40),
+    "dpm++2m": (5, 8, 12, 16),
+    "deis": (5, 8, 10, 12, 16, 25),
+}
+REPEATED = 2  # guidance_every, tried as well with deis
 BOTH_FINALS = (25, 40)  # steps of ab2 with which the official last step is tried as well
+COMPARED = "fast"  # the preset that is also drawn in float32
 SHIFTED = 2.0  # tried as well, where steps are few but not fewest
 GUIDANCE = (1.0, 1.25, 1.5, 2.0, 2.5, 3.5)
 INTERVALS = ((0.0, 1.0), (0.1, 1.0))
 
 
-def opened(run: str, batch_size: int) -> tuple[Denoiser, Judge, Any]:
-    """The model of a run, and what judges it: fitted features, and its training data."""
-    model = load(run, dtype=torch.float32)
+def opened(run: str) -> tuple[Denoiser, Judge, Any]:
+    """The model of a run in this machine's precision, and what judges it: fitted features, and its training data."""
+    model = load(run)
     data = reference_data(run, None, DataOptions())
     judge, source = judge_of(
         data,
@@ -97,15 +105,20 @@ def curve(run: str, count: int, repeats: int, batch_size: int, before: dict[str,
 
     before: the result of an earlier call; what it holds of the same samples by the same judge is not drawn again.
     """
-    model, judge, source = opened(run, batch_size)
+    model, judge, source = opened(run)
     own = model.sampling
     paper = Candidate(run, "", replace(own, **PRESETS["paper"]))
     weights = model.training_summary.get("weights", "")
     paper = replace(paper, weights=weights)
     rest = [
-        Candidate(run, weights, replace(own, sampler=sampler, steps=steps, final=final, shift=shift))
+        Candidate(
+            run,
+            weights,
+            replace(own, sampler=sampler, steps=steps, final=final, shift=shift, guidance_every=every),
+        )
         for sampler in SAMPLERS
         for steps in STEPS[sampler]
+        for every in ((1, REPEATED) if sampler == "deis" else (1,))
         for final in (("x", "official") if steps in BOTH_FINALS and sampler == "ab2" else ("x",))
         for shift in ((1.0, SHIFTED) if sampler in ("ab2", "dpm++2m") and steps in (8, 12) else (1.0,))
     ]
@@ -147,13 +160,21 @@ def curve(run: str, count: int, repeats: int, batch_size: int, before: dict[str,
 def presets(run: str, count: int, repeats: int, batch_size: int, path: Path) -> dict[str, Any]:
     """Every preset: Frechet distances on the same fresh seeds, and how many times faster than `paper` it draws.
 
+    Where this machine does not compute in float32, one of them is drawn in float32 as well.
+
     path: where the result goes, and is kept after each distance; the same command goes on from there.
     """
-    model, judge, source = opened(run, batch_size)
+    model, judge, source = opened(run)
     weights = model.training_summary.get("weights", "")
     settings = {name: replace(model.sampling, **said) for name, said in PRESETS.items()}
+    precision = str(next(model.net.parameters()).dtype).removeprefix("torch.")
+    models = dict.fromkeys(settings, model)
+    if precision != "float32":
+        exact = f"{COMPARED} in float32"
+        settings[exact], models[exact] = settings[COMPARED], load(run, dtype=torch.float32)
     result: dict[str, Any] = {
         "weights": weights,
+        "precision": precision,
         "training": model.training_summary,
         "count": count,
         "repeats": repeats,
@@ -166,12 +187,11 @@ def presets(run: str, count: int, repeats: int, batch_size: int, path: Path) -> 
     each: dict[str, dict[str, float]] = {}
     for k in range(repeats):
         for name, sampling in settings.items():
-            key = f"{json.dumps(asdict(sampling))} from {k}"
+            key = f"{json.dumps(asdict(sampling))}{' in float32' * (models[name] is not model)} from {k}"
             if key not in known:
                 draws = draws_of(model, count, 1_000_000 + k * count, "balanced", source)
-                found, _ = scored(
-                    model, judge, draws, [Candidate(run, weights, sampling)], Halving(count, first=1.0), batch_size
-                )
+                candidates, once = [Candidate(run, weights, sampling)], Halving(count, first=1.0)
+                found, _ = scored(models[name], judge, draws, candidates, once, batch_size)
                 known[key] = found.best.fd.value
                 path.write_text(json.dumps({**result, "each": known}, indent=2) + "\n")
             each.setdefault(name, {})[str(k)] = known[key]
@@ -192,15 +212,15 @@ def presets(run: str, count: int, repeats: int, batch_size: int, path: Path) -> 
             "worse_by": apart,
             "worse_by_error": error,
             "measurably_worse": apart > 2 * error,
-            "img_per_second": rates[name],
-            "times_faster": rates[name] / rates["paper"],
         }
+        if name in rates:
+            rows[name] |= {"img_per_second": rates[name], "times_faster": rates[name] / rates["paper"]}
     return {**result, "each": known, "presets": rows, "speed": speed}
 
 
 def against_grid(run: str, count: int, repeats: int, batch_size: int, steps: int) -> dict[str, Any]:
     """The sweep and a full grid of the same candidates; the best of both on fresh seeds."""
-    model, judge, source = opened(run, batch_size)
+    model, judge, source = opened(run)
     sets = [(run, name) for name in weight_sets(run) if name != "best"]
     space = Space(
         GUIDANCE, INTERVALS, ("ab2",), (steps,), (1.0,) if len(sets) > 1 else (1.0, 1.5, 2.0), ("official", "x")

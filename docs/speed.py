@@ -165,8 +165,8 @@ def page() -> str:
             "written, in float32, attention by hand, two calls for guidance everywhere, averages tensor by tensor, and "
             "a look at the loss in every step (`justimage/speed/plain.py`).",
             "## Fewer evaluations",
-            "`paper` is 50 steps of Heun's method. `fast` and `faster` are `deis`, which is exact where the predicted x "
-            "is linear in t; `faster` also evaluates guidance at every second step only.",
+            "`paper` is 50 steps of Heun's method. `fast` and `faster` are `deis`, which is exact where the predicted "
+            "x is linear in t; `faster` also evaluates guidance at every second step only.",
             presets(),
             "## Fewer images",
             "Two trainings at a time, one thread each; the better of raw and averaged weights and of two ways to draw.",

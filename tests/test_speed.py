@@ -1,7 +1,9 @@
 """What is fast computes the same: precision by measurement, the plain version, and nothing that makes a device wait."""
 
+import importlib.util
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import justimage as ji
 from justimage import precision
 from justimage.data.loader import Batch, batches
-from justimage.networks.layers import Attention
+from justimage.networks.layers import FEW_TOKENS, Attention, RMSNorm, attend
 from justimage.parallel import Processes
 from justimage.precision import fast_dtype, judged, probe
 from justimage.process import denoising_loss, diffuse
@@ -28,12 +30,15 @@ from justimage.training.loop import train
 from justimage.training.loss import flow_matching
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[1]
 TINY = replace(
     RECIPES["mnist-demo"],
     network=ji.JiTConfig(
         (8, 8), (4, 4), channels=1, num_classes=0, width=32, depth=3, heads=2, bottleneck=8, context_start=1
     ),
-    training=replace(RECIPES["mnist-demo"].training, ema_decays=(0.9,), ema_start_nimg=0, batch_size=8),
+    training=replace(
+        RECIPES["mnist-demo"].training, ema_decays=(0.9,), ema_start_nimg=0, batch_size=8, precision="float32"
+    ),
 )
 
 
@@ -88,6 +93,63 @@ def test_this_machine_is_measured():
     assert list(rates) == ["float32", "bfloat16", "float16", "int8"]
     assert rates["float32"] is not None
     assert 1e8 < rates["float32"] < 1e15
+
+
+# Written out, since it is faster
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(3, 5, 64), (2, 3, 4, 8), (7, 16)])
+def test_the_backward_pass_of_rms_norm_is_that_of_autograd(dtype, shape):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=generator).to(dtype).requires_grad_()
+    norm = RMSNorm(shape[-1])
+    torch.nn.init.normal_(norm.weight, generator=generator)
+    y = x.float()
+    expected = (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + norm.eps) * norm.weight).to(dtype)
+    found = norm(x)
+    assert torch.equal(found, expected)
+    assert found.dtype == dtype
+    gradient = torch.randn(shape, generator=generator).to(dtype)
+    ours = torch.autograd.grad(found, (x, norm.weight), gradient)
+    theirs = torch.autograd.grad(expected, (x, norm.weight), gradient)
+    rounding = {"rtol": 2**-7, "atol": 2**-7} if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-5}
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, **rounding)
+    with torch.no_grad():
+        assert torch.equal(norm(x), expected)
+    double = torch.autograd.grad(norm(x), x, gradient, create_graph=True)[0]
+    with pytest.raises(RuntimeError, match="does not require grad"):  # said, not silently wrong
+        double.sum().backward()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("tokens", [6, FEW_TOKENS + 1])
+def test_attention_in_bfloat16_is_that_of_float32_to_rounding(masked, tokens):
+    """With gradients, where short sequences are written out on CPUs, and without."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, gradient = (torch.randn(2, 3, tokens, 16, generator=generator) for _ in range(4))
+    mask = (torch.arange(tokens) < tokens - 2).expand(2, 1, 1, tokens) if masked else None
+
+    def both(dtype: torch.dtype) -> tuple[Tensor, ...]:
+        inputs = [each.to(dtype).requires_grad_() for each in (q, k, v)]
+        out = attend(*inputs, mask, 0.0)
+        return out, *torch.autograd.grad(out, inputs, gradient.to(dtype))
+
+    for half, full in zip(both(torch.bfloat16), both(torch.float32), strict=True):
+        assert half.dtype == torch.bfloat16
+        assert (half.float() - full).norm() < 0.02 * full.norm()
+    with torch.no_grad():
+        out = attend(*(each.bfloat16() for each in (q, k, v)), mask, 0.0)
+    assert (out.float() - both(torch.float32)[0]).norm() < 0.02 * out.float().norm()
+
+
+def test_dropped_probabilities_keep_their_mean():
+    q, k, v = (torch.randn(1, 1, 8, 16, generator=torch.Generator().manual_seed(0)).bfloat16() for _ in range(3))
+    ones = torch.ones_like(v).requires_grad_()
+    torch.manual_seed(0)
+    mean = torch.stack([attend(q, k, ones, None, 0.5) for _ in range(400)]).float().mean()
+    assert float(mean) == pytest.approx(1, abs=0.05)
 
 
 # The plain version
@@ -269,3 +331,47 @@ def test_noising_and_loss_are_one_graph(loss_space):
     x, eps, value, t = torch.randn(3, 1, 4, 4), torch.randn(3, 1, 4, 4), torch.randn(3, 1, 4, 4), torch.rand(3)
     compiled = torch.compile(step, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(x, eps, value, t), step(x, eps, value, t))
+
+
+# What the files say
+
+
+def result(name: str) -> dict[str, Any]:
+    """The one file under benchmarks/results whose name begins so."""
+    (path,) = (ROOT / "benchmarks" / "results").glob(f"{name}-*.json")
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("model", ["mnist-demo", "cifar10"])
+def test_presets_are_those_that_were_judged(model):
+    """Three times 5,000 samples on the same seeds, two standard errors, and the speed of whole samples beside them."""
+    told = result(f"presets-{model}")
+    assert (told["count"], told["repeats"]) == (5000, 3)
+    assert told["presets"].keys() == PRESETS.keys()
+    for name, row in told["presets"].items():
+        assert Sampling(**{**row["sampling"], **PRESETS[name]}) == Sampling(**row["sampling"])
+        assert not row["measurably_worse"]
+        assert row["worse_by"] <= 2 * row["worse_by_error"]
+    assert told["presets"]["fast"]["times_faster"] >= 8
+    assert told["presets"]["faster"]["times_faster"] >= 12
+
+
+@pytest.mark.parametrize("recipe", ["mnist-demo", "cifar10"])
+def test_recipes_are_those_that_were_compared(recipe):
+    """In half the time of the recipe before, to its Frechet distance."""
+    told = result(f"sooner-{recipe}")
+    ours = json.loads(json.dumps(asdict(RECIPES[recipe].training)))
+    assert told["settings"]["training"]["today"] == ours
+    assert told["settings"]["networks"]["today"] == json.loads(json.dumps(asdict(RECIPES[recipe].network)))
+    assert told["summary"]["share_of_time"] <= 0.5
+    assert told["summary"]["today"]["best_fd"]["mean"] <= told["summary"]["before"]["best_fd"]["mean"]
+    assert {row["seed"] for row in told["rows"]} == {0, 1, 2}
+
+
+def test_the_page_about_speed_is_made_of_the_results():
+    spec = importlib.util.spec_from_file_location("speed", ROOT / "docs" / "speed.py")
+    assert spec is not None
+    assert spec.loader is not None
+    speed = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(speed)
+    assert (ROOT / "docs" / "speed.md").read_text() == speed.page(), "run: python docs/speed.py"

@@ -182,8 +182,8 @@ CIFAR10 = Recipe(
     network=JiTConfig.variant("XS/8", size=(32, 32), num_classes=0),
     training=Training(
         duration_nimg=10_000_000,
-        batch_size=128,
-        lr=1e-3,
+        batch_size=64,  # at this rate, half the images that batches of 128 need (docs/LOG.md)
+        lr=2e-3,
         warmup_nimg=12_800,
         clip_norm=1.0,
         ema_decays=(0.9995, 0.9999),
