@@ -114,10 +114,10 @@ def trained(options: Options, which: str, seed: int) -> dict[str, Any]:
     found: dict[str, float] = {}
     for decay in (None, *training.ema_decays):
         model = averaged(chosen, state, decay)
-        for name, sampling in {"before": before.sampling, "today": recipe.sampling}.items():
+        for sampling in dict.fromkeys((before.sampling, recipe.sampling)):
             scores = evaluate(model, judge, draws_of(model, EVALUATED, FIRST_SEED), sampling=sampling, batch_size=250)
             assert scores is not None
-            found[f"{decay or 'raw'}, drawn as {name}"] = scores["fd"].value
+            found[f"{decay or 'raw'}, {sampling.steps} x {sampling.sampler}"] = scores["fd"].value
     return {
         "which": which,
         "seed": seed,

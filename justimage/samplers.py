@@ -97,24 +97,25 @@ def deis() -> Step:
     """
     before: tuple[Tensor, float, Tensor] | None = None  # state, 1 - t and predicted x
 
-    def along(z: Tensor, q: float, x: Tensor, q_next: float, q_other: float | None, x_other: Tensor) -> Tensor:
-        """From z at 1 - t = q to q_next, with x at q, and the line through it and x_other."""
-        constant = 1 - q_next / q  # the integrals over q_next / s^2 of 1, and of s
-        linear = q_next * log(q / q_next) if q_next else 0.0
-        slope = 0.0 if q_other is None else (linear - q * constant) / (q_other - q)
-        return q_next / q * z + constant * x + slope * (x_other - x)
-
     def step(predict: Predict, z: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
         nonlocal before
         q, x = 1 - float(t), predict(z, t).to("x")
         if before is not None:
             z_before, q_before, x_before = before
-            z = along(z_before, q_before, x_before, q, q, x)
+            z = _along_a_line(z_before, q_before, x_before, q, q, x)
         q_other, x_other = (None, x) if before is None else before[1:]
         before = z, q, x
-        return along(z, q, x, 1 - float(t_next), q_other, x_other)
+        return _along_a_line(z, q, x, 1 - float(t_next), q_other, x_other)
 
     return step
+
+
+def _along_a_line(z: Tensor, q: float, x: Tensor, q_next: float, q_other: float | None, x_other: Tensor) -> Tensor:
+    """From z at 1 - t = q to q_next, where x is the line through x at q and x_other at q_other, or x alone."""
+    constant = 1 - q_next / q  # the integrals of q_next / s^2, and of q_next / s, from q_next to q
+    linear = q_next * log(q / q_next) if q_next else 0.0
+    slope = 0.0 if q_other is None else (linear - q * constant) / (q_other - q)
+    return q_next / q * z + constant * x + slope * (x_other - x)
 
 
 def land(predict: Predict, z: Tensor, t: Tensor, t_next: Tensor) -> Tensor:

@@ -265,7 +265,7 @@ def test_fields_with_labels_grow_in_netcdf_and_zarr(tmp_path, monkeypatch):
     for dataset in read.values():
         assert dataset["class"].values.tolist() == ["a"] * 5 + ["storm"] * 5
         assert dataset["seed"].values.tolist() == [0, 1, 2, 3, 4] * 2
-        np.testing.assert_allclose(dataset["v"].values, drawn[:, 1].numpy(), atol=1e-3)
+        np.testing.assert_allclose(dataset["v"].values, drawn[:, 1].numpy(), atol=5e-3)  # in bfloat16 on some CPUs
 
 
 def test_the_time_left_counts_to_the_deadline():
@@ -328,7 +328,7 @@ def test_completion_offers_commands_recipes_and_options(tmp_path):
     script = command("completion", "bash", cwd=tmp_path).stdout
     typed = {"jit sa": "sample", "jit train cifar10-di": "cifar10-dit", "jit sample m --see": "--seeds"}
     typed |= {"jit train fields --network.pa": "--network.patch", "jit data pack x --sh": "--shard-mb"}
-    typed |= {"jit sample m --preset f": "fast", "jit train toy --sampling.sampler dpm": "dpm++2m"}
+    typed |= {"jit sample m --preset p": "paper", "jit train toy --sampling.sampler dpm": "dpm++2m"}
     for line, expected in typed.items():
         words = line.split()
         asked = f'{script}\nCOMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _jit; echo "${{COMPREPLY[@]}}"'

@@ -35,7 +35,7 @@ def _imagenet(name: str, size: int, epochs: int, paper: str) -> Promise:
 # epochs.
 PROMISES: dict[str, Promise] = {
     "mnist-demo": Promise(
-        what="5,000 real digits in about a minute on two CPU cores; what `make demo` trains",
+        what="5,000 real digits in half a minute on two CPU cores; what `make demo` trains",
         command="jit train mnist-demo",
         hardware="a laptop's CPU",
         measured="class agreement 99.0 %, the demo and its evaluation in 91 s on two EPYC cores (demo-mnist-*)",
