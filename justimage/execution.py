@@ -7,6 +7,7 @@ the blocks, compile the blocks, then replicate; for sampling: cast the parameter
 import contextlib
 import os
 import platform
+import shutil
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from justimage.disk import cache_folder, cached
 
 
 def best_device() -> torch.device:
@@ -82,14 +85,41 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     ]
 
 
-def compiling_pays(net: nn.Module, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether compiling is worth its half minute: large networks whose matrix products are fast.
+LARGE = 50_000_000  # parameters; smaller networks are done before the compiler is, unless there is much to do
+LONG = 5e13  # multiply-adds on a CPU: about ten minutes of a small network
 
-    In float32 on a CPU the products take nearly all the time, and fusing the rest gains nothing
-    (benchmarks/results); small networks are done before the compiler is.
+
+def compiling_pays(net: nn.Module, device: torch.device, dtype: torch.dtype, planned: float = 0.0) -> bool:
+    """Whether compiling is worth its half minute: large networks whose products are fast, and long trainings on CPUs.
+
+    planned: multiply-adds of all that is to be done, as far as it is known. In float32 on a CPU the products take
+    nearly all the time of large networks, and fusing the rest gains nothing (benchmarks/results).
     """
-    large = sum(p.numel() for p in net.parameters()) >= 50_000_000
-    return large and (device.type == "cuda" or dtype == torch.bfloat16)
+    large = sum(p.numel() for p in net.parameters()) >= LARGE
+    if device.type != "cpu":
+        return large and device.type == "cuda"
+    pays = dtype == torch.bfloat16 if large else planned >= LONG
+    return pays and compiler_works()
+
+
+def compiler_works() -> bool:
+    """Whether torch.compile yields code for this CPU, which takes a C++ compiler; tried once, and remembered."""
+
+    def tried() -> dict[str, bool]:
+        try:
+            torch.compile(lambda x: x.sin() + 1)(torch.ones(8))
+        except Exception:  # whatever it is: there is another way
+            return {"works": False}
+        return {"works": True}
+
+    keep_compiled()
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    return cached(f"{compiler} for torch {torch.__version__} on {platform.machine()}", tried)["works"]
+
+
+def keep_compiled() -> None:
+    """Keep compiled code beside other cached values, unless the user says where: by default it is gone with /tmp."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "compiled"))
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
@@ -118,6 +148,7 @@ def blocks_of(net: nn.Module) -> Iterator[nn.Module]:
 
 def compile_blocks(net: nn.Module) -> None:
     """torch.compile each block in place: one compilation serves all, as they are alike."""
+    keep_compiled()
     for block in blocks_of(net):
         block.compile()
 

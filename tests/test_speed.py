@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import justimage as ji
-from justimage import precision
+from justimage import execution, precision
 from justimage.data.loader import Batch, batches
+from justimage.execution import blocks_of
 from justimage.networks.layers import FEW_TOKENS, Attention, RMSNorm, attend
 from justimage.parallel import Processes
 from justimage.precision import fast_dtype, judged, probe
@@ -28,6 +29,7 @@ from justimage.speed.timing import timed
 from justimage.training.build import build
 from justimage.training.loop import train
 from justimage.training.loss import flow_matching
+from justimage.training.state import TrainingState
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[1]
@@ -113,9 +115,9 @@ def test_the_backward_pass_of_rms_norm_is_that_of_autograd(dtype, shape):
     gradient = torch.randn(shape, generator=generator).to(dtype)
     ours = torch.autograd.grad(found, (x, norm.weight), gradient)
     theirs = torch.autograd.grad(expected, (x, norm.weight), gradient)
-    rounding = {"rtol": 2**-7, "atol": 2**-7} if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-5}
+    rounding = 2**-7 if dtype == torch.bfloat16 else 1e-5
     for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a, b, **rounding)
+        torch.testing.assert_close(a, b, rtol=rounding, atol=rounding)
     with torch.no_grad():
         assert torch.equal(norm(x), expected)
     double = torch.autograd.grad(norm(x), x, gradient, create_graph=True)[0]
@@ -132,15 +134,15 @@ def test_attention_in_bfloat16_is_that_of_float32_to_rounding(masked, tokens):
     mask = (torch.arange(tokens) < tokens - 2).expand(2, 1, 1, tokens) if masked else None
 
     def both(dtype: torch.dtype) -> tuple[Tensor, ...]:
-        inputs = [each.to(dtype).requires_grad_() for each in (q, k, v)]
-        out = attend(*inputs, mask, 0.0)
-        return out, *torch.autograd.grad(out, inputs, gradient.to(dtype))
+        a, b, c = (each.to(dtype).requires_grad_() for each in (q, k, v))
+        out = attend(a, b, c, mask, 0.0)
+        return out, *torch.autograd.grad(out, (a, b, c), gradient.to(dtype))
 
     for half, full in zip(both(torch.bfloat16), both(torch.float32), strict=True):
         assert half.dtype == torch.bfloat16
         assert (half.float() - full).norm() < 0.02 * full.norm()
     with torch.no_grad():
-        out = attend(*(each.bfloat16() for each in (q, k, v)), mask, 0.0)
+        out = attend(q.bfloat16(), k.bfloat16(), v.bfloat16(), mask, 0.0)
     assert (out.float() - both(torch.float32)[0]).norm() < 0.02 * out.float().norm()
 
 
@@ -333,6 +335,58 @@ def test_noising_and_loss_are_one_graph(loss_space):
     torch.testing.assert_close(compiled(x, eps, value, t), step(x, eps, value, t))
 
 
+def test_compiling_pays_where_there_is_much_to_do(cache, monkeypatch):
+    small = small_net()
+    for works in (True, False):
+        monkeypatch.setattr(execution, "compiler_works", lambda works=works: works)
+        assert not execution.compiling_pays(small, CPU, torch.bfloat16)
+        assert not execution.compiling_pays(small, CPU, torch.float32, 1e13)
+        assert execution.compiling_pays(small, CPU, torch.float32, 1e15) == works
+
+
+def test_without_a_compiler_nothing_is_compiled(cache, monkeypatch):
+    """Found out once, and training goes on as it is."""
+    tried = []
+
+    def compiler(function: Any) -> Any:
+        tried.append(function)
+        raise RuntimeError("no working C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    assert [execution.compiler_works() for _ in range(2)] == [False, False]
+    assert len(tried) == 1
+    monkeypatch.setattr(execution, "LONG", 0.0)
+    source = made_up(TINY)
+    config = TINY.training
+    model = build(TINY.fitted_to(source.spec).model(source.spec), config, Processes(device=CPU)).model
+    assert all(block._compiled_call_impl is None for block in blocks_of(model.net))
+
+
+@pytest.mark.slow
+def test_compiled_training_resumes_to_the_bit(tmp_path):
+    """As a long run on a CPU is; and what it learns is what it learns otherwise, to rounding."""
+    source = made_up(TINY)
+    recipe = TINY.fitted_to(source.spec)
+
+    def trained(nimg: int, compiled: bool, resumed: bool = False) -> TrainingState:
+        torch._dynamo.reset()  # as another process would begin
+        config = replace(recipe.training, compile=compiled, schedule="constant", warmup_nimg=0, duration_nimg=nimg)
+        state = build(recipe.model(source.spec), config, Processes(device=CPU))
+        if resumed:
+            state.restore(tmp_path / "000000032")
+        list(train(state, source, flow_matching(state.model, config), config, tick_nimg=nimg))
+        return state
+
+    trained(32, compiled=True).save(tmp_path)
+    halves = trained(64, compiled=True, resumed=True).tensors()
+    whole, eager = trained(64, compiled=True).tensors(), trained(64, compiled=False).tensors()
+    assert whole.keys() == halves.keys() == eager.keys()
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, halves[name]), name
+        if name.startswith("net/"):
+            torch.testing.assert_close(tensor, eager[name], rtol=1e-3, atol=1e-3)
+
+
 # What the files say
 
 
@@ -362,7 +416,8 @@ def test_recipes_are_those_that_were_compared(recipe):
     told = result(f"sooner-{recipe}")
     ours = json.loads(json.dumps(asdict(RECIPES[recipe].training)))
     assert told["settings"]["training"]["today"] == ours
-    assert told["settings"]["networks"]["today"] == json.loads(json.dumps(asdict(RECIPES[recipe].network)))
+    network: Any = RECIPES[recipe].network
+    assert told["settings"]["networks"]["today"] == json.loads(json.dumps(asdict(network)))
     assert told["summary"]["share_of_time"] <= 0.5
     assert told["summary"]["today"]["best_fd"]["mean"] <= told["summary"]["before"]["best_fd"]["mean"]
     assert {row["seed"] for row in told["rows"]} == {0, 1, 2}

@@ -13,6 +13,7 @@ from torch import nn
 
 from justimage.denoiser import Denoiser
 from justimage.execution import best_device, check_memory, checkpoint_blocks, compile_blocks, compiling_pays
+from justimage.networks.cost import cost_of
 from justimage.parallel import Processes, replicate
 from justimage.randomness import Purpose, key
 from justimage.training.ema import EMA
@@ -47,13 +48,23 @@ def build(
     model.to(processes.device)
     if config.checkpoint:
         checkpoint_blocks(net)
-    dtype = config.dtype(processes.device)
-    if compiling_pays(net, processes.device, dtype) if config.compile is None else config.compile:
+    dtype, compiled = config.dtype(processes.device), config.compile
+    if compiled is None:
+        compiled = compiling_pays(net, processes.device, dtype, _planned(model, config))
+    if compiled:
         compile_blocks(net)
     runner = replicate(model, processes)
     optimizer = adamw(net, betas=config.betas, weight_decay=config.weight_decay)
     ema = EMA(net, config.ema_decays, start_nimg=config.ema_start_nimg, batch_size=config.batch_size)
     return TrainingState(model, runner, processes, optimizer, ema)
+
+
+def _planned(model: Denoiser, config: Training) -> float:
+    """The multiply-adds of a whole run, the backward pass twice the forward one; 0 for a network that is not known."""
+    try:
+        return 3.0 * cost_of(model.config).multiply_adds * config.duration_nimg
+    except KeyError:
+        return 0.0
 
 
 def _check_memory(model: Denoiser, config: Training, processes: Processes) -> None:

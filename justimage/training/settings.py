@@ -62,7 +62,7 @@ class Training:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of matrix products; auto: bfloat16 where this machine is faster with it (`jit bench --probe`)."""
     compile: bool | None = None
-    """torch.compile the blocks; by default where it pays (large networks on GPUs and in bfloat16)."""
+    """torch.compile the blocks; by default where it pays: large networks on GPUs and in bfloat16, long runs on CPUs."""
     checkpoint: bool = False
     """Recompute activations in the backward pass: less memory, a third more work."""
 
