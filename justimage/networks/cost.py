@@ -24,7 +24,8 @@ def cost_of(config: Any) -> Cost:
     with FakeTensorMode(allow_non_fake_inputs=True):  # tensors without memory; tables are made by NumPy
         net = network(config).eval()
         z, t = torch.empty(1, config.channels, *config.size), torch.empty(1)
-        y = torch.zeros(1, dtype=torch.long) if getattr(config, "num_classes", 0) else None
+        condition = getattr(net, "condition", None)
+        y = None if condition is None else condition.null(1, tuple(config.size), z.device)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             net(z, t, y)
         return Cost(sum(p.numel() for p in net.parameters()), counter.get_total_flops() // 2)
