@@ -8,7 +8,7 @@ import contextlib
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -89,16 +89,18 @@ LARGE = 50_000_000  # parameters; smaller networks are done before the compiler 
 LONG = 5e13  # multiply-adds on a CPU: about ten minutes of a small network
 
 
-def compiling_pays(net: nn.Module, device: torch.device, dtype: torch.dtype, planned: float = 0.0) -> bool:
+def compiling_pays(
+    net: nn.Module, device: torch.device, dtype: torch.dtype, planned: Callable[[], float] | None = None
+) -> bool:
     """Whether compiling is worth its half minute: large networks whose products are fast, and long trainings on CPUs.
 
-    planned: multiply-adds of all that is to be done, as far as it is known. In float32 on a CPU the products take
+    planned: counts the multiply-adds of all that is to be done. In float32 on a CPU the products take
     nearly all the time of large networks, and fusing the rest gains nothing (benchmarks/results).
     """
     large = sum(p.numel() for p in net.parameters()) >= LARGE
     if device.type != "cpu":
         return large and device.type == "cuda"
-    pays = dtype == torch.bfloat16 if large else planned >= LONG
+    pays = dtype == torch.bfloat16 if large else planned is not None and planned() >= LONG
     return pays and compiler_works()
 
 

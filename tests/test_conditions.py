@@ -210,7 +210,7 @@ def test_parts_that_are_wrong_are_named(condition, message):
 def test_a_conditional_model_is_saved_resumed_and_split_like_any_other(tmp_path):
     """Weights round trip; save and restore in mid-run, and microbatches, are the same run."""
     source = source_of(("labels", "planes"), (8, 8), count=64)
-    config = replace(TRAINING, duration_nimg=160, batch_size=16, warmup_nimg=0)
+    config = replace(TRAINING, duration_nimg=160, batch_size=16, warmup_nimg=0, precision="float32")
 
     def run(until: int, start=None, settings=config) -> ji.TrainingState:
         state = ji.build(model_for(source), settings, ALONE)

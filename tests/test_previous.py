@@ -27,13 +27,15 @@ PREVIOUS = Path(__file__).parent / "previous"
 FACTS = json.loads((PREVIOUS / "facts.json").read_text())
 SAVED_NIMG, DURATION_NIMG = 4200, 4480
 
-# The command that made tests/previous/run, word for word: the same command again resumes.
+# The command that made tests/previous/run, and what its recipe said then: with these, the same command again resumes.
 TRAIN = shlex.split(
     "train mnist-demo --network.width 8 --network.depth 2 --network.heads 1 --network.context-start 1 "
     "--network.bottleneck 4 --device cpu --training.batch-size 4 --training.ema-decays 0.9 0.99 "
     f"--training.precision float32 --training.duration-nimg {DURATION_NIMG} "
     f"--report.tick-nimg 40 --report.save-nimg {SAVED_NIMG} --report.sample-nimg {DURATION_NIMG} "
-    "--report.preview-steps 2 --run run"
+    "--report.preview-steps 2 --run run "
+    "--training.lr 2e-3 --training.warmup-nimg 3200 --sampling.steps 20 --sampling.sampler ab2 --sampling.final x "
+    "--sampling.guidance 2.5"
 )
 
 

@@ -80,7 +80,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path, monkeypatch, capsys):
     assert here(*command, "--run", "whole") == 0
     assert "finished" in capsys.readouterr().out
     assert here(*command, "--run", "whole", "--training.lr", "0.5") == 2
-    assert "training.lr: 0.002 in the run, 0.5 in the command" in capsys.readouterr().err
+    assert "training.lr: 0.006 in the run, 0.5 in the command" in capsys.readouterr().err
     assert here("sample", "whole", "--classes", "3", "seven") == 2
     assert "there is no class 'seven'" in capsys.readouterr().err
     assert here("sample", "whole", "--classes", "3", "7", "--count", "2", "--steps", "2", "--ema", "raw") == 0
@@ -232,7 +232,7 @@ def test_a_state_that_is_not_finite_replaces_nothing_and_other_settings_go_on_fr
     assert "resumed at nimg = 640" in capsys.readouterr().out
     facts = json.loads((tmp_path / "r" / "recipe.json").read_text())
     assert facts["changed"] == [
-        {"nimg": 640, "settings": {"training.lr": [0.002, 1e60]}},
+        {"nimg": 640, "settings": {"training.lr": [0.006, 1e60]}},
         {"nimg": 640, "settings": {"training.lr": [1e60, 0.001]}},
     ]
     assert here(*command, *changed[:2], "--training.duration-nimg", "1600") == 0  # no option is needed any more

@@ -36,7 +36,14 @@ from justimage.weights.description import describe, restore_model
 CPU = torch.device("cpu")
 ALONE = Processes(device=CPU)
 CONFIG = Training(
-    duration_nimg=160, batch_size=16, lr=2e-3, ema_decays=(0.9, 0.99), clip_norm=1.0, seed=3, ema_start_nimg=32
+    duration_nimg=160,
+    batch_size=16,
+    lr=2e-3,
+    ema_decays=(0.9, 0.99),
+    clip_norm=1.0,
+    seed=3,
+    ema_start_nimg=32,
+    precision="float32",  # what is promised to rounding is promised of it, and bfloat16 is the default of some CPUs
 )
 
 

@@ -225,7 +225,7 @@ RECIPES: dict[str, Recipe] = {
         CIFAR10,
         promise=PROMISES["images"],
         network=JiTConfig.variant("S/8", size=(64, 64), num_classes=0),
-        training=replace(CIFAR10.training, lr=1e-3, ema_start_nimg=64_000),
+        training=replace(CIFAR10.training, lr=1e-3, schedule="constant", ema_start_nimg=64_000),
         report=replace(CIFAR10.report, evaluate_nimg=0),  # a folder may be small, or a stream
     ),
     "cifar10": CIFAR10,

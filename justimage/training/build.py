@@ -10,10 +10,10 @@ from math import prod
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from justimage.denoiser import Denoiser
 from justimage.execution import best_device, check_memory, checkpoint_blocks, compile_blocks, compiling_pays
-from justimage.networks.cost import cost_of
 from justimage.parallel import Processes, replicate
 from justimage.randomness import Purpose, key
 from justimage.training.ema import EMA
@@ -50,7 +50,7 @@ def build(
         checkpoint_blocks(net)
     dtype, compiled = config.dtype(processes.device), config.compile
     if compiled is None:
-        compiled = compiling_pays(net, processes.device, dtype, _planned(model, config))
+        compiled = compiling_pays(net, processes.device, dtype, lambda: _planned(model, config))
     if compiled:
         compile_blocks(net)
     runner = replicate(model, processes)
@@ -59,12 +59,13 @@ def build(
     return TrainingState(model, runner, processes, optimizer, ema)
 
 
+@torch.no_grad()
 def _planned(model: Denoiser, config: Training) -> float:
-    """The multiply-adds of a whole run, the backward pass twice the forward one; 0 for a network that is not known."""
-    try:
-        return 3.0 * cost_of(model.config).multiply_adds * config.duration_nimg
-    except KeyError:
-        return 0.0
+    """The multiply-adds of a whole run, the backward pass twice the forward one, by those of one sample."""
+    model.eval()  # the loop puts it in training mode
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, model.config.channels, *model.config.size), torch.zeros(1))
+    return 3 * counter.get_total_flops() / 2 * config.duration_nimg
 
 
 def _check_memory(model: Denoiser, config: Training, processes: Processes) -> None:
