@@ -295,9 +295,8 @@ class Settings(TypedDict, total=False):
 
 
 Preset = Literal["paper", "fast", "faster"]
-# How to integrate; guidance and its interval are the model's own. fast and faster are chosen by curves of quality
-# against evaluations (benchmarks/results/nfe-*), and their samples are not measurably worse than the paper's (two
-# standard errors of three times 5,000) on either of two models (benchmarks/results/presets-*).
+# How to integrate; guidance and its interval are the model's own. Samples of fast and faster are not measurably worse
+# than the paper's (two standard errors of three times 5,000) on either of two models (benchmarks/results/presets-*).
 PRESETS: dict[Preset, Settings] = {
     "paper": {"steps": 50, "sampler": "heun", "shift": 1.0, "final": "official", "guidance_every": 1},
     "fast": {"steps": 12, "sampler": "deis", "shift": 1.0, "final": "x", "guidance_every": 1},
