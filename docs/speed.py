@@ -90,7 +90,7 @@ def presets() -> str:
                 error(row["fd"]["mean"], row["fd"]["error"]),
                 f"{row['worse_by']:+.3f} ± {row['worse_by_error']:.3f}",
                 "yes" if row["measurably_worse"] else "no",
-                f"{row['times_faster']:.1f}",
+                f"{row['times_faster']:.1f}" if "times_faster" in row else "",
             ]
             for preset, row in told["presets"].items()
         ]
@@ -174,7 +174,7 @@ def page() -> str:
             "## The work itself",
             benches(),
             "## How cost grows",
-            growth(),
+            growth() or "Not measured yet: `python benchmarks/growth.py`.",
             "## Not measured",
             missing(),
             "",
