@@ -65,24 +65,24 @@ def benches() -> str:
         parts.append(
             f"### {told['what']}, batch {told['sampling']['batch']}\n\n{where(told)} (`{name}.json`).\n\n"
             + table(["what", "samples", "ms", "of the matmul peak", "times plain"], rows)
-            + "\n\nA step of training consists of " * ("training" in told)
-            + (_shares(told["training"]["parts"]) + "." if "training" in told else "")
+            + (_consists_of(told["training"]["parts"]) if "training" in told else "")
             + f"\n\nWhole samples, {drawn}; an evaluation of the network and one of its null pass count one each:\n\n"
             + table(["preset", "evaluations", "img/s", "times plain"], whole)
         )
     return "\n\n".join(parts)
 
 
-def _shares(parts: dict[str, float]) -> str:
+def _consists_of(parts: dict[str, float]) -> str:
     ordered = sorted(parts.items(), key=lambda item: -item[1])
-    return ", ".join(f"{name} {100 * share:.0f} %" for name, share in ordered if share >= 0.01)
+    shown = ", ".join(f"{name} {100 * share:.0f} %" for name, share in ordered if share >= 0.01)
+    return f"\n\nA step of training consists of {shown}."
 
 
 def presets() -> str:
     """Quality and speed of the presets, of each model."""
     parts = []
     for name, told in found("presets-*.json"):
-        model = NAMES[name.removeprefix("presets-").split("-intel")[0].split("-amd")[0]]
+        model = next(said for known, said in NAMES.items() if name.startswith(f"presets-{known}-"))
         rows = [
             [
                 preset,

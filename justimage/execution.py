@@ -99,7 +99,7 @@ def compiling_pays(
     """
     large = sum(p.numel() for p in net.parameters()) >= LARGE
     if device.type != "cpu":
-        return large and device.type == "cuda"
+        return large and (device.type == "cuda" or dtype == torch.bfloat16)
     pays = dtype == torch.bfloat16 if large else planned is not None and planned() >= LONG
     return pays and compiler_works()
 

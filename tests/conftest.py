@@ -1,5 +1,6 @@
 """What several tests share: where the real data lie, and small networks with something to say."""
 
+import importlib.util
 import os
 import tarfile
 from pathlib import Path
@@ -14,6 +15,16 @@ from justimage.networks.jit import JiT, JiTConfig
 # Networks this small gain nothing from a second thread, and on a busy machine each waits for the other.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of the commands that tests start
+
+
+def script(path: str) -> Any:
+    """A script outside of the package, as a module."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, Path(__file__).parents[1] / path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """Rules of the house that a machine can check: layers, sources, the README, and what must not be there."""
 
 import ast
-import importlib.util
 import json
 import re
 import shlex
@@ -9,6 +8,7 @@ import typing
 from pathlib import Path
 
 import pytest
+from conftest import script
 
 from justimage.commands.bench import Bench
 from justimage.commands.convert import Convert
@@ -196,16 +196,6 @@ def test_what_must_not_be_there():
     assert not re.search(r"torch\.distributed|guidance|\bema\b", networks, re.IGNORECASE)
     numbers = [name_of(path) for path in FILES if re.search(r"\b127\.5\b", path.read_text())]
     assert set(numbers) <= {"data.spec", "sampling.pictures"}
-
-
-def script(path: str):
-    """A script outside of the package, as a module."""
-    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_readme_is_true_to_the_code():

@@ -1,6 +1,5 @@
 """The paper's tables as tables of trainings: what they are made of, when a statement holds, and what was found."""
 
-import importlib.util
 import json
 import multiprocessing
 import os
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import jit_here
+from conftest import jit_here, script
 from PIL import Image
 
 import justimage as ji
@@ -624,12 +623,7 @@ def test_the_page_about_the_paper_has_all_that_is_numbered(kind, last):
 
 
 def test_the_page_about_the_paper_is_made_of_the_results():
-    spec = importlib.util.spec_from_file_location("paper", ROOT / "docs" / "paper.py")
-    assert spec is not None
-    assert spec.loader is not None
-    paper = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(paper)
-    assert (ROOT / "docs" / "paper.md").read_text() == paper.page(), "run: python docs/paper.py"
+    assert (ROOT / "docs" / "paper.md").read_text() == script("docs/paper.py").page(), "run: python docs/paper.py"
 
 
 @pytest.mark.parametrize("name", RESULTS)

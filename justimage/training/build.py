@@ -62,9 +62,11 @@ def build(
 @torch.no_grad()
 def _planned(model: Denoiser, config: Training) -> float:
     """The multiply-adds of a whole run, the backward pass twice the forward one, by those of one sample."""
-    model.eval()  # the loop puts it in training mode
+    training = model.training
+    model.eval()
     with FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, model.config.channels, *model.config.size), torch.zeros(1))
+    model.train(training)
     return 3 * counter.get_total_flops() / 2 * config.duration_nimg
 
 
