@@ -99,8 +99,8 @@ def compiling_pays(
     """
     large = sum(p.numel() for p in net.parameters()) >= LARGE
     if device.type != "cpu":
-        return large and (device.type == "cuda" or dtype == torch.bfloat16)
-    pays = dtype == torch.bfloat16 if large else planned is not None and planned() >= LONG
+        return large and (device.type == "cuda" or dtype != torch.float32)
+    pays = dtype != torch.float32 if large else planned is not None and planned() >= LONG
     return pays and compiler_works()
 
 
@@ -138,6 +138,12 @@ def cast_parameters(net: nn.Module, dtype: torch.dtype) -> None:
     """
     for parameter in net.parameters():
         parameter.data = parameter.data.to(dtype)
+
+
+def precision_of(net: nn.Module) -> str:
+    """The precision of a network's products, as a name: that of its narrowest parameters."""
+    dtypes = {parameter.dtype for parameter in net.parameters()} or {torch.float32}
+    return str(min(dtypes, key=lambda dtype: dtype.itemsize)).removeprefix("torch.")
 
 
 def blocks_of(net: nn.Module) -> Iterator[nn.Module]:

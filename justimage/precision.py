@@ -1,5 +1,6 @@
 """The precision of matrix products: chosen by how fast this machine is with each, measured once and kept."""
 
+import os
 import platform
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from justimage.disk import cached
 from justimage.execution import device_name, finish
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # any other name: see fast_dtype
+SAMPLING_PRECISIONS = {**PRECISIONS, "int8": torch.int8}  # trained models can also be rounded further
 WORTH = 1.5  # a product that gains less than this is eaten up by casts and by what stays in float32
 # Rows, inner and outer length: tokens of an image or two through the widest map of B/16; a GPU needs more to be busy.
 SHAPE, LARGE_SHAPE = (256, 768, 4096), (8192, 4096, 4096)
@@ -51,10 +53,11 @@ def measure(device: torch.device) -> dict[str, float | None]:
 
 
 def _rate(m: int, k: int, n: int, dtype: torch.dtype, device: torch.device) -> float:
-    return 2 * m * k * n / _fastest(_product(m, k, n, dtype, device), device)
+    return 2 * m * k * n / _fastest(matrix_product(m, k, n, dtype, device), device)
 
 
-def _product(m: int, k: int, n: int, dtype: torch.dtype, device: torch.device) -> Callable[[], Tensor]:
+def matrix_product(m: int, k: int, n: int, dtype: torch.dtype, device: torch.device) -> Callable[[], Tensor]:
+    """A call that multiplies an (m, k) and a (k, n) matrix of random numbers; int8 ones with int32 sums."""
     if dtype == torch.int8:
         a, b = (torch.randint(-127, 128, shape, dtype=dtype, device=device) for shape in ((m, k), (n, k)))
         return lambda: torch._int_mm(a, b.mT)  # pyright: ignore[reportPrivateImportUsage]
@@ -81,6 +84,8 @@ def probe(device: torch.device) -> list[Product]:
     """What this machine was found to do with each precision; measured once, and kept beside other cached values."""
     threads = f"{torch.get_num_threads()} threads"
     where = f"{device_name(device)}, {device.type}, {threads}, {platform.machine()}, torch {torch.__version__}"
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA")  # instructions that a CPU's products are kept to, if the user says so
+    where += f", at most {limit}" if limit else ""
     # The shape is part of what was measured: another one is another measurement.
     flops = cached(f"matrix products {SHAPE} {LARGE_SHAPE} on {where}", lambda: measure(device))
     return judged(flops)

@@ -276,10 +276,13 @@ class Sampling:
 
         step, grid: functions in place of those that `sampler` and `shift` name.
         """
-        times = (grid or shifted(self.shift))(self.steps)
         own = step is None and self.sampler in TO_THE_END
         step = step or STEPS[self.sampler]()
-        return integrate(predict, z, times, step, step if own else FINALS[self.final])
+        return integrate(predict, z, self.times(grid), step, step if own else FINALS[self.final])
+
+    def times(self, grid: Grid | None = None) -> Tensor:
+        """The time grid, (steps + 1,) on the CPU; grid: a function in place of the one that `shift` names."""
+        return (grid or shifted(self.shift))(self.steps)
 
 
 class Settings(TypedDict, total=False):

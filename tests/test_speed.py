@@ -15,12 +15,14 @@ import justimage as ji
 from justimage import execution, precision
 from justimage.data.loader import Batch, batches
 from justimage.execution import blocks_of
+from justimage.networks.conditions import Part
 from justimage.networks.layers import FEW_TOKENS, Attention, RMSNorm, attend
+from justimage.networks.mlp import MLPConfig, ToyMLP
 from justimage.parallel import Processes
 from justimage.precision import fast_dtype, judged, probe
 from justimage.process import denoising_loss, diffuse
 from justimage.runs.recipes import RECIPES
-from justimage.samplers import PRESETS, Sampling, with_settings
+from justimage.samplers import PRESETS, Sampling, guided, with_settings
 from justimage.sampling.draw import draw
 from justimage.speed.bench import Clock, fitting_batch, made_up, sampling_rows, training_rows
 from justimage.speed.plain import plain, sample_plainly, training_step
@@ -29,6 +31,8 @@ from justimage.training.build import build
 from justimage.training.loop import train
 from justimage.training.loss import flow_matching
 from justimage.training.state import TrainingState
+from justimage.weights.int8 import Int8Linear, rounded
+from justimage.weights.load import load, prepare, swap_weights
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[1]
@@ -302,6 +306,79 @@ def test_sampling_looks_at_no_number():
     y = {"labels": torch.tensor([1, 2])}
     with NoHostSync():
         draw(model, y, torch.randn(2, 1, 8, 8), Sampling(steps=4, guidance=2.0))
+
+
+def test_rounding_is_to_the_nearest_level_of_each_row():
+    rows = torch.randn(5, 40) * torch.logspace(-3, 3, 5)[:, None]
+    rows[3] = 0.0
+    whole, level = rounded(rows)
+    assert whole.dtype == torch.int8 and int(whole.abs().max()) == 127
+    assert bool(((whole * level - rows).abs() <= level / 2 * (1 + 1e-5)).all())
+    assert not whole[3].any() and level[3] == 1
+
+
+def test_a_linear_map_in_int8_is_that_of_the_rounded_numbers():
+    linear, x = torch.nn.Linear(48, 32), torch.randn(2, 7, 48)
+    weight, level = rounded(linear.weight.detach())
+    tokens, size = rounded(x.flatten(0, 1))
+    expected = (tokens * size) @ (weight * level).T + linear.bias
+    torch.testing.assert_close(Int8Linear(linear)(x).flatten(0, 1), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_in_int8_draws_nearly_the_same_and_does_nothing_else(tmp_path):
+    model = tiny_model().eval()
+    model.save_pretrained(tmp_path / "weights")
+    rough = load(tmp_path / "weights", dtype=torch.int8, device="cpu", compile=False)
+    exact = load(tmp_path / "weights", dtype=torch.float32, device="cpu")
+    assert execution.precision_of(rough.net) == "int8" and execution.precision_of(exact.net) == "float32"
+    found, expected = (each.sample(labels=[1, 2], guidance=2.0, steps=4, raw=False) for each in (rough, exact))
+    assert 0 < float((found - expected).norm() / expected.norm()) < 0.05
+    with pytest.raises(ValueError, match="lose precision"):
+        rough.save_pretrained(tmp_path / "again")
+    with pytest.raises(ValueError, match="int8 cannot take other weights"):
+        swap_weights(rough, tmp_path / "weights")
+    with pytest.raises(ValueError, match="no `blocks`"):
+        prepare(ji.Denoiser(ToyMLP(MLPConfig())), device="cpu", dtype=torch.int8)
+
+
+NETWORKS_TOLD = {
+    "labels": {},
+    "a classifier": {"classifier_after": 1},
+    "a vector and planes": {"conditions": (Part("where", "vector", 3), Part("land", "planes", 1))},
+    "no context tokens": {"context_tokens": 0},
+}
+
+
+@pytest.mark.parametrize("what", NETWORKS_TOLD)
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_what_is_told_ahead_is_what_is_found_on_the_way(what, preset, guidance, monkeypatch):
+    net = small_net(**NETWORKS_TOLD[what])
+    model = ji.Denoiser(net).eval()
+    y = {"labels": torch.tensor([1, 2, 0]), "where": torch.randn(3, 3), "land": torch.randn(3, 1, *net.config.size)}
+    y = {name: each for name, each in y.items() if name in {need[0] for need in model.needs}}
+    noise, asked = torch.randn(3, net.config.channels, *net.config.size), []
+    net.time.register_forward_hook(lambda module, inputs, out: asked.append(len(inputs[0])))
+    sampling = with_settings(Sampling(guidance=guidance), PRESETS[preset])
+    found = draw(model, y, noise, sampling)
+    assert asked == [3 * (1 if guidance == 1 else 2) * sampling.steps]  # the time embedding: once, for the whole grid
+    monkeypatch.setattr("justimage.sampling.ahead.FEW", 0)
+    torch.testing.assert_close(found, draw(model, y, noise, sampling), rtol=1e-4, atol=1e-5)
+    assert len(asked) > sampling.steps
+
+
+def test_times_outside_of_the_grid_are_asked_for():
+    model = ji.Denoiser(small_net()).eval()
+    y, noise = {"labels": torch.tensor([1, 2])}, torch.randn(2, model.config.channels, *model.config.size)
+
+    def midpoint(predict: Any, z: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
+        middle = (t + t_next) / 2
+        return z + (t_next - t) * predict(z + (middle - t) * predict(z, t).to("v"), middle).to("v")
+
+    found = draw(model, y, noise, Sampling(steps=4, guidance=2.0), step=midpoint)
+    null = model.null(2, model.config.size, noise.device)
+    asked = Sampling(steps=4).run(guided(model, y, null, 2.0, (0.1, 1.0)), noise, step=midpoint)
+    torch.testing.assert_close(found, asked, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])

@@ -17,7 +17,7 @@ from justimage.data.sources import open_source
 from justimage.data.spec import Source
 from justimage.disk import write_text
 from justimage.execution import find_device
-from justimage.precision import PRECISIONS, probe
+from justimage.precision import SAMPLING_PRECISIONS, probe
 from justimage.runs.recipes import RECIPES, Recipe
 from justimage.speed.bench import facts, made_up, sampling_rows, training_rows, untrained
 from justimage.weights.load import read
@@ -43,8 +43,8 @@ class Bench:
     """Draw whole samples with every preset, in place of adding up the times of their evaluations."""
     probe: tyro.conf.FlagCreatePairsOff[bool] = False
     """Only show how fast each precision is here, and which one is the default."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of matrix products; auto: bfloat16 where this machine is faster with it."""
+    precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    """Precision of matrix products; auto: bfloat16 where this machine is faster with it; int8 is for sampling alone."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE.json")] = None
     """Write everything to a file as well."""
     device: Annotated[str | None, tyro.conf.arg(metavar="DEVICE")] = None
@@ -65,7 +65,8 @@ def main(arguments: Sequence[str]) -> int:
     say(f"{asked.model} on {result['device']}, {result['threads']} threads, torch {result['torch']}")
     if asked.model in RECIPES:
         recipe = RECIPES[asked.model]
-        recipe = replace(recipe, training=replace(recipe.training, precision=asked.precision))
+        if asked.precision != "int8":
+            recipe = replace(recipe, training=replace(recipe.training, precision=asked.precision))
         source = _source(recipe, asked.data)
         result["data"] = source.describe()
         result["training"] = training_rows(recipe, source, asked.batch_size, asked.rounds, device)
@@ -75,7 +76,7 @@ def main(arguments: Sequence[str]) -> int:
         if asked.data:
             raise ValueError(f"--data {asked.data}: data are for recipes; {asked.model} is measured in drawing samples")
         model = read(asked.model)
-    dtype = PRECISIONS.get(asked.precision)
+    dtype = SAMPLING_PRECISIONS.get(asked.precision)
     rounds, batch = asked.rounds, asked.batch_size
     result["sampling"] = sampling_rows(model, batch, rounds, device, whole=asked.whole, dtype=dtype)
     _show("sampling", result["sampling"])

@@ -29,7 +29,7 @@ from justimage.evaluation.samples import open_samples
 from justimage.evaluation.scores import Scores
 from justimage.execution import find_device
 from justimage.parallel import Processes, first_then_others, in_the_first, join, leave
-from justimage.precision import PRECISIONS
+from justimage.precision import SAMPLING_PRECISIONS
 from justimage.samplers import PRESETS, Preset, Sampling, with_settings
 from justimage.sampling.draw import check_samples
 from justimage.sampling.generate import Samples
@@ -85,8 +85,9 @@ class Evaluate:
     data_options: DataOptions = field(default_factory=DataOptions)
     batch_size: Annotated[int, tyro.conf.arg(metavar="N")] = 64
     """Samples drawn at once by each process; it only changes the speed."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 where this machine is faster with it (`jit bench --probe`)."""
+    precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    """auto: bfloat16 where this machine is faster with it (jit bench --probe). int8 rounds the linear maps of
+    the blocks: fast on CPUs without AMX, at a small difference (docs/speed.md)."""
     device: Annotated[str | None, tyro.conf.arg(metavar="DEVICE")] = None
     """cpu, cuda, ...; the accelerator by default, if there is one."""
 
@@ -148,7 +149,7 @@ def _of_model(asked: Evaluate, arguments: Sequence[str], processes: Processes) -
         weights=asked.weights,
         context_start=asked.context_start,
         device=processes.device,
-        dtype=PRECISIONS.get(asked.precision),
+        dtype=SAMPLING_PRECISIONS.get(asked.precision),
     )
     # Once more with the model's own settings as defaults: what the user has written wins over them.
     chosen = with_settings(model.sampling, PRESETS[asked.preset] if asked.preset else {})

@@ -15,7 +15,7 @@ from justimage.commands.main import DONE, INTERRUPTED
 from justimage.data.containers import IMAGES, holds, written_by_justimage
 from justimage.denoiser import Denoiser
 from justimage.disk import held, reason_of
-from justimage.precision import PRECISIONS
+from justimage.precision import SAMPLING_PRECISIONS
 from justimage.samplers import PRESETS, Preset, Sampling, with_settings
 from justimage.sampling.generate import Samples, generate
 from justimage.sampling.write import FACTS, Sheet, file_format, write_facts, writer
@@ -65,8 +65,9 @@ class Sample:
     """Take weights that hold NaN or infinity, which draw nothing."""
     batch_size: Annotated[int, tyro.conf.arg(metavar="N")] = 16
     """Samples drawn at once; it only changes the speed."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 where this machine is faster with it (jit bench --probe)."""
+    precision: Literal["auto", "float32", "bfloat16", "int8"] = "auto"
+    """auto: bfloat16 where this machine is faster with it (jit bench --probe). int8 rounds the linear maps of
+    the blocks: fast on CPUs without AMX, at a small difference (docs/speed.md)."""
     device: Annotated[str | None, tyro.conf.arg(metavar="DEVICE")] = None
     """cpu, cuda, ...; the accelerator by default, if there is one."""
 
@@ -112,7 +113,7 @@ def _draw(asked: Sample, arguments: Sequence[str]) -> int:
         weights=asked.weights,
         context_start=asked.context_start,
         device=asked.device,
-        dtype=PRECISIONS.get(asked.precision),
+        dtype=SAMPLING_PRECISIONS.get(asked.precision),
         allow_non_finite=asked.allow_non_finite,
     )
     # Once more with the model's own settings, or the preset's, as defaults: what the user has written wins over them.

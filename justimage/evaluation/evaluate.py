@@ -21,7 +21,7 @@ from justimage.evaluation.judge import Judge, check_counts
 from justimage.evaluation.reference import check_comparable
 from justimage.evaluation.rows import Looker, RowStore
 from justimage.evaluation.scores import Score, Scores
-from justimage.execution import device_name
+from justimage.execution import device_name, precision_of
 from justimage.parallel import Processes, fail_together, gathered, same_everywhere
 from justimage.samplers import Sampling
 from justimage.sampling.generate import Samples, generate
@@ -83,7 +83,7 @@ def evaluate(
         "first_seed": draws.seeds.start,
         "training": model.training_summary,
         "batch_size": batch_size,
-        "precision": str(next(model.net.parameters()).dtype).removeprefix("torch."),
+        "precision": precision_of(model.net),
         "device": device_name(model.device),
         "threads": torch.get_num_threads(),
         "processes": processes.world,

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from justimage.networks.limits import MOST_FEATURES, MOST_TOKENS
 
 Value = dict[str, Tensor]  # y: named tensors, batch first
+TOLD = "told"  # the name, beside those of the parts, of what a network has said that time and condition come to
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,10 @@ class Part:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"there is no condition of kind {self.kind!r}; there are {', '.join(KINDS)}")
-        if not self.name.isidentifier() or self.name == "labels" or self.name.endswith("_mask"):
+        if not self.name.isidentifier() or self.name in ("labels", TOLD) or self.name.endswith("_mask"):
             raise ValueError(
-                f"a condition cannot be called {self.name!r}; use letters, digits and underscores (`labels` and names "
-                "ending in `_mask` are taken)"
+                f"a condition cannot be called {self.name!r}; use letters, digits and underscores (`labels`, `{TOLD}` "
+                "and names ending in `_mask` are taken)"
             )
         if self.features < 1 or (self.kind == "tokens" and self.length < 1):
             raise ValueError(f"the condition {self.name!r} needs at least one feature, and tokens a length: {self}")

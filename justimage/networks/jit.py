@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from justimage.networks.conditions import Conditions, Part, Value, parts
+from justimage.networks.conditions import TOLD, Conditions, Part, Reach, Value, labels_as_value, parts
 from justimage.networks.layers import (
     MLP,
     Attention,
@@ -215,12 +215,18 @@ class JiT(nn.Module):
         rotation = None if all_rotations is None else all_rotations[-patches:]
 
         dtype = self.embedding.up.weight.dtype  # that of the residual stream: float32 even under autocast
-        time = self.time(t)  # (B, D)
-        reach = self.condition(y, time)
-        modulating = time if reach.vector is None else time + reach.vector  # (B, D)
-        unconditioned = time.to(modulating.dtype)  # of one type: compiled blocks are compiled for it once
+        given = labels_as_value(y)
+        told: tuple[Tensor | None, ...] = (None,) * (len(self.blocks) + 1)
+        if TOLD not in given:
+            time = self.time(t)  # (B, D)
+        else:
+            known: tuple[Tensor, ...] = given[TOLD].split([*self._modulated(), self.config.width], -1)
+            told, time = known[:-1], known[-1]
+            given = {name: each for name, each in given.items() if name != TOLD}
+        unconditioned, modulating, reach = self._conditioned(time, given)
         x = self.embedding(z.to(dtype)) + positions  # (B, T, D)
         if self.planes is not None:
+            assert reach.planes is not None
             x = x + self.planes(reach.planes.to(dtype))
         x = x.to(dtype)
 
@@ -233,9 +239,32 @@ class JiT(nn.Module):
                 rotation = None if all_rotations is None else all_rotations[-x.shape[1] :]
                 if reach.mask is not None:
                     mask = nn.functional.pad(reach.mask, (0, patches), value=True)[:, None, None]  # (B, 1, 1, K + T)
-            x = block(x, unconditioned if i < self.config.classifier_after else modulating, rotation, mask)
-        raw = unpatchify(self.head(x[:, -patches:], modulating), grid, self.config.patch)
+            x = block(x, unconditioned if i < self.config.classifier_after else modulating, rotation, mask, told[i])
+        raw = unpatchify(self.head(x[:, -patches:], modulating, told[len(self.blocks)]), grid, self.config.patch)
         return (raw, beside) if beside else raw
+
+    def _conditioned(self, time: Tensor, y: Value) -> tuple[Tensor, Tensor, Reach]:
+        """What modulates blocks before and after a classifier, both (B, D), and all that the condition comes to."""
+        reach = self.condition(y, time)
+        modulating = time if reach.vector is None else time + reach.vector
+        return time.to(modulating.dtype), modulating, reach  # of one type: compiled blocks are compiled for it once
+
+    def _modulated(self) -> list[int]:
+        """Numbers that each block, and the head, is modulated by."""
+        return [each.modulation.linear.out_features for each in (*self.blocks, self.head)]  # type: ignore[union-attr]
+
+    def told(self, t: Tensor, y: Value | Tensor | None = None) -> Tensor:
+        """All modulations at the times t (B,) for y, and the embedded times, (B, N); `forward` takes them as y[TOLD].
+
+        They depend on time and condition alone, so that sampling has those of a whole time grid from one product.
+        """
+        time = self.time(t)
+        before, after, _ = self._conditioned(time, labels_as_value(y))
+        found = [
+            each.modulation.flat(before if i < self.config.classifier_after else after)  # type: ignore[union-attr]
+            for i, each in enumerate((*self.blocks, self.head))
+        ]
+        return torch.cat((*found, time), -1)
 
     def _places(self, grid: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
         """Positions (T, D) and rotations (K + T, d / 2, 2) of a grid; the network's own are kept in buffers."""

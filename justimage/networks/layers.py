@@ -153,19 +153,29 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class Modulation(nn.Module):
-    """adaLN (arXiv 2212.09748): the condition c (B, D) -> `parts` tensors (B, 1, D). Zero at initialisation."""
+    """adaLN (arXiv 2212.09748): the condition c (B, D) -> `parts` tensors (B, 1, D). Zero at initialisation.
+
+    told: what `flat` has given for c before, in place of it.
+    """
 
     def __init__(self, width: int, parts: int):
         super().__init__()
         self.parts = parts
         self.linear = nn.Linear(width, parts * width)
 
-    def forward(self, c: Tensor) -> tuple[Tensor, ...]:
-        return self.linear(F.silu(c)).unsqueeze(1).chunk(self.parts, -1)
+    def flat(self, c: Tensor) -> Tensor:
+        """All parts side by side, (B, parts D)."""
+        return self.linear(F.silu(c))
+
+    def forward(self, c: Tensor, told: Tensor | None = None) -> tuple[Tensor, ...]:
+        return (self.flat(c) if told is None else told).unsqueeze(1).chunk(self.parts, -1)
 
 
 class Block(nn.Module):
-    """A transformer block with adaLN-Zero (arXiv 2212.09748): tokens (B, T, D), condition (B, D) -> (B, T, D)."""
+    """A transformer block with adaLN-Zero (arXiv 2212.09748): tokens (B, T, D), condition (B, D) -> (B, T, D).
+
+    told: see `Modulation`.
+    """
 
     def __init__(self, attention: Attention, mlp: nn.Module, norms: tuple[nn.Module, nn.Module], width: int):
         super().__init__()
@@ -174,14 +184,19 @@ class Block(nn.Module):
         self.mlp = mlp
         self.modulation = Modulation(width, 6)
 
-    def forward(self, x: Tensor, c: Tensor, rotation: Tensor | None, mask: Tensor | None = None) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c)
+    def forward(
+        self, x: Tensor, c: Tensor, rotation: Tensor | None, mask: Tensor | None = None, told: Tensor | None = None
+    ) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c, told)
         x = torch.addcmul(x, gate1, self.attention(modulate(self.norm1(x), shift1, scale1), rotation, mask))
         return torch.addcmul(x, gate2, self.mlp(modulate(self.norm2(x), shift2, scale2)))
 
 
 class Head(nn.Module):
-    """Tokens (B, T, D) -> patches (B, T, features). Zero at initialisation, so that the network begins at 0."""
+    """Tokens (B, T, D) -> patches (B, T, features). Zero at initialisation, so that the network begins at 0.
+
+    told: see `Modulation`.
+    """
 
     def __init__(self, norm: nn.Module, width: int, features: int):
         super().__init__()
@@ -189,8 +204,8 @@ class Head(nn.Module):
         self.modulation = Modulation(width, 2)
         self.linear = nn.Linear(width, features)
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        shift, scale = self.modulation(c)
+    def forward(self, x: Tensor, c: Tensor, told: Tensor | None = None) -> Tensor:
+        shift, scale = self.modulation(c, told)
         return self.linear(modulate(self.norm(x), shift, scale))
 
 

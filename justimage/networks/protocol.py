@@ -1,11 +1,12 @@
 """What a network is, and those that configurations on disk refer to by name.
 
 Any nn.Module is a network that maps z (B, C, *S), t (B,) and y to (B, C, *S), and has a frozen `config` with `size`
-and `channels`. Its class names the type of `config` as `Config`. Four more things are used where a network has them:
+and `channels`. Its class names the type of `config` as `Config`. Five more things are used where a network has them:
 
     condition               what y is (see networks.conditions); without it the network is unconditional
     initialise(generator)   fills every parameter and buffer, so that the weights are a function of the seed
     blocks                  the nn.ModuleList that is compiled and checkpointed
+    told(t, y)              (B, N), all that blocks compute from time and condition alone; forward takes it as y["told"]
     beside                  the names of values that it gives on the way to its output, a tuple
 
 A network with names in `beside` gives the values in training mode: (raw, {name: tensor}), each tensor with the batch

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from justimage.execution import check_memory
 from justimage.process import Prediction
 from justimage.samplers import Grid, Predict, Sampling, Step, guided
+from justimage.sampling.ahead import told_ahead
 
 Watch = Callable[[Tensor, Tensor, Prediction], None]  # state z, time t, what the (guided) model predicted there
 
@@ -49,8 +50,12 @@ def draw(
     null = model.null(len(noise), noise.shape[2:], noise.device) if needs_null else None
     if isinstance(y, Tensor) and isinstance(null, dict):  # labels alone are a value too
         y = dict(zip(null, [y], strict=True))
-    predict = guided(model, y, null, sampling.guidance, sampling.interval, sampling.guidance_every)
+
+    def guide(model: Any, y: Any, null: Any) -> Predict:
+        return guided(model, y, null, sampling.guidance, sampling.interval, sampling.guidance_every)
+
     with _evaluating(model):
+        predict = told_ahead(model, y, null, sampling.times(grid)[:-1], guide)
         return sampling.run(predict if watch is None else _wrap(predict, watch), noise, step=step, grid=grid)
 
 

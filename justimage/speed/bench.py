@@ -13,15 +13,16 @@ from justimage.data.arrays import Arrays
 from justimage.data.loader import batches
 from justimage.data.spec import Source
 from justimage.denoiser import Denoiser
-from justimage.execution import device_name
+from justimage.execution import device_name, precision_of
 from justimage.networks.cost import cost_of
 from justimage.networks.layers import MLP, Attention, Modulation, SwiGLU
 from justimage.parallel import Processes
-from justimage.precision import PRECISIONS, probe
+from justimage.precision import SAMPLING_PRECISIONS, probe
 from justimage.process import Prediction
 from justimage.randomness import Purpose, normals, training_noise, uniforms
 from justimage.runs.recipes import Recipe
 from justimage.samplers import PRESETS, Sampling, guided, with_settings
+from justimage.sampling.ahead import told_ahead
 from justimage.sampling.draw import draw
 from justimage.speed.plain import plain, sample_plainly, training_step
 from justimage.speed.timing import Clock, Timed, matmul_peak, peak_memory, timed
@@ -68,7 +69,7 @@ class Peaks:
     @classmethod
     def of(cls, device: torch.device, precisions: set[str]) -> "Peaks":
         """Measured now."""
-        return cls({name: matmul_peak(PRECISIONS[name], device) for name in sorted(precisions)})
+        return cls({name: matmul_peak(SAMPLING_PRECISIONS[name], device) for name in sorted(precisions)})
 
     def row(self, what: str, seconds: Timed, samples: int, flop: float, precision: str) -> Row:
         """With the share of the peak that it reached."""
@@ -207,7 +208,7 @@ def sampling_rows(
     """
     other = plain(model).to(device)
     model = prepare(model, device=device, dtype=dtype)
-    precision = _name(next(model.net.parameters()).dtype)
+    precision = precision_of(model.net)
     peaks = Peaks.of(device, {"float32", precision})
     flop = 2 * cost_of(model.config).multiply_adds
     batch = batch or fitting_batch(2 * flop, peaks.flops[precision], 64)
@@ -219,7 +220,7 @@ def sampling_rows(
 
     rows: dict[str, Callable[[], Any]] = {
         "evaluation": _evaluation(model, y, noise, 1.0),
-        "evaluation, plainly": _evaluation(other, y, noise, 1.0),
+        "evaluation, plainly": _plain_evaluation(other, y, noise),
     }
     if y is not None:
         rows["guided evaluation"] = _evaluation(model, y, noise, sampling.guidance)
@@ -266,9 +267,16 @@ def _made_up_condition(model: Denoiser, batch: int, device: torch.device) -> Any
 
 
 def _evaluation(model: Denoiser, y: Any, noise: Tensor, scale: float) -> Callable[[], Prediction]:
-    null = model.null(len(noise), noise.shape[2:], noise.device)
-    predict = guided(model, y, null, scale)
-    return lambda: predict(noise, torch.tensor(0.5))
+    null = model.null(len(noise), noise.shape[2:], noise.device) if scale != 1 else None
+    t = torch.tensor(0.5)
+    with torch.no_grad():  # as in a sample: what the network makes of the times of the grid is known before
+        predict = told_ahead(model, y, null, t[None], lambda model, y, null: guided(model, y, null, scale))
+    return lambda: predict(noise, t)
+
+
+def _plain_evaluation(model: Denoiser, y: Any, noise: Tensor) -> Callable[[], Prediction]:
+    t = torch.full((len(noise),), 0.5, device=noise.device)
+    return lambda: model(noise, t, y)
 
 
 def _plain_pair(model: Denoiser, y: Any, noise: Tensor, scale: float) -> Callable[[], Tensor]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 
 from justimage.execution import finish
+from justimage.precision import matrix_product
 
 PEAK_LENGTH = {"cuda": 8192}  # of the square matrices whose product is a machine's peak
 SMALL_PEAK_LENGTH = 2048
@@ -46,8 +47,7 @@ def timed(rows: Mapping[str, Callable[[], object]], rounds: int, device: torch.d
 def matmul_peak(dtype: torch.dtype, device: torch.device) -> float:
     """FLOP/s of a large square matrix product: the most that this machine gives."""
     n = PEAK_LENGTH.get(device.type, SMALL_PEAK_LENGTH)
-    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    return 2 * n**3 / timed({"product": lambda: a @ b}, 8, device)["product"].fastest
+    return 2 * n**3 / timed({"product": matrix_product(n, n, n, dtype, device)}, 8, device)["product"].fastest
 
 
 def peak_memory(device: torch.device) -> int:

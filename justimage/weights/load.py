@@ -8,12 +8,13 @@ import torch
 from justimage.data.records import from_plain, known_fields, read_json
 from justimage.data.tables import is_hub_id
 from justimage.denoiser import Denoiser, Scalings
-from justimage.execution import cast_parameters, compile_blocks, compiling_pays, find_device
+from justimage.execution import cast_parameters, compile_blocks, compiling_pays, find_device, precision_of
 from justimage.networks.protocol import NETWORKS, NetworkClass, name_of
 from justimage.precision import fast_dtype
 from justimage.weights.description import Description, assign_tensors, describe, restore_model
 from justimage.weights.folder import CONFIG, read_folder
 from justimage.weights.hub import from_hub
+from justimage.weights.int8 import use_int8
 from justimage.weights.official import load_official, weight_sets_of
 
 
@@ -127,7 +128,8 @@ def load(
     network, preconditioner: the class and the function, where the model was trained with the user's own.
     allow_non_finite: take weights that hold NaN or infinity, which draw nothing.
     device, dtype, compile: by default the accelerator if there is one, bfloat16 where that is faster, and
-    compiled blocks where that pays; dtype=torch.float32, compile=False is the reference.
+    compiled blocks where that pays; dtype=torch.float32, compile=False is the reference. dtype=torch.int8 rounds the
+    linear maps of the blocks (weights.int8), which is fast on CPUs without AMX; such a model can only sample.
 
     Raises ValueError where the source does not exist, is truncated or foreign, does not hold these weights, or holds
     some that are not finite.
@@ -155,7 +157,10 @@ def prepare(
     if dtype is None:  # a network of the user's own need not know of any precision but float32
         dtype = fast_dtype(where) if name_of(model.net) in NETWORKS else torch.float32
     model.to(where).eval()
-    cast_parameters(model.net, dtype)
+    if dtype == torch.int8:
+        use_int8(model.net)
+    else:
+        cast_parameters(model.net, dtype)
     if compiling_pays(model.net, where, dtype) if compile is None else compile:
         compile_blocks(model.net)
     return model
@@ -164,8 +169,11 @@ def prepare(
 def swap_weights(model: Denoiser, source: str | Path, weights: str | None = None) -> Denoiser:
     """Give a loaded model another set of weights of its run or checkpoint, in place; device and precision stay.
 
-    Raises ValueError as `load` does, and where the weights are another network's or mean something else.
+    Raises ValueError as `load` does, and where the weights are another network's or mean something else, or the model
+    is in int8.
     """
+    if precision_of(model.net) == "int8":
+        raise ValueError(f"a model in int8 cannot take other weights; load {source} with dtype=torch.int8 instead")
     path = Path(source)
     if path.is_file():
         other = load_official(path, weights, getattr(model.config, "context_start", None))
