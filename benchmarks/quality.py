@@ -25,13 +25,14 @@ from justimage.evaluation.draws import Draws, draws_of
 from justimage.evaluation.judge import Judge
 from justimage.evaluation.plots import pyplot
 from justimage.evaluation.sweep import Candidate, Halving, Space, Sweep, sweep
+from justimage.precision import SAMPLING_PRECISIONS
 from justimage.samplers import PRESETS
 from justimage.speed.bench import sampling_rows
 from justimage.weights.load import load, weight_sets
 
 STEPS = {"heun": (3, 5, 8, 12), "ab2": (5, 8, 12, 25), "deis": (5, 8, 10, 12, 16, 25)}
 REPEATED = 2  # guidance_every, tried as well with deis
-COMPARED = "fast"  # the preset that is also drawn in float32
+COMPARED = "fast"  # the preset that is also drawn in other precisions
 GUIDANCE = (1.0, 1.25, 1.5, 2.0, 2.5, 3.5)
 INTERVALS = ((0.0, 1.0), (0.1, 1.0))
 
@@ -149,7 +150,7 @@ def curve(run: str, count: int, repeats: int, batch_size: int, before: dict[str,
 def presets(run: str, count: int, repeats: int, batch_size: int, path: Path) -> dict[str, Any]:
     """Every preset: Frechet distances on the same fresh seeds, and how many times faster than `paper` it draws.
 
-    Where this machine does not compute in float32, one of them is drawn in float32 as well.
+    One of them is drawn in float32 and in int8 as well, where this machine does not compute so by itself.
 
     path: where the result goes, and is kept after each distance; the same command goes on from there.
     """
@@ -157,10 +158,12 @@ def presets(run: str, count: int, repeats: int, batch_size: int, path: Path) -> 
     weights = model.training_summary.get("weights", "")
     settings = {name: replace(model.sampling, **said) for name, said in PRESETS.items()}
     precision = str(next(model.net.parameters()).dtype).removeprefix("torch.")
-    models = dict.fromkeys(settings, model)
-    if precision != "float32":
-        exact = f"{COMPARED} in float32"
-        settings[exact], models[exact] = settings[COMPARED], load(run, dtype=torch.float32)
+    models, given = dict.fromkeys(settings, model), dict.fromkeys(settings, "")
+    for name in ("float32", "int8"):
+        if name != precision:
+            other = f"{COMPARED} in {name}"
+            settings[other], models[other] = settings[COMPARED], load(run, dtype=SAMPLING_PRECISIONS[name])
+            given[other] = f" in {name}"
     result: dict[str, Any] = {
         "weights": weights,
         "precision": precision,
@@ -176,7 +179,7 @@ def presets(run: str, count: int, repeats: int, batch_size: int, path: Path) -> 
     each: dict[str, dict[str, float]] = {}
     for k in range(repeats):
         for name, sampling in settings.items():
-            key = f"{json.dumps(asdict(sampling))}{' in float32' * (models[name] is not model)} from {k}"
+            key = f"{json.dumps(asdict(sampling))}{given[name]} from {k}"
             if key not in known:
                 draws = draws_of(model, count, 1_000_000 + k * count, "balanced", source)
                 candidates, once = [Candidate(run, weights, sampling)], Halving(count, first=1.0)

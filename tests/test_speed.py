@@ -31,8 +31,9 @@ from justimage.training.build import build
 from justimage.training.loop import train
 from justimage.training.loss import flow_matching
 from justimage.training.state import TrainingState
+from justimage.weights import load as load_module
 from justimage.weights.int8 import Int8Linear, rounded
-from justimage.weights.load import load, prepare, swap_weights
+from justimage.weights.load import compile_for, load, prepare, swap_weights
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[1]
@@ -418,6 +419,19 @@ def test_compiling_pays_where_there_is_much_to_do(cache, monkeypatch):
         assert not execution.compiling_pays(small, CPU, torch.bfloat16)
         assert not execution.compiling_pays(small, CPU, torch.float32, lambda: 1e13)
         assert execution.compiling_pays(small, CPU, torch.float32, lambda: 1e15) == works
+
+
+def test_drawing_compiles_large_networks_where_there_is_much_to_draw(cache, monkeypatch):
+    monkeypatch.setattr(execution, "compiler_works", lambda: True)
+    monkeypatch.setattr(load_module, "LARGE", 0)
+    monkeypatch.setattr(execution, "LARGE", 0)
+    model = prepare(tiny_model(), device="cpu", dtype=torch.bfloat16)
+    for evaluations, compiled in ((10, False), (10**9, True)):
+        compile_for(model, evaluations)
+        assert all((block._compiled_call_impl is not None) == compiled for block in blocks_of(model.net))
+    exact = prepare(tiny_model(), device="cpu", dtype=torch.float32)
+    compile_for(exact, 10**9)  # fusing gains nothing there
+    assert all(block._compiled_call_impl is None for block in blocks_of(exact.net))
 
 
 def test_without_a_compiler_nothing_is_compiled(cache, monkeypatch):

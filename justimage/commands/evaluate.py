@@ -34,7 +34,7 @@ from justimage.samplers import PRESETS, Preset, Sampling, with_settings
 from justimage.sampling.draw import check_samples
 from justimage.sampling.generate import Samples
 from justimage.sampling.write import file_format, write_facts, writer
-from justimage.weights.load import load
+from justimage.weights.load import compile_for, load
 
 
 @dataclass(frozen=True)
@@ -171,6 +171,7 @@ def _of_model(asked: Evaluate, arguments: Sequence[str], processes: Processes) -
             "weights": asked.weights or model.training_summary.get("weights", ""),
             "weights_hash": hash_of(model),
         }
+        compile_for(model, asked.repeats * asked.count * asked.sampling.evaluations())
         results, pictures = places(asked.out, asked.model)
         names = [name_of(facts["weights_hash"], asked.sampling, judge, draws) for draws in each]
         found: list[Scores] = []

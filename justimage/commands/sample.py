@@ -19,7 +19,7 @@ from justimage.precision import SAMPLING_PRECISIONS
 from justimage.samplers import PRESETS, Preset, Sampling, with_settings
 from justimage.sampling.generate import Samples, generate
 from justimage.sampling.write import FACTS, Sheet, file_format, write_facts, writer
-from justimage.weights.load import load
+from justimage.weights.load import compile_for, load
 
 MOST_SAMPLES = 10_000_000  # of one command: their seeds are kept in memory, and written beside them
 CLASSES_DRAWN = 10  # at most, where none is asked for
@@ -126,6 +126,7 @@ def _draw(asked: Sample, arguments: Sequence[str]) -> int:
     if sampling != asked.sampling and asked.sampling.guidance != model.sampling.guidance:
         raise ValueError(f"guidance is {asked.sampling.guidance}, but these samples are drawn without a condition")
 
+    compile_for(model, len(order.seeds) * sampling.evaluations())
     batches = generate(
         model,
         order.seeds,

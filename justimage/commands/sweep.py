@@ -28,7 +28,7 @@ from justimage.runs.evaluations import BEST
 from justimage.samplers import Sampling
 from justimage.sampling.draw import check_samples
 from justimage.weights.folder import write_sampling
-from justimage.weights.load import find_weights, load, swap_weights, weight_sets
+from justimage.weights.load import compile_for, find_weights, load, swap_weights, weight_sets
 
 SHOWN = 12  # rows of the table
 
@@ -138,6 +138,7 @@ def _sweep(asked: SweepCommand, sets: list[tuple[str, str]], processes: Processe
         check_counts(asked.halving.count, judge.features)
         count = asked.halving.count
         draws = draws_of(model, count, asked.first_seed, asked.labels, given)
+        compile_for(model, count * sum(each.sampling.evaluations() for each in candidates))
         if processes.first:
             say(
                 f"{len(candidates)} candidates: {len(sets)} sets of weights, {len(candidates) // len(sets)} settings; "

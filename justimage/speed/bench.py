@@ -29,7 +29,7 @@ from justimage.speed.timing import Clock, Timed, matmul_peak, peak_memory, timed
 from justimage.training.build import build, initialise
 from justimage.training.loop import train
 from justimage.training.loss import flow_matching
-from justimage.weights.load import prepare
+from justimage.weights.load import compile_for, prepare
 
 PARTS: Mapping[str, tuple[type[nn.Module], ...]] = {
     "attention": (Attention,),
@@ -39,6 +39,7 @@ PARTS: Mapping[str, tuple[type[nn.Module], ...]] = {
 REST = "rest of the network"
 SAMPLES_MADE, CLASSES_MADE = 512, 10  # of random data, where a recipe's are not here
 SHORT_SECONDS = 1.0  # a step that is timed is to take about this long, unless the recipe's whole batch is faster
+MANY = 10**9  # evaluations: what is measured is a long drawing
 LIKELY_SHARE = 0.4  # of the matmul peak, for that guess
 
 
@@ -203,11 +204,12 @@ def sampling_rows(
 ) -> dict[str, Any]:
     """An evaluation with and without the null pass, as the library does it and plainly; whole samples by preset.
 
-    model: not yet prepared; it is, in place. batch: samples drawn at once; 0: as many as take about a second. whole:
-    draw whole samples, in place of adding up evaluations. dtype: as for `prepare`.
+    model: not yet prepared; it is, in place, as for a long drawing. batch: samples drawn at once; 0: as many as take
+    about a second. whole: draw whole samples, in place of adding up evaluations. dtype: as for `prepare`.
     """
     other = plain(model).to(device)
     model = prepare(model, device=device, dtype=dtype)
+    compile_for(model, MANY)
     precision = precision_of(model.net)
     peaks = Peaks.of(device, {"float32", precision})
     flop = 2 * cost_of(model.config).multiply_adds

@@ -8,9 +8,17 @@ import torch
 from justimage.data.records import from_plain, known_fields, read_json
 from justimage.data.tables import is_hub_id
 from justimage.denoiser import Denoiser, Scalings
-from justimage.execution import cast_parameters, compile_blocks, compiling_pays, find_device, precision_of
+from justimage.execution import (
+    LARGE,
+    cast_parameters,
+    compile_blocks,
+    compiling_pays,
+    find_device,
+    precision_of,
+)
+from justimage.networks.cost import cost_of
 from justimage.networks.protocol import NETWORKS, NetworkClass, name_of
-from justimage.precision import fast_dtype
+from justimage.precision import SAMPLING_PRECISIONS, fast_dtype
 from justimage.weights.description import Description, assign_tensors, describe, restore_model
 from justimage.weights.folder import CONFIG, read_folder
 from justimage.weights.hub import from_hub
@@ -127,9 +135,10 @@ def load(
     context_start: the in-context start block of an official checkpoint that does not record it.
     network, preconditioner: the class and the function, where the model was trained with the user's own.
     allow_non_finite: take weights that hold NaN or infinity, which draw nothing.
-    device, dtype, compile: by default the accelerator if there is one, bfloat16 where that is faster, and
-    compiled blocks where that pays; dtype=torch.float32, compile=False is the reference. dtype=torch.int8 rounds the
-    linear maps of the blocks (weights.int8), which is fast on CPUs without AMX; such a model can only sample.
+    device, dtype, compile: by default the accelerator if there is one, bfloat16 where that is faster, and compiled
+    blocks where that pays: on GPUs, and see `compile_for`. dtype=torch.float32, compile=False is the reference;
+    dtype=torch.int8 rounds the linear maps of the blocks (weights.int8), which is fast on CPUs without AMX, and such a
+    model can only sample.
 
     Raises ValueError where the source does not exist, is truncated or foreign, does not hold these weights, or holds
     some that are not finite.
@@ -164,6 +173,19 @@ def prepare(
     if compiling_pays(model.net, where, dtype) if compile is None else compile:
         compile_blocks(model.net)
     return model
+
+
+def compile_for(model: Denoiser, evaluations: int) -> None:
+    """Compile the blocks of a loaded model on a CPU, where so many evaluations of the network are worth it.
+
+    Compiling takes longer than a few samples gain. Small networks gain less than that in drawing any usual number.
+    """
+    small = sum(p.numel() for p in model.net.parameters()) < LARGE
+    if small or model.device.type != "cpu" or name_of(model.net) not in NETWORKS:
+        return
+    dtype = SAMPLING_PRECISIONS[precision_of(model.net)]
+    if compiling_pays(model.net, model.device, dtype, lambda: evaluations * cost_of(model.config).multiply_adds):
+        compile_blocks(model.net)
 
 
 def swap_weights(model: Denoiser, source: str | Path, weights: str | None = None) -> Denoiser:
