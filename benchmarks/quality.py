@@ -22,6 +22,7 @@ from justimage.commands.judging import judge_of, reference_data
 from justimage.data.sources import DataOptions
 from justimage.denoiser import Denoiser
 from justimage.evaluation.draws import Draws, draws_of
+from justimage.evaluation.evaluate import evaluate
 from justimage.evaluation.judge import Judge
 from justimage.evaluation.plots import pyplot
 from justimage.evaluation.sweep import Candidate, Halving, Space, Sweep, sweep
@@ -182,9 +183,9 @@ def presets(run: str, count: int, repeats: int, batch_size: int, path: Path) -> 
             key = f"{json.dumps(asdict(sampling))}{given[name]} from {k}"
             if key not in known:
                 draws = draws_of(model, count, 1_000_000 + k * count, "balanced", source)
-                candidates, once = [Candidate(run, weights, sampling)], Halving(count, first=1.0)
-                found, _ = scored(models[name], judge, draws, candidates, once, batch_size)
-                known[key] = found.best.fd.value
+                scores = evaluate(models[name], judge, draws, sampling=sampling, batch_size=batch_size)
+                assert scores is not None
+                known[key] = scores["fd"].value
                 path.write_text(json.dumps({**result, "each": known}, indent=2) + "\n")
             each.setdefault(name, {})[str(k)] = known[key]
     speed = sampling_rows(model, batch_size, 5, model.device, whole=True)
@@ -264,6 +265,9 @@ def plot(result: dict[str, Any], path: Path) -> None:
     label = f"the paper's 50 Heun steps, {paper['nfe']} evaluations"
     axes.axhline(paper["fd"]["mean"], color="grey", label=label)
     axes.set(xscale="log", yscale="log", xlabel="network evaluations a sample, guided ones twice")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("{x:g}")
     axes.set_ylabel(f"Frechet distance, {result['repeats']} x {result['count']:,} samples")
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=8)

@@ -153,9 +153,14 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def known(path: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Trainings of an earlier call with the same settings."""
-    before = json.loads(path.read_text()) if path.is_file() else {}
-    return before["rows"] if before.get("settings") == settings else []
+    """Trainings of an earlier call with the same settings; those before do not depend on today's share of images."""
+    if not path.is_file():
+        return []
+    earlier = json.loads(path.read_text())
+    theirs, share = earlier["settings"], settings["options"]["share"]
+    same = {**theirs, "options": {**theirs["options"], "share": share}} == settings
+    all_of = theirs["options"]["share"] == share
+    return [row for row in earlier["rows"] if same and (all_of or row["which"] == "before")]
 
 
 def main(options: Options) -> None:

@@ -31,8 +31,8 @@ def error(value: float, by: float) -> str:
 
 def where(told: dict[str, Any]) -> str:
     """The machine of a result."""
-    threads = told["threads"]
-    return f"{told['device']}, {threads} thread{'s' if threads > 1 else ''}, torch {told['torch']}"
+    threads, kept_to = told["threads"], f" {told['kept_to']}" if told.get("kept_to") else ""
+    return f"{told['device']}{kept_to}, {threads} thread{'s' if threads > 1 else ''}, torch {told['torch']}"
 
 
 def benches() -> str:
@@ -63,7 +63,8 @@ def benches() -> str:
         ]
         drawn = "drawn" if told["sampling"]["samples"][0]["whole"] else "added up from evaluations"
         parts.append(
-            f"### {told['what']}, batch {told['sampling']['batch']}\n\n{where(told)} (`{name}.json`).\n\n"
+            f"### {told['what']}, batch {told['sampling']['batch']}, {told['sampling']['rows'][0]['precision']}\n\n"
+            f"{where(told)} (`{name}.json`).\n\n"
             + table(["what", "samples", "ms", "of the matmul peak", "times plain"], rows)
             + (_consists_of(told["training"]["parts"]) if "training" in told else "")
             + f"\n\nWhole samples, {drawn}; an evaluation of the network and one of its null pass count one each:\n\n"

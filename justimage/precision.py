@@ -84,11 +84,16 @@ def probe(device: torch.device) -> list[Product]:
     """What this machine was found to do with each precision; measured once, and kept beside other cached values."""
     threads = f"{torch.get_num_threads()} threads"
     where = f"{device_name(device)}, {device.type}, {threads}, {platform.machine()}, torch {torch.__version__}"
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA")  # instructions that a CPU's products are kept to, if the user says so
-    where += f", at most {limit}" if limit else ""
+    where += f", {kept_to()}" if kept_to() else ""
     # The shape is part of what was measured: another one is another measurement.
     flops = cached(f"matrix products {SHAPE} {LARGE_SHAPE} on {where}", lambda: measure(device))
     return judged(flops)
+
+
+def kept_to() -> str:
+    """The instructions that products on a CPU are kept to, if the user has said so: it is then like an older one."""
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "")
+    return f"kept to {limit}" if limit else ""
 
 
 def judged(flops: dict[str, float | None]) -> list[Product]:

@@ -17,7 +17,7 @@ from justimage.execution import device_name, precision_of
 from justimage.networks.cost import cost_of
 from justimage.networks.layers import MLP, Attention, Modulation, SwiGLU
 from justimage.parallel import Processes
-from justimage.precision import SAMPLING_PRECISIONS, probe
+from justimage.precision import SAMPLING_PRECISIONS, kept_to, probe
 from justimage.process import Prediction
 from justimage.randomness import Purpose, normals, training_noise, uniforms
 from justimage.runs.recipes import Recipe
@@ -83,6 +83,7 @@ def facts(device: torch.device) -> dict[str, Any]:
         "device": device_name(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "kept_to": kept_to(),
         "products": [asdict(each) for each in probe(device)],
     }
 
