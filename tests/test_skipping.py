@@ -3,12 +3,11 @@
 import json
 from dataclasses import replace
 from math import isfinite
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from test_train import ALONE, CONFIG, begin, go_on, waves
+from test_train import CONFIG, begin, go_on, waves
 
 from justimage.data.loader import order
 from justimage.training.loop import NonFiniteLoss, train

@@ -41,9 +41,10 @@ from justimage.runs.recipes import Recipe
 from justimage.runs.saving import Saves, passed, save_all
 from justimage.runs.sinks import Shown, Sink, log_to, note_skipped, progress, unseen, working
 from justimage.runs.snapshots import drop_later
+from justimage.runs.track import Opened, Track, Tracker, numbers_of_scores, numbers_of_tick, tracking
 from justimage.sampling.pictures import save
 from justimage.training.build import build
-from justimage.training.loop import NonFiniteLoss, train
+from justimage.training.loop import NonFiniteLoss, Tick, train
 from justimage.training.loss import Loss, flow_matching
 from justimage.training.settings import Training
 from justimage.training.state import NotFinite, TrainingState, saved_states
@@ -95,13 +96,15 @@ def train_run(
     network: NetworkClass | None = None,
     preconditioner: Scalings | None = None,
     sinks: Sequence[Sink] = (),
+    track: Sequence[Tracker] = (),
     changed: Sequence[str] = (),
 ) -> TrainingState:
     """Train in a run folder, from where it stands to the end of the recipe. Returns the state at the end.
 
     processes: this one alone, on the best device, by default. data: where the source was found, for recipe.json. loss:
     makes the loss of (model, recipe.training); network, preconditioner: the class and the function, where they are the
-    user's own. sinks: get each tick, as the log and the progress bar do. changed: settings of the optimizer
+    user's own. sinks: get each tick, as the log and the progress bar do. track: trackers (`track.TRACKERS`), which get
+    ticks, evaluations and grids. changed: settings of the optimizer
     (`folder.CHANGEABLE`) that a run in the folder is meant to go on with; recipe.json records each, and from where on.
 
     Raises ValueError, before anything is written, where the folder holds something else or another process writes it;
@@ -144,7 +147,9 @@ def train_run(
             if (folder / RESULTS).is_file():  # read now: `jit evaluate` may have added to it meanwhile
                 write_text(folder / RESULTS, log_until(folder / RESULTS, state.nimg, others=True))
         if state.nimg < recipe.training.duration_nimg or evaluations is not None:
-            _train_and_keep(recipe, source, folder, state, value, evaluations, console, minutes, sinks)
+            opened, trackers = Opened(folder, facts, state.nimg), track if processes.first else ()
+            with tracking(trackers, opened, lambda text: console.print(text, markup=False, soft_wrap=True)) as tracked:
+                _train_and_keep(recipe, source, folder, state, value, evaluations, console, minutes, sinks, tracked)
         return state
 
 
@@ -158,6 +163,7 @@ def _train_and_keep(
     console: Console,
     minutes: float | None,
     sinks: Sequence[Sink],
+    track: Track,
 ) -> None:
     """Train, and keep in the folder what the recipe's report asks for."""
     report, total, first = recipe.report, recipe.training.duration_nimg, state.processes.first
@@ -170,7 +176,16 @@ def _train_and_keep(
             seed, size = recipe.training.seed, recipe.training.batch_size
             note_skipped(folder / SKIPPED, skipped, size, lambda positions: indices_at(source, seed, positions))
 
-        listening = [log_to(folder / LOG), shown.tick, lambda tick: note(tick.skipped), *sinks] if first else []
+        def follow(tick: Tick) -> None:
+            note(tick.skipped)
+            track(tick.nimg, numbers_of_tick(tick), {})
+
+        listening = [log_to(folder / LOG), shown.tick, follow, *sinks] if first else []
+
+        def evaluate(evaluations: Evaluations) -> None:
+            scores = evaluations(state, stop, shown.work, console)
+            if scores is not None:
+                track(state.nimg, numbers_of_scores(scores), {})
 
         def stop() -> bool:
             return bool(caught) or (deadline is not None and time.monotonic() > deadline)
@@ -188,7 +203,7 @@ def _train_and_keep(
         try:
             if evaluations is not None and evaluations.due(state.nimg):  # the run was stopped before it
                 with _failing_together(state.processes):
-                    evaluations(state, stop, shown.work, console)
+                    evaluate(evaluations)
             for tick in ticks:
                 last = tick.stopping or tick.nimg >= total
                 drawing = last or passed(before, tick.nimg, report.sample_nimg)
@@ -204,11 +219,12 @@ def _train_and_keep(
                         dtype = recipe.training.dtype(state.model.device)
                         image = preview(state, source.spec, report.preview_steps, dtype)
                         save(image, folder / "samples" / f"{tick.nimg:09d}.png")
+                        track(tick.nimg, {}, {"samples": image})
                     saves(due)
                     if last or evaluating:
                         saves.write.wait()
                     if evaluations is not None and evaluating:
-                        evaluations(state, stop, shown.work, console)
+                        evaluate(evaluations)
                 if tick.stopping:
                     raise Stopped
                 before = tick.nimg
@@ -287,7 +303,7 @@ def _how_to_go_on(state: TrainingState, folder: Path, recipe: Recipe, error: Exc
             lines = [f"The state at nimg = {state.nimg:,} {unfit}: remove {' and '.join(map(str, same))}"]
         lines[0] += f"; the last good one is {good[-1]}" if good else "; there is no earlier one: a run begins anew"
     if isinstance(error, NonFiniteLoss):
-        lines.append(f"jit replay {folder} {error.nimg} runs the first of these steps again: which sample, which module")
+        lines.append(f"jit replay {folder} {error.nimg} says which sample and which module of the first one it was")
     if isinstance(error, NonFiniteLoss | NotFinite):
         clip = "" if 0 < recipe.training.clip_norm <= 1 else " --training.clip-norm 1"
         names = "training.lr" + (" training.clip-norm" if clip else "")

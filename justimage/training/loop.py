@@ -99,7 +99,7 @@ def train(
         pinned=processes.device.type == "cuda",
     )
     meter, row = _Meter(processes.device), ()
-    masks, dtype = _draws_masks(model.net), config.dtype(processes.device)
+    masks, dtype = draws_masks(model.net), config.dtype(processes.device)
     state.runner.train()
     while state.nimg < config.duration_nimg:
         began = state.nimg
@@ -107,7 +107,7 @@ def train(
             batch = _next_batch(reader, state)
         if masks:  # a function of the position, but, unlike the other draws, also of the process
             torch.manual_seed(key(config.seed, Purpose.DROPOUT, batch.positions.start))
-        norm, losses = _gradients(state, batch, loss, config, dtype)
+        norm, losses = gradients(state, batch, loss, config, dtype)
         bad = ~torch.isfinite(norm)
         meter.add(began, losses, norm, bad)
         lr = _update(state, config, bad)
@@ -138,7 +138,7 @@ def _next_batch(reader: Generator[Batch, None, None], state: TrainingState) -> B
     return batch
 
 
-def _gradients(
+def gradients(
     state: TrainingState, batch: Batch, loss: Loss, config: Training, dtype: torch.dtype
 ) -> tuple[Tensor, list[Part]]:
     """Leave the gradients of a batch in the parameters, clipped; returns their norm before, and each part's losses."""
@@ -190,7 +190,7 @@ def _update(state: TrainingState, config: Training, bad: Tensor) -> float:
     return lr
 
 
-def _draws_masks(net: nn.Module) -> bool:
+def draws_masks(net: nn.Module) -> bool:
     """Whether a network draws random numbers in training: dropout of features, or of attention probabilities."""
     rates = (
         getattr(module, "drop_scores", 0) or (isinstance(module, nn.Dropout) and module.p) for module in net.modules()
