@@ -1,17 +1,27 @@
 """Steps whose loss or gradient is not finite: skipped, counted, written down, replayed; and when a run stops."""
 
+import io
 import json
 from dataclasses import replace
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from test_train import CONFIG, begin, go_on, waves
+from conftest import jit_here, small_config
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+from test_run import TINY, tiny_data
+from test_train import ALONE, CONFIG, begin, go_on, waves
 
+import justimage as ji
 from justimage.data.loader import order
+from justimage.runs.replay import Found, replay, watched_step
+from justimage.runs.run import Failed, train_run
 from justimage.training.loop import NonFiniteLoss, train
 from justimage.training.loss import Losses, flow_matching
+from justimage.training.state import saved_states
 
 NAN, INF = float("nan"), float("inf")
 
@@ -89,3 +99,201 @@ def test_so_many_in_a_row_stop_the_run_whatever_the_ticks(tick_nimg):
     assert list(stopped.value.indices) == list(order(config.seed, range(64, 80), len(source)))
     assert [*seen, *stopped.value.skipped] == [16, 32, 64, 80, 96]
     state.check_finite()
+
+
+def recipe_of_waves(**settings):
+    """A run of the small network on the waves, and how often it saves."""
+    training = {"ema_start_nimg": 32, "most_skipped": 3, **settings}
+    network = small_config((8, 8), channels=2, num_classes=2)
+    report = ji.Report(tick_nimg=16, sample_nimg=10_000, save_nimg=48, preview_steps=1)
+    return ji.Recipe(network, replace(CONFIG, **training), report=report)
+
+
+AT: dict[int, float] = {}  # what the loss below does, by position
+
+
+def poisoned_loss(model, config):
+    """As a user would write one: recipe.json names it."""
+    return poisoned(model, config, AT)
+
+
+def train_poisoned(folder: Path, source, recipe, at: dict[int, float]) -> str:
+    """Train a run with this loss; what is printed."""
+    AT.clear()
+    AT.update(at)
+    console = Console(file=io.StringIO(), width=200)
+    train_run(recipe, source, folder, processes=ALONE, console=console, loss=poisoned_loss)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_run_writes_down_what_it_skips_and_resumes_to_the_same(tmp_path):
+    """skipped.jsonl has the batch's positions and samples, once each, also where a kill cuts the run; the weights of a
+    resumed run with skipped steps are those of an unbroken one."""
+    source, recipe = waves(), recipe_of_waves()
+    at = {50: NAN, 100: INF}
+    out = train_poisoned(tmp_path / "whole", source, recipe, at)
+    assert "skipped 1 step with a loss or gradient that is not finite (nimg 48; skipped.jsonl)" in out
+    assert out.count("skipped 1 step") == 2
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "skipped.jsonl").open()]
+    assert [(line["nimg"], line["positions"]) for line in lines] == [(48, [48, 63]), (96, [96, 111])]
+    for line in lines:
+        expected = order(CONFIG.seed, range(line["nimg"], line["nimg"] + 16), len(source))
+        assert line["indices"] == expected.tolist()
+    log = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").open()]
+    assert [line["skipped"] for line in log if line["skipped"]] == [[48], [96]]
+
+    with pytest.raises(ZeroDivisionError):  # in place of a kill, after a line for the second one was written
+
+        def broken(tick) -> None:
+            if tick.nimg == 128:
+                raise ZeroDivisionError
+
+        train_run(recipe, source, tmp_path / "cut", processes=ALONE, loss=poisoned_loss, sinks=[broken])
+    assert [int(path.name) for path in saved_states(tmp_path / "cut" / "state")] == [48, 96]
+    train_poisoned(tmp_path / "cut", source, recipe, at)
+    again = [json.loads(line) for line in (tmp_path / "cut" / "skipped.jsonl").open()]
+    assert [line["indices"] for line in again] == [line["indices"] for line in lines]
+    whole, cut = (load_file(tmp_path / run / "state" / "000000160" / "state.safetensors") for run in ("whole", "cut"))
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_a_run_stops_with_its_last_good_state(tmp_path):
+    """After so many in a row: nothing that was saved before is replaced, and the message says where the good state is
+    and how to look at the step."""
+    source, recipe = waves(), recipe_of_waves()
+    with pytest.raises(Failed, match="starts at nimg = 64, and in 3 in a row") as failed:
+        train_poisoned(tmp_path / "r", source, recipe, dict.fromkeys((64, 80, 96), NAN))
+    message = str(failed.value)
+    assert [int(path.name) for path in saved_states(tmp_path / "r" / "state")] == [48, 96]
+    assert f"remove {tmp_path / 'r' / 'state' / '000000096'}; the last good one is" in message
+    assert f"{tmp_path / 'r' / 'state' / '000000048'}" in message
+    assert f"jit replay {tmp_path / 'r'} 64" in message
+    assert [json.loads(line)["nimg"] for line in (tmp_path / "r" / "skipped.jsonl").open()] == [64, 80, 96]
+    recipe = replace(recipe, training=replace(recipe.training, most_skipped=8))  # changes no number, so it may differ
+    train_poisoned(tmp_path / "r", source, recipe, dict.fromkeys((64, 80, 96), NAN))
+    assert [int(path.name) for path in saved_states(tmp_path / "r" / "state")][-1] == 160
+
+
+def test_replay_makes_the_very_step_again(tmp_path):
+    """From the newest state before it: the samples that are not finite, and where; the run stays as it is."""
+    source, recipe = waves(), recipe_of_waves()
+    at = {85: NAN, 90: INF}
+    train_poisoned(tmp_path / "r", source, recipe, at)
+    before = {path: path.read_bytes() for path in (tmp_path / "r").rglob("*") if path.is_file()}
+    found = replay(tmp_path / "r", 80, source, processes=ALONE, loss=poisoned_loss)
+    assert (found.began_at, found.finite) == (48, False)
+    assert found.place == "the loss, after a network that is finite"
+    indices = order(CONFIG.seed, range(80, 96), len(source))
+    assert [(each.position, each.index) for each in found.samples] == [(85, indices[5]), (90, indices[10])]
+    assert [each.y for each in found.samples] == [{"labels": source.y[i]} for i in (indices[5], indices[10])]  # type: ignore[index]
+    fine = replay(tmp_path / "r", 64, source, processes=ALONE, loss=poisoned_loss)
+    log = {line["nimg"]: line for line in map(json.loads, (tmp_path / "r" / "log.jsonl").open())}
+    assert (fine.finite, fine.place, fine.samples) == (True, "", ())
+    assert (fine.loss, fine.grad_norm) == (log[80]["loss"], log[80]["grad_norm"])  # the very step, to the bit
+    assert {path: path.read_bytes() for path in (tmp_path / "r").rglob("*") if path.is_file()} == before
+    for nimg, message in [
+        (85, "no step .* begins at nimg = 85: the nearest one begins at 80; those .* at 80"),
+        (160, "144"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            replay(tmp_path / "r", nimg, source, processes=ALONE, loss=poisoned_loss)
+    with pytest.raises(ValueError, match=r"trained with the loss .*poisoned_loss, which only Python code can give"):
+        replay(tmp_path / "r", 80, source, processes=ALONE)
+
+
+def watched(state, source, config, loss=None):
+    return watched_step(state, source, loss or flow_matching(state.model, config), config, Found(state.nimg, 0))
+
+
+class Odd(torch.nn.Module):
+    """x, and for the samples at these rows something whose value or gradient is not finite."""
+
+    def __init__(self, rows: list[int], backward: bool):
+        super().__init__()
+        self.rows, self.backward = rows, backward
+
+    def forward(self, x):
+        scale = torch.ones(len(x))
+        scale[self.rows] = 0.0
+        scale = scale.view(-1, *[1] * (x.ndim - 1))
+        if self.backward:  # the root of 0 is 0, and its gradient is not finite
+            return x + ((x * scale).abs()).sqrt() * 0
+        return x / scale
+
+
+@pytest.mark.parametrize("microbatch", [0, 6])
+@pytest.mark.parametrize("backward", [False, True])
+def test_the_module_and_the_samples_are_named(backward, microbatch):
+    source, config = waves(), replace(CONFIG, microbatch=microbatch)
+    state = begin(source, config)
+    head = state.model.net.head
+    state.model.net.head = Before(Odd([3, 5], backward), head)
+    found = watched(state, source, config)
+    assert not found.finite
+    wanted = [3, 5, 9, 11] if microbatch else [3, 5]  # rows of each part
+    assert [each.position for each in found.samples] == wanted
+    if backward:
+        assert isfinite(found.loss)
+        assert "the backward pass from" in found.place
+        assert ", to blocks.1" in found.place
+        assert "SqrtBackward0" in found.operation
+    else:
+        assert found.place == "head.odd (Odd)"
+
+
+class Before(torch.nn.Module):
+    """One module, and then another."""
+
+    def __init__(self, odd: torch.nn.Module, then: torch.nn.Module):
+        super().__init__()
+        self.odd, self.then = odd, then
+
+    def forward(self, x, *rest):
+        return self.then(self.odd(x), *rest)
+
+
+def test_a_step_that_overflows_only_as_a_sum_says_so():
+    source, config = waves(), CONFIG
+    state = begin(source, config)
+    inner = flow_matching(state.model, config)
+
+    def large(predict, x, y, positions):
+        losses = inner(predict, x, y, positions)
+        return Losses(losses.total - losses.total.detach() + 1e38, losses.terms)
+
+    found = watched(state, source, config, large)
+    assert not found.finite
+    assert found.samples == ()
+    assert found.place == ""
+
+
+def test_the_command_names_the_samples_of_a_class_that_overflows(tmp_path, monkeypatch, capsys):
+    """A row of the table of classes is made huge in a state: its samples are named, the others not."""
+
+    def here(*words: str) -> tuple[int, str]:
+        code = jit_here(*words, cwd=tmp_path, monkeypatch=monkeypatch)
+        return code, "".join(capsys.readouterr())
+
+    words = ["train", "mnist-demo", *tiny_data(tmp_path), *TINY, "--training.duration-nimg", "960", "--run", "r"]
+    words += ["--report.save-nimg", "64", "--report.tick-nimg", "64", "--training.precision", "float32"]
+    words += ["--training.schedule", "constant", "--training.most-skipped", "4"]
+    assert here(*words, "--training.duration-nimg", "128")[0] == 0
+    place = saved_states(tmp_path / "r" / "state")[-1] / "state.safetensors"
+    tensors = load_file(place)
+    (table,) = [name for name in tensors if name.startswith("net/") and name.endswith("table")]
+    tensors[table][1] = 3e38
+    save_file(tensors, place)
+    code, out = here(*words)
+    assert code == 1
+    assert "jit replay r 128 says which sample" in out
+    code, out = here("replay", "r", "128", "--device", "cpu")
+    assert code == 0, out
+    assert "the step at nimg = 128, from the state at nimg = 128: loss nan" in out
+    assert "not finite first in: " in out
+    named = [line for line in out.splitlines() if "labels" in line]
+    assert named
+    assert all("labels 1" in line for line in named)
+    code, out = here("replay", "r", "130")
+    assert (code, "no step of r begins at nimg = 130: the nearest one begins at 128" in out) == (2, True), out
+    code, out = here("replay", "nowhere", "0")
+    assert (code, "nowhere does not exist, or holds no run" in out) == (2, True), out

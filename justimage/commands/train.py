@@ -16,6 +16,8 @@ from justimage.runs.recipes import RECIPES, Recipe
 from justimage.runs.run import Failed, Interrupted, hold_run, train_run
 from justimage.runs.track import TRACKERS
 
+Named = Literal["tensorboard", "wandb", "trackio"]
+
 
 @dataclass(frozen=True)
 class Train:
@@ -33,9 +35,7 @@ class Train:
     """Settings with which a run is meant to go on from its last state, where they differ from those it was begun with:
     of training.lr, training.clip-norm, .weight-decay, .betas, .warmup-nimg, .schedule, .duration-nimg. recipe.json
     records each change; afterwards the new settings are the run's, and need no --changed."""
-    track: Annotated[
-        tuple[Literal["tensorboard", "wandb", "trackio"], ...], tyro.conf.arg(metavar="[TRACKER ...]")
-    ] = ()
+    track: Annotated[tuple[Named, ...], tyro.conf.arg(metavar="[TRACKER ...]")] = ()
     """Show numbers, evaluations and grids in tensorboard, wandb or trackio as well (extra `track`)."""
     device: Annotated[str | None, tyro.conf.arg(metavar="DEVICE")] = None
     """cpu, cuda, ...; the accelerator by default, if there is one."""

@@ -245,8 +245,8 @@ class _Watch:
             called = f"{name or 'the network'} ({type(module).__name__})"
             outer = name.rpartition(".")[0] or "the network"
 
-            def taken(_: Any, given: Any, called: str = called, outer: str = outer) -> None:
-                self._note(f"{outer}, before {called} is called", list(_tensors(given)))
+            def taken(_: Any, given: Any, named: Any, called: str = called, outer: str = outer) -> None:
+                self._note(f"{outer}, before {called} is called", [*_tensors(given), *_tensors(named)])
 
             def made(_: Any, __: Any, output: Any, called: str = called) -> None:
                 self._note(called, list(_tensors(output)))
@@ -255,7 +255,7 @@ class _Watch:
                     if each.requires_grad:
                         each.register_hook(lambda g, start=start: self._gradient(called, g, start))
 
-            handles += [module.register_forward_pre_hook(taken), module.register_forward_hook(made)]
+            handles += [module.register_forward_pre_hook(taken, with_kwargs=True), module.register_forward_hook(made)]
         try:
             yield
         finally:
