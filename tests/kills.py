@@ -3,8 +3,9 @@
     python tests/kills.py --train 50 --beside 50 --pack 20 --sample 20
 
 train: saved at every step, killed as often as asked, and continued: states, weights, milestones and snapshots equal
-those of an unbroken run to the bit. beside: the same with saves in a thread, beside training, as on a GPU. pack: the same bytes as an unbroken one. sample: whole PNGs only. None leaves anything behind. A kill lands
-inside of a save where a temporary name is seen in the folder at the moment of the kill.
+those of an unbroken run to the bit. beside: the same with saves in a thread, beside training, as on a GPU. pack: the
+same bytes as an unbroken one. sample: whole PNGs only. None leaves anything behind. A kill lands inside of a save where
+a temporary name is seen in the folder at the moment of the kill.
 """
 
 import argparse
@@ -43,8 +44,8 @@ for line in sys.stdin:
 """
 TRAIN = (
     "train mnist-demo --network.width 256 --network.depth 2 --network.heads 2 --network.context-start 1 --device cpu "
-    "--training.batch-size 8 --training.ema-decays 0.9 --training.ema-stds 0.1 --report.tick-nimg 8 --report.save-nimg 8 "
-    "--report.sample-nimg 1000000 --report.preview-steps 1 --report.evaluate-nimg 0 "
+    "--training.batch-size 8 --training.ema-decays 0.9 --training.ema-stds 0.1 --report.tick-nimg 8 "
+    "--report.save-nimg 8 --report.sample-nimg 1000000 --report.preview-steps 1 --report.evaluate-nimg 0 "
     "--data-options.workers 1"
 )
 KEPT = ("state/", "weights/", "snapshots/")
