@@ -52,9 +52,9 @@ def test_in_a_thread_the_same_is_kept(tmp_path, monkeypatch):
     run_of_waves(tmp_path / "now", **EVERYTHING, keep_states=1)
     slowly, moved = saving.keep, threading.Event()
 
-    def keep(contents, folder, due, keep_states) -> None:
+    def keep(*arguments) -> None:
         assert moved.wait(30)
-        slowly(contents, folder, due, keep_states)
+        slowly(*arguments)
 
     def tick(tick: Tick) -> None:  # what is due at 48 and 144 is written when the next step is over
         moved.set() if tick.nimg % 32 == 0 else moved.clear()
@@ -71,10 +71,10 @@ def test_training_goes_on_while_a_save_is_written(tmp_path, monkeypatch):
     seen: list[int] = []
     later, real = threading.Event(), saving.keep
 
-    def keep(contents, folder, due, keep_states) -> None:
+    def keep(contents, *rest) -> None:
         if contents.nimg == 48:
             assert later.wait(30), "training waits for the save"
-        real(contents, folder, due, keep_states)
+        real(contents, *rest)
 
     def tick(tick: Tick) -> None:
         seen.append(tick.nimg)

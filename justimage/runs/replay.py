@@ -227,7 +227,7 @@ class _Watch:
         """The same loss, noted down."""
 
         def noted(predict: nn.Module, x: Tensor, y: Any, positions: range) -> Losses:
-            self._start = len(self.losses)
+            self._start, self._finite = len(self.losses), "the loss"
             if not x.isfinite().all():
                 self._note("the data, as the model sees them", [x])
             losses = inner(predict, x, y, positions)
@@ -264,15 +264,20 @@ class _Watch:
 
     def _note(self, place: str, tensors: Sequence[Tensor]) -> None:
         bad = [tensor for tensor in tensors if not tensor.isfinite().all()]
-        if bad and self.seen is None:
-            self.seen = place, _rows(bad, self._start)
+        if bad:
+            self._see(place, _rows(bad, self._start))
 
     def _gradient(self, called: str, gradient: Tensor, start: int) -> None:
         if gradient.isfinite().all():
             self._finite = called
-        elif self.seen is None:
+        else:
             place = f"the backward pass from {self._finite}, whose gradient is finite, to {called}"
-            self.seen = place, _rows([gradient], start)
+            self._see(place, _rows([gradient], start))
+
+    def _see(self, place: str, rows: list[int]) -> None:
+        """Remember the first place, and its samples of all parts of the batch."""
+        if self.seen is None or self.seen[0] == place:
+            self.seen = place, sorted({*rows, *(self.seen[1] if self.seen else ())})
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:

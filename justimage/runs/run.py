@@ -175,6 +175,7 @@ def _train_and_keep(
         def note(skipped: Iterable[int]) -> None:
             seed, size = recipe.training.seed, recipe.training.batch_size
             note_skipped(folder / SKIPPED, skipped, size, lambda positions: indices_at(source, seed, positions))
+            saves.skipped_nimg = max(skipped, default=saves.skipped_nimg)
 
         def follow(tick: Tick) -> None:
             note(tick.skipped)

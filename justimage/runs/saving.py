@@ -4,6 +4,7 @@ Where training runs on an accelerator, a save costs it the time of a copy into m
 which both would share, it is written at once.
 """
 
+import json
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from justimage.disk import check_room, write_tensors, writing
 from justimage.parallel import any_of
+from justimage.runs.folder import SKIPPED
 from justimage.runs.recipes import Report
 from justimage.runs.snapshots import snapshot_path
 from justimage.training.loop import Tick
@@ -48,6 +50,12 @@ class Contents(NamedTuple):
     data: str
 
 
+def last_skipped(path: Path) -> int | None:
+    """Where the last step began that a run has skipped, by its skipped.jsonl; None where there was none."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return json.loads(lines[-1])["nimg"] if lines else None
+
+
 def passed(before: int, nimg: int, interval: int) -> bool:
     """Whether a multiple of the interval lies in (before, nimg]; 0: there is none."""
     return interval > 0 and nimg // interval > before // interval
@@ -61,6 +69,7 @@ class Saves:
         self.snapshot_nimg = report.snapshot_nimg or max(duration_nimg // SNAPSHOTS_OF_A_RUN, 1)
         self.duration_nimg = duration_nimg
         self.saved_at = time.monotonic()
+        self.skipped_nimg = last_skipped(folder / SKIPPED)
         self.write = Writer(overlaps(state.processes.device) and state.processes.first)
 
     def due(self, before: int, tick: Tick, *, save: bool) -> Due:
@@ -89,7 +98,7 @@ class Saves:
 
             def job() -> None:
                 complete()
-                keep(contents, self.folder, due, self.report.keep_states)
+                keep(contents, self.folder, due, self.report.keep_states, self.skipped_nimg)
 
             self.write(job)
 
@@ -165,8 +174,10 @@ def contents_of(state: TrainingState, data: str) -> Contents:
     return Contents(state.nimg, state.tensors(), describe(state.model), state.ema.called, averaged, data)
 
 
-def keep(contents: Contents, folder: Path, due: Due, keep_states: int) -> None:
+def keep(contents: Contents, folder: Path, due: Due, keep_states: int, skipped_nimg: int | None = None) -> None:
     """Write what is due. The state last: a run that has a state has its weights and the snapshots up to it.
+
+    skipped_nimg: a step that was skipped; the newest state before it stays, from which `jit replay` comes to it.
 
     Raises Unwritten: where the disk has no room for all of it, before anything is written.
     """
@@ -185,7 +196,7 @@ def keep(contents: Contents, folder: Path, due: Due, keep_states: int) -> None:
         write_folder(place, tensors, {**contents.description, "training": summary})
     if due.save:
         write_state(folder / "state", nimg, contents.tensors, milestone=due.milestone)
-        keep_newest(folder / "state", keep_states)
+        keep_newest(folder / "state", keep_states, skipped_nimg)
 
 
 def _weights(contents: Contents) -> dict[str, dict[str, Tensor]]:

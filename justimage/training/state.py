@@ -168,8 +168,10 @@ def saved_states(folder: Path) -> list[Path]:
     return sorted(complete, key=lambda path: int(path.name))
 
 
-def keep_newest(folder: Path, count: int) -> None:
-    """Remove all but the newest states, and milestones."""
-    for old in saved_states(folder)[:-count]:
-        if not (old / MILESTONE).exists():
+def keep_newest(folder: Path, count: int, before: int | None = None) -> None:
+    """Remove all but the newest states, milestones, and the newest one up to `before`, if that is given."""
+    states = saved_states(folder)
+    wanted = [place for place in states if before is not None and int(place.name) <= before][-1:]
+    for old in states[:-count]:
+        if old not in wanted and not (old / MILESTONE).exists():
             discard(old)
