@@ -265,7 +265,7 @@ def test_a_step_that_overflows_only_as_a_sum_says_so():
     found = watched(state, source, config, large)
     assert not found.finite
     assert found.samples == ()
-    assert found.place == ""
+    assert found.place == "the sum of the loss over the batch"
 
 
 def test_the_command_names_the_samples_of_a_class_that_overflows(tmp_path, monkeypatch, capsys):

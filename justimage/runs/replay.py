@@ -219,6 +219,7 @@ class _Watch:
     """The first place that is not finite, and in which samples of the batch."""
     _start: int = 0  # of the part of the batch that is on its way
     _finite: str = "the loss"  # what was the last to have a gradient that is finite
+    _loss_is_finite: bool = True  # otherwise no gradient is, and says nothing
 
     def first(self) -> tuple[str, list[int]]:
         return self.seen or ("", [])
@@ -233,6 +234,9 @@ class _Watch:
             losses = inner(predict, x, y, positions)
             self.losses += losses.total.detach().float().tolist()
             self._note("the loss, after a network that is finite", [losses.total.detach()])
+            self._loss_is_finite = bool(losses.total.detach().sum().isfinite())
+            if not self._loss_is_finite:
+                self._see("the sum of the loss over the batch", [])
             return losses
 
         return noted
@@ -268,6 +272,8 @@ class _Watch:
             self._see(place, _rows(bad, self._start))
 
     def _gradient(self, called: str, gradient: Tensor, start: int) -> None:
+        if not self._loss_is_finite:
+            return
         if gradient.isfinite().all():
             self._finite = called
         else:
