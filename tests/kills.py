@@ -10,6 +10,7 @@ a temporary name is seen in the folder at the moment of the kill.
 
 import argparse
 import contextlib
+import json
 import os
 import random
 import shutil
@@ -48,7 +49,7 @@ TRAIN = (
     "--report.save-nimg 8 --report.sample-nimg 1000000 --report.preview-steps 1 --report.evaluate-nimg 0 "
     "--data-options.workers 1"
 )
-KEPT = ("state/", "weights/", "snapshots/")
+KEPT_BY_A_RUN = ("state/", "weights/", "snapshots/")
 
 
 class Commands:
@@ -119,8 +120,13 @@ def unfinished(folder: Path) -> list[Path]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder, hidden ones too."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Every file of a folder, hidden ones too; of tensors with the fields of their header in order, as any may come."""
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for path, content in found.items():
+        if path.endswith(".safetensors"):
+            begin = 8 + int.from_bytes(content[:8], "little")
+            found[path] = json.dumps(json.loads(content[8:begin]), sort_keys=True).encode() + content[begin:]
+    return found
 
 
 def killed_again_and_again(commands: Commands, command: str, out: Path, kills: int, longest: float) -> int:
@@ -148,7 +154,7 @@ def train(commands: Commands, kills: int) -> int:
     commands.start(f"{command} whole")
     assert commands.end() == 0
     ends = [
-        {path: found for path, found in contents(commands.folder / run).items() if path.startswith(KEPT)}
+        {path: found for path, found in contents(commands.folder / run).items() if path.startswith(KEPT_BY_A_RUN)}
         for run in ("whole", "killed")
     ]
     assert f"state/{until:09d}/state.safetensors" in ends[0]

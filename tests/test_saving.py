@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import jit_here, small_config
+from kills import KEPT_BY_A_RUN, contents
 from rich.console import Console
 from test_run import TINY, tiny_data
 from test_train import ALONE, CONFIG, waves
@@ -34,13 +35,7 @@ def run_of_waves(folder: Path, *, sinks=(), stds=(0.1, 0.2), console=None, **rep
 
 def kept(folder: Path) -> dict[str, bytes]:
     """What a run has kept, but for its log."""
-    parts = ("state", "weights", "snapshots")
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for part in parts
-        for path in (folder / part).rglob("*")
-        if path.is_file()
-    }
+    return {path: content for path, content in contents(folder).items() if path.startswith(KEPT_BY_A_RUN)}
 
 
 def states(folder: Path) -> list[int]:

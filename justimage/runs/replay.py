@@ -89,7 +89,7 @@ def recipe_of(facts: dict[str, Any], where: str, network: NetworkClass | None = 
         if name == "training":
             values = {**values, "times": from_plain(LogitNormal, times, where, "recipe.training.times")}
         made[name] = from_plain(part, values, where, f"recipe.{name}")
-    names = ("prediction", "preconditioner", "noise_scale", "t_eps")
+    names = ("prediction", "preconditioner", "noise_scale", "t_eps", "default_data")
     return Recipe(**made, **{name: plain[name] for name in names if name in plain})
 
 
