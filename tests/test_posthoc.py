@@ -226,7 +226,10 @@ def test_ema_pytorch_reconstructs_the_same(tmp_path):
     less the longer one trains.
     """
     ema_pytorch = pytest.importorskip("ema_pytorch")
-    from ema_pytorch.post_hoc_ema import sigma_rel_to_gamma, solve_weights
+    from ema_pytorch.post_hoc_ema import (  # pyright: ignore[reportMissingImports]
+        sigma_rel_to_gamma,
+        solve_weights,
+    )
 
     stds, wanted, steps, between = (0.05, 0.1), 0.08, 1600, 50
     torch.manual_seed(0)

@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from math import isfinite
 from pathlib import Path
@@ -298,3 +301,41 @@ def test_the_command_names_the_samples_of_a_class_that_overflows(tmp_path, monke
     assert (code, "no step of r begins at nimg = 130: the nearest one begins at 128" in out) == (2, True), out
     code, out = here("replay", "nowhere", "0")
     assert (code, "nowhere does not exist, or holds no run" in out) == (2, True), out
+
+
+ONE_OF_TWO = """
+import sys, torch
+sys.path.insert(0, sys.argv[1])
+torch.set_num_threads(1)
+from safetensors.torch import save_file
+from justimage.parallel import join, leave
+from justimage.training.loop import train
+from test_skipping import BAD_IN_ONE, poisoned
+from test_train import CONFIG, CPU, begin, waves
+processes = join(CPU)
+source = waves()
+state = begin(source, CONFIG, processes)
+ticks = list(train(state, source, poisoned(state.model, CONFIG, BAD_IN_ONE), CONFIG, tick_nimg=160))
+assert ticks[-1].skipped == (32, 96), ticks
+if processes.first:
+    save_file({name: tensor.clone() for name, tensor in state.tensors().items()}, sys.argv[2])
+leave(processes)
+"""
+BAD_IN_ONE = {47: NAN, 96: INF}  # of batches of 16: in the second half, and in the first
+
+
+@pytest.mark.slow
+def test_what_is_not_finite_in_one_process_is_skipped_by_both(tmp_path):
+    """Each sees half of every batch, and the weights stay those of one process that sees it all."""
+    (tmp_path / "two.py").write_text(ONE_OF_TWO)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29617"]
+    command = [*torchrun, str(tmp_path / "two.py"), str(Path(__file__).parent), str(tmp_path / "out")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    subprocess.run(command, check=True, timeout=300, env=environment)
+    source, alone = waves(), begin(waves())
+    for _ in train(alone, source, poisoned(alone.model, CONFIG, BAD_IN_ONE), CONFIG, tick_nimg=160):
+        pass
+    together = load_file(tmp_path / "out")
+    assert together.keys() == alone.tensors().keys()
+    for name, tensor in alone.tensors().items():
+        torch.testing.assert_close(together[name], tensor, atol=1e-5, rtol=1e-4)

@@ -77,7 +77,9 @@ def test_ticks_grids_and_the_recipe_on_one_axis_over_a_resume(tmp_path, monkeypa
 def test_tensorboard_holds_what_the_log_holds(tmp_path, monkeypatch):
     """Events are read back: numbers, grids and the recipe; after a kill, what came after the state comes again once."""
     pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.backend.event_processing.event_accumulator import (  # pyright: ignore[reportMissingImports]
+        EventAccumulator,
+    )
 
     words = ["--track", "tensorboard"]
     assert train(tmp_path, monkeypatch, *words, "--training.duration-nimg", "192") == 0

@@ -141,7 +141,7 @@ def replay(
     began = state.nimg
     value = loss(state.model, config)
     if state.nimg < nimg:
-        for tick in train(state, source, value, config, tick_nimg=config.batch_size, stop=lambda: state.nimg >= nimg):
+        for tick in train(state, source, value, config, tick_nimg=config.batch_size):
             progress(tick.nimg - began, nimg - began, f"training again from nimg = {began:,}")
             if tick.nimg >= nimg:
                 break

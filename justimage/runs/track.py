@@ -67,13 +67,18 @@ def tensorboard() -> Tracker:
 def wandb() -> Tracker:
     """A run of Weights & Biases, with its files in RUN/wandb. ValueError where it is not installed."""
     try:
-        import wandb as library
+        import wandb as library  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise _missing("wandb") from error
 
     @contextmanager
     def opened(run: Opened) -> Iterator[Track]:
-        known = {"dir": str(run.folder), "id": _identity(run.folder / "wandb" / "id"), "resume": "allow"}
+        known: dict[str, Any] = {
+            "dir": str(run.folder),
+            "id": _identity(run.folder / "wandb" / "id"),
+            "resume": "allow",
+        }
+        known |= {"allow_val_change": True}  # what was changed when it was resumed
         kept = library.init(project=PROJECT, name=run.folder.name, config=dict(run.facts), **known)
         # The library's own step must never go back, as nimg does after a kill; so nimg is a number, and the axis.
         kept.define_metric("nimg")
@@ -89,7 +94,7 @@ def wandb() -> Tracker:
 def trackio() -> Tracker:
     """A run of Trackio, which keeps it on this machine (`trackio show`). ValueError where it is not installed."""
     try:
-        import trackio as library
+        import trackio as library  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise _missing("trackio") from error
 
