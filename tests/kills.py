@@ -1,14 +1,16 @@
 """Kill commands with SIGKILL, many of them in the middle of a save, and compare what they end with.
 
-    python tests/kills.py --train 50 --pack 20 --sample 20
+    python tests/kills.py --train 50 --beside 50 --pack 20 --sample 20
 
-train: saved at every step, killed as often as asked, and continued: the last state equals that of an unbroken run to
-the bit. pack: the same bytes as an unbroken one. sample: whole PNGs only. None leaves anything behind. A kill lands
-inside of a save where a temporary name is seen in the folder at the moment of the kill.
+train: saved at every step, killed as often as asked, and continued: states, weights, milestones and snapshots equal
+those of an unbroken run to the bit. beside: the same with saves in a thread, beside training, as on a GPU. pack: the
+same bytes as an unbroken one. sample: whole PNGs only. None leaves anything behind. A kill lands inside of a save where
+a temporary name is seen in the folder at the moment of the kill.
 """
 
 import argparse
 import contextlib
+import json
 import os
 import random
 import shutil
@@ -30,6 +32,9 @@ import justimage.commands.train, justimage.commands.sample, justimage.commands.d
 from justimage.commands.main import main
 import torch
 torch.set_num_threads(1)
+if sys.argv[1:]:  # as on an accelerator
+    import justimage.runs.saving
+    justimage.runs.saving.overlaps = lambda device: True
 for line in sys.stdin:
     child = os.fork()
     if not child:
@@ -40,20 +45,21 @@ for line in sys.stdin:
 """
 TRAIN = (
     "train mnist-demo --network.width 256 --network.depth 2 --network.heads 2 --network.context-start 1 --device cpu "
-    "--training.batch-size 8 --training.ema-decays 0.9 --report.tick-nimg 8 --report.save-nimg 8 "
-    "--report.sample-nimg 1000000 --report.preview-steps 1 --report.evaluate-nimg 0 "
+    "--training.batch-size 8 --training.ema-decays 0.9 --training.ema-stds 0.1 --report.tick-nimg 8 "
+    "--report.save-nimg 8 --report.sample-nimg 1000000 --report.preview-steps 1 --report.evaluate-nimg 0 "
     "--data-options.workers 1"
 )
+KEPT_BY_A_RUN = ("state/", "weights/", "snapshots/")
 
 
 class Commands:
     """Runs commands in `folder`, and kills some of them."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, *options: str):
         self.folder = folder
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         self.server = subprocess.Popen(
-            [sys.executable, "-c", SERVER],
+            [sys.executable, "-c", SERVER, *options],
             cwd=folder,
             env=environment,
             stdin=subprocess.PIPE,
@@ -114,8 +120,13 @@ def unfinished(folder: Path) -> list[Path]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder, hidden ones too."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Every file of a folder, hidden ones too; of tensors with the fields of their header in order, as any may come."""
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for path, content in found.items():
+        if path.endswith(".safetensors"):
+            begin = 8 + int.from_bytes(content[:8], "little")
+            found[path] = json.dumps(json.loads(content[8:begin]), sort_keys=True).encode() + content[begin:]
+    return found
 
 
 def killed_again_and_again(commands: Commands, command: str, out: Path, kills: int, longest: float) -> int:
@@ -137,13 +148,30 @@ def killed_again_and_again(commands: Commands, command: str, out: Path, kills: i
 def train(commands: Commands, kills: int) -> int:
     """Returns how many kills were inside of a save."""
     until = 8 * (10 + 8 * kills)
-    command = f"{TRAIN} --training.duration-nimg {until} --report.keep-states 1 --run"
+    command = f"{TRAIN} --training.duration-nimg {until} --report.keep-states 1 --report.milestone-nimg {until // 3} "
+    command += f"--report.snapshot-nimg {until // 6} --run"
     inside = killed_again_and_again(commands, f"{command} killed", commands.folder / "killed", kills, 0.5)
     commands.start(f"{command} whole")
     assert commands.end() == 0
-    ends = [commands.folder / run / "state" / f"{until:09d}" / "state.safetensors" for run in ("whole", "killed")]
-    assert ends[0].read_bytes() == ends[1].read_bytes()
+    ends = [
+        {path: found for path, found in contents(commands.folder / run).items() if path.startswith(KEPT_BY_A_RUN)}
+        for run in ("whole", "killed")
+    ]
+    assert f"state/{until:09d}/state.safetensors" in ends[0]
+    differ = [path for path in ends[0].keys() | ends[1].keys() if ends[0].get(path) != ends[1].get(path)]
+    assert not differ, sorted(differ)
+    for run in ("whole", "killed"):
+        shutil.rmtree(commands.folder / run)
     return inside
+
+
+def beside(commands: Commands, kills: int) -> int:
+    """The same with saves in a thread; returns how many kills were inside of a save."""
+    threaded = Commands(commands.folder, "beside")
+    try:
+        return train(threaded, kills)
+    finally:
+        threaded.close()
 
 
 def pack(commands: Commands, kills: int) -> int:
@@ -182,14 +210,14 @@ def sample(commands: Commands, kills: int) -> int:
 def main() -> None:
     """Kill as often as asked, and say how often that was inside of a save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("train", "pack", "sample"):
+    for name in ("train", "beside", "pack", "sample"):
         parser.add_argument(f"--{name}", type=int, default=0, metavar="KILLS")
     asked = parser.parse_args()
     folder = Path(tempfile.mkdtemp())
     os.environ.setdefault("JUSTIMAGE_CACHE", str(folder / "cache"))
     commands = Commands(folder)
     try:
-        for task in (train, pack, sample):
+        for task in (train, beside, pack, sample):
             kills = getattr(asked, task.__name__)
             if kills:
                 print(f"{task.__name__}: {kills} kills, {task(commands, kills)} inside of a save, as if unbroken")

@@ -15,10 +15,12 @@ from justimage.commands.convert import Convert
 from justimage.commands.data import Inspect, Pack
 from justimage.commands.evaluate import Evaluate
 from justimage.commands.line import parse
+from justimage.commands.replay import Replay
 from justimage.commands.reproduce import Reproduce
 from justimage.commands.sample import Sample
 from justimage.commands.sweep import SweepCommand
 from justimage.commands.train import Train
+from justimage.commands.weights import Posthoc
 from justimage.runs.promises import PROMISES
 from justimage.runs.recipes import RECIPES
 from justimage.samplers import Sampling, Settings
@@ -251,5 +253,6 @@ def test_the_readmes_commands_parse():
         else:
             kinds = {"sample": Sample, "convert": Convert, "inspect": Inspect, "pack": Pack}
             kinds |= {"evaluate": Evaluate, "sweep": SweepCommand, "reproduce": Reproduce, "bench": Bench}
-            skipped = 2 if words[0] == "data" else 1
+            kinds |= {"posthoc": Posthoc, "replay": Replay}
+            skipped = 2 if words[0] in ("data", "weights") else 1
             parse(kinds[words[skipped - 1]], words[skipped:], "jit")

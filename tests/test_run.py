@@ -190,7 +190,8 @@ def test_nan_in_training_names_the_batch_and_how_to_go_on(tmp_path, monkeypatch,
     assert jit_here(*command, *exploding, cwd=tmp_path, monkeypatch=monkeypatch) == 1
     out = capsys.readouterr().out
     assert "is not finite in the batch that starts at nimg =" in out
-    assert "stops at the same batch whatever the settings, so it is not saved; there is no earlier one" in out
+    assert ", and in 16 in a row" in out
+    assert "has got nowhere since the first of these batches, so it is not saved; there is no earlier one" in out
     assert not saved_states(tmp_path / "r" / "state")
     advised = settings_after(out)
     assert advised == shlex.split(

@@ -295,9 +295,9 @@ def test_a_training_step_looks_at_no_number(clip, monkeypatch):
     for _ in range(2):  # moments are made in the first
         batch: Batch = next(read)
         with NoHostSync():
-            norm = loop._gradients(state, batch, loss, config, torch.float32, meter)
+            norm, parts = loop.gradients(state, batch, loss, config, torch.float32)
             bad = ~torch.isfinite(norm)
-            meter.add_norm(norm, torch.where(bad, state.nimg, -1))
+            meter.add(state.nimg, parts, norm, bad)
             loop._update(state, config, bad)
     assert state.nimg == 2 * config.batch_size
 

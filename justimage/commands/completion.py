@@ -8,11 +8,13 @@ from justimage.commands.convert import Convert
 from justimage.commands.data import Inspect, Pack
 from justimage.commands.evaluate import Evaluate
 from justimage.commands.line import options_of
-from justimage.commands.main import COMMANDS, DATA_COMMANDS, DONE
+from justimage.commands.main import COMMANDS, DATA_COMMANDS, DONE, WEIGHTS_COMMANDS
+from justimage.commands.replay import Replay
 from justimage.commands.reproduce import Reproduce
 from justimage.commands.sample import Sample
 from justimage.commands.sweep import SweepCommand
 from justimage.commands.train import Train
+from justimage.commands.weights import Posthoc
 from justimage.reproductions.table import FAMILIES
 from justimage.runs.recipes import RECIPES
 
@@ -30,6 +32,8 @@ _jit() {{
         choices="{families} all"
     elif [ "$COMP_CWORD" -eq 2 ] && [ "${{COMP_WORDS[1]}}" = data ]; then
         choices="{data_commands}"
+    elif [ "$COMP_CWORD" -eq 2 ] && [ "${{COMP_WORDS[1]}}" = weights ]; then
+        choices="{weights_commands}"
     elif [ "${{word#-}}" != "$word" ]; then
         case "${{COMP_WORDS[1]}} ${{COMP_WORDS[2]}}" in
 {cases}
@@ -51,6 +55,7 @@ def script(shell: str) -> str:
         raise ValueError(f"there is no completion for {shell!r}; there is for {' and '.join(SHELLS)}")
     commands: dict[str, object] = {f"train {name}": Train(recipe) for name, recipe in RECIPES.items()}
     commands |= {"data inspect": Inspect(""), "data pack": Pack("")}
+    commands |= {"weights posthoc": Posthoc(Path()), "replay *": Replay(Path(), 0)}
     commands |= {"sample *": Sample(""), "evaluate *": Evaluate(), "sweep *": SweepCommand(())}
     commands |= {f"reproduce {name}": Reproduce(()) for name in (*FAMILIES, "all")}
     commands["convert *"] = Convert(Path(), Path())
@@ -64,6 +69,7 @@ def script(shell: str) -> str:
         recipes=" ".join(RECIPES),
         families=" ".join(FAMILIES),
         data_commands=" ".join(DATA_COMMANDS),
+        weights_commands=" ".join(WEIGHTS_COMMANDS),
         cases=cases,
         words=_cases(words),
     )

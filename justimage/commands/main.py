@@ -78,6 +78,22 @@ def _convert(arguments: list[str]) -> int:
     return parse(Convert, arguments, "jit convert")()
 
 
+def _posthoc(arguments: list[str]) -> int:
+    from justimage.commands.weights import posthoc
+
+    return posthoc(arguments)
+
+
+def _weights(arguments: list[str]) -> int:
+    return _choose("jit weights", WEIGHTS_COMMANDS, arguments)
+
+
+def _replay(arguments: list[str]) -> int:
+    from justimage.commands.replay import main
+
+    return main(arguments)
+
+
 def _reproduce(arguments: list[str]) -> int:
     from justimage.commands.reproduce import main
 
@@ -102,6 +118,9 @@ DATA_COMMANDS: Commands = {
     "inspect": ("What training would see: a table and a contact sheet.", _inspect),
     "pack": ("Decode and crop once, into a folder that is read at memory speed.", _pack),
 }
+WEIGHTS_COMMANDS: Commands = {
+    "posthoc": ("The average of any length from the snapshots of a run, after training.", _posthoc),
+}
 COMMANDS: Commands = {
     "train": (TRAIN, _train),
     "sample": ("Draw samples: PNGs, arrays or fields, and a grid.", _sample),
@@ -109,6 +128,8 @@ COMMANDS: Commands = {
     "sweep": ("Find the weights, guidance, sampler and steps that draw the best samples.", _sweep),
     "data": ("Look at data before training, or pack them: jit data inspect, jit data pack.", _data),
     "convert": ("Convert weights between a weights folder and the official layout.", _convert),
+    "weights": ("Make weights of what a run has kept: jit weights posthoc.", _weights),
+    "replay": ("Run one training step of a run again: which sample and module is not finite first.", _replay),
     "reproduce": ("Run a table or figure of the paper, and say whether its claim holds.", _reproduce),
     "bench": ("Measure the speed of training and sampling on this machine, and what of.", _bench),
     "completion": ("Print a script that completes commands and options: jit completion bash, or zsh.", _completion),

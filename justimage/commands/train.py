@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -14,6 +14,9 @@ from justimage.execution import find_device
 from justimage.parallel import first_then_others, join, leave
 from justimage.runs.recipes import RECIPES, Recipe
 from justimage.runs.run import Failed, Interrupted, hold_run, train_run
+from justimage.runs.track import TRACKERS
+
+Named = Literal["tensorboard", "wandb", "trackio"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class Train:
     """Settings with which a run is meant to go on from its last state, where they differ from those it was begun with:
     of training.lr, training.clip-norm, .weight-decay, .betas, .warmup-nimg, .schedule, .duration-nimg. recipe.json
     records each change; afterwards the new settings are the run's, and need no --changed."""
+    track: Annotated[tuple[Named, ...], tyro.conf.arg(metavar="[TRACKER ...]")] = ()
+    """Show numbers, evaluations and grids in tensorboard, wandb or trackio as well (extra `track`)."""
     device: Annotated[str | None, tyro.conf.arg(metavar="DEVICE")] = None
     """cpu, cuda, ...; the accelerator by default, if there is one."""
 
@@ -44,6 +49,7 @@ def main(name: str, arguments: list[str]) -> int:
     data = asked.data or recipe.default_data
     if not data:
         raise ValueError(f"{name} needs --data: a folder or archive of images, a table, arrays, fields or a pack")
+    trackers = [TRACKERS[each]() for each in dict.fromkeys(asked.track)]  # refuses what is not installed
     processes = join(find_device(asked.device))
     try:
         with hold_run(folder, processes):  # tried before the data are opened, which may take long
@@ -60,6 +66,7 @@ def main(name: str, arguments: list[str]) -> int:
             console=console,
             minutes=asked.minutes,
             data=data,
+            track=trackers,
             changed=asked.changed,
         )
     except (Interrupted, Failed) as stop:

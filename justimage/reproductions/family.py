@@ -23,7 +23,13 @@ Settings = Mapping[str, Any]  # dotted field of a Setup -> its value
 
 # Fields that came after the first results, at the value that means as before, (class, field, value): runs that are
 # there keep their names. Defaults are no part of a name: they may change.
-LATER: tuple[tuple[str, str, Any], ...] = (("Sampling", "guidance_every", 1),)
+LATER: tuple[tuple[str, str, Any], ...] = (
+    ("Sampling", "guidance_every", 1),
+    ("Training", "ema_warmup", 9),
+    ("Training", "ema_every", 1),
+    ("Training", "ema_stds", ()),
+    ("Training", "most_skipped", 16),
+)
 NOT_OF_A_RUN = ("report", "sampling", "promise", "default_data")  # fields of a recipe that change no weight
 
 

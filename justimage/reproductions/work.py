@@ -140,8 +140,9 @@ def train(job: Job, device: torch.device, progress: Callable[[float], None]) -> 
     setup = job.cells[0].setup
     recipe, total = setup.recipe, setup.recipe.training.duration_nimg
     source = setup.data.open(recipe.network.size, recipe.network.channels, job.given)
-    # What it is sampled with is up to the cells that share it.
-    recipe = replace(recipe, sampling=type(recipe.sampling)())
+    # What it is sampled with is up to the cells that share it. One that diverges is a result, and skips no step.
+    training = replace(recipe.training, most_skipped=1)
+    recipe = replace(recipe, sampling=type(recipe.sampling)(), training=training)
 
     def sink(tick: Tick) -> None:
         progress(tick.nimg / total)

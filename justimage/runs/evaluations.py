@@ -78,8 +78,9 @@ class Evaluations:
         """Whether a multiple of the interval, or the end, was reached since the last evaluation."""
         return is_due(nimg, self.done_nimg, self.every_nimg, self.duration_nimg)
 
-    def __call__(self, state: TrainingState, stop: Callable[[], bool], work: Work, console: Console) -> None:
-        """Evaluate the run's default weights on all processes; the first one writes the result and the best weights.
+    def __call__(self, state: TrainingState, stop: Callable[[], bool], work: Work, console: Console) -> Scores | None:
+        """Evaluate the run's default weights on all processes; the first one writes the result and the best weights,
+        and returns the scores.
 
         Raises Stopped, in all processes, once `stop` says so in any; NotEvaluated where samples cannot be judged.
         """
@@ -114,6 +115,7 @@ class Evaluations:
             said = f"evaluated {name} at nimg = {state.nimg:,}: {in_short(scores)}" + (", the best so far" * best)
             console.print(said, markup=False, soft_wrap=True)
         self.done_nimg = state.nimg
+        return scores
 
     def _keep_best(self, state: TrainingState, scores: Scores) -> bool:
         """Save the weights where no earlier ones had a lower distance; whether it did."""

@@ -3,10 +3,13 @@
 recipe.json            the resolved recipe, versions, and hashes of the data and of a sample of their content
 log.jsonl              one line for each tick
 evaluations.jsonl      one line for each evaluation, while training or by `jit evaluate`
+skipped.jsonl          one line for each step that was skipped as its loss or gradient was not finite, with its samples
 samples/000025600.png  fixed seeds: raw weights and average, without and with guidance
 state/000025600/       what resuming restores
 weights/ema-0.9995/    enough to sample
 weights/best/          those of the evaluation with the lowest Frechet distance so far
+weights/raw@000640000/ those of a milestone; its state has a file named milestone, and stays
+snapshots/             averages of training.ema_stds (snapshots.py)
 """
 
 import json
@@ -29,10 +32,13 @@ from justimage.networks.protocol import OLDEST, name_of
 from justimage.process import LogitNormal
 from justimage.runs.recipes import Recipe
 
-RECIPE, LOG, RESULTS = "recipe.json", "log.jsonl", "evaluations.jsonl"
+RECIPE, LOG, RESULTS, SKIPPED = "recipe.json", "log.jsonl", "evaluations.jsonl", "skipped.jsonl"
 
 # What may differ when a run is resumed: it changes how fast, how often or how long, but no number that was computed.
-FREE_TO_CHANGE = ("promise.", "report.", "data_options.", "training.compile", "training.checkpoint")
+FREE_TO_CHANGE = (
+    *("promise.", "report.", "data_options."),
+    *("training.compile", "training.checkpoint", "training.most_skipped"),
+)
 # Fields that a recipe.json may lack, since they came later -> the value that means "as before", given the older recipe
 # and the data.
 CAME_LATER: dict[str, Any] = {
@@ -45,6 +51,9 @@ CAME_LATER: dict[str, Any] = {
     "sampling.shift": lambda old, spec: 1.0,
     "sampling.guidance_every": lambda old, spec: 1,
     "report.evaluate_nimg": lambda old, spec: 0,
+    "training.ema_warmup": lambda old, spec: 9,
+    "training.ema_every": lambda old, spec: 1,
+    "training.ema_stds": lambda old, spec: (),
 }
 PAPER = "flow_matching"  # the loss where none is named
 REPLACED = ("training.flip", "training.flip_fields")  # fields that it may have, since replaced by others
@@ -139,10 +148,10 @@ def read_facts(folder: Path) -> dict[str, Any] | None:
     path = folder / RECIPE
     if not folder.is_dir() or not path.is_file():
         raise ValueError(f"{folder} is not empty and not a run; choose another folder with --run")
-    for name in ("state", "samples", "weights"):
+    for name in ("state", "samples", "weights", "snapshots"):
         if os.path.lexists(folder / name) and not (folder / name).is_dir():
             raise ValueError(f"{folder / name} is not a folder, and a run keeps its {name} there; remove it")
-    for name, what in ((LOG, "log"), (RESULTS, "evaluations")):
+    for name, what in ((LOG, "log"), (RESULTS, "evaluations"), (SKIPPED, "skipped steps")):
         if os.path.lexists(folder / name) and not (folder / name).is_file():
             raise ValueError(f"{folder / name} is not a file, and a run keeps its {what} there; remove it")
     try:

@@ -17,7 +17,7 @@ from justimage.training.state import TrainingState
 def weights_of(state: TrainingState) -> dict[str, Denoiser]:
     """The weights of a run, as models: "raw" and "ema-DECAY". They share the state's memory, on its device."""
     sets = {"raw": state.model.net.state_dict()}
-    sets |= {f"ema-{decay}": state.ema.tensors(decay) for decay in state.ema.decays}
+    sets |= {f"ema-{name}": state.ema.tensors(name) for name in state.ema.called}
     return {name: _with_weights(state.model, tensors) for name, tensors in sets.items()}
 
 
@@ -25,7 +25,7 @@ def default_weights(state: TrainingState) -> tuple[str, Denoiser]:
     """The weights that a run is sampled with by default, and their name: the first average, once it is one."""
     sets = weights_of(state)
     travelling = state.nimg <= state.ema.start_nimg
-    name = "raw" if travelling or not state.ema.decays else f"ema-{state.ema.decays[0]}"
+    name = "raw" if travelling or not state.ema.called else f"ema-{state.ema.called[0]}"
     return name, sets[name]
 
 

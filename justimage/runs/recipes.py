@@ -5,6 +5,7 @@ channels and conditions from the data it is given, and its size too where the da
 """
 
 from dataclasses import dataclass, field, fields, replace
+from math import inf
 from typing import Annotated, Any
 
 import tyro
@@ -30,7 +31,7 @@ ONE_LEVEL = LogitNormal().mean  # of the denoising autoencoder: t = 0.31, the me
 
 @dataclass(frozen=True)
 class Report:
-    """What a run leaves behind, and how often. All in samples (nimg)."""
+    """What a run leaves behind, and how often: in samples (nimg), looked at with each tick."""
 
     tick_nimg: int = 131_072
     """Between lines of log.jsonl."""
@@ -38,8 +39,15 @@ class Report:
     """Between grids of samples, samples/NIMG.png."""
     save_nimg: int = 6_400_000
     """Between saves of the state and the weights."""
+    save_minutes: float = 30.0
+    """A save also after so many minutes without one; 0: none."""
     keep_states: int = 2
     """States kept; older ones are removed."""
+    milestone_nimg: int = 0
+    """Between saves whose state and weights (weights/ema-0.9999@000640000) are never removed, for sweeps and to go back
+    to. 0: none."""
+    snapshot_nimg: int = 0
+    """Between snapshots of the averages of training.ema_stds, in float32, and one at the end. 0: a 64th of the run."""
     preview_steps: int = 25
     """Steps of `deis` for the grids."""
     evaluate_nimg: int = 0
@@ -49,8 +57,8 @@ class Report:
 
     def __post_init__(self) -> None:
         for item in fields(self):
-            least = 0 if item.name == "evaluate_nimg" else 1
-            if getattr(self, item.name) < least:
+            least = 0 if item.name in ("evaluate_nimg", "milestone_nimg", "snapshot_nimg", "save_minutes") else 1
+            if not least <= getattr(self, item.name) < inf:
                 raise ValueError(f"report.{item.name} is {getattr(self, item.name)}; it must be at least {least}")
         Sampling(steps=self.preview_steps)  # raises now, not at the first grid
 

@@ -5,7 +5,7 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from math import inf
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from justimage.data.loader import indices_at
 from justimage.data.spec import Source, StreamSource, UnreadableSample
 from justimage.denoiser import Denoiser, Scalings
 from justimage.disk import held, in_words, write_text
@@ -25,6 +26,7 @@ from justimage.runs.folder import (
     LOG,
     RECIPE,
     RESULTS,
+    SKIPPED,
     called,
     changeable,
     changes_of,
@@ -34,15 +36,18 @@ from justimage.runs.folder import (
     read_facts,
     with_older_defaults,
 )
-from justimage.runs.preview import preview, weights_of
+from justimage.runs.preview import preview
 from justimage.runs.recipes import Recipe
-from justimage.runs.sinks import Shown, Sink, log_to, progress, unseen, working
+from justimage.runs.saving import Saves, passed, save_all
+from justimage.runs.sinks import Shown, Sink, log_to, note_skipped, progress, unseen, working
+from justimage.runs.snapshots import drop_later
+from justimage.runs.track import Opened, Track, Tracker, numbers_of_scores, numbers_of_tick, tracking
 from justimage.sampling.pictures import save
 from justimage.training.build import build
 from justimage.training.loop import NonFiniteLoss, Tick, train
 from justimage.training.loss import Loss, flow_matching
 from justimage.training.settings import Training
-from justimage.training.state import NotFinite, TrainingState, keep_newest, saved_states
+from justimage.training.state import NotFinite, TrainingState, saved_states
 
 # Signals that stop and save: keys; and the end of a job, of a session, and the warning before it (SLURM's USR1).
 PRESSED = {getattr(signal, name) for name in ("SIGINT", "SIGQUIT") if hasattr(signal, name)}
@@ -73,7 +78,7 @@ def hold_run(folder: Path, processes: Processes) -> Iterator[None]:
     Raises ValueError where the folder holds something else, cannot be written, or is held by another command.
     """
     read_facts(folder)  # before a lock is put into what is not a run
-    below = ("state", "samples", "weights/*")
+    below = ("state", "samples", "snapshots", "weights/*")
     with in_the_first(processes, lambda: held(folder, below=below)):
         yield
 
@@ -91,13 +96,15 @@ def train_run(
     network: NetworkClass | None = None,
     preconditioner: Scalings | None = None,
     sinks: Sequence[Sink] = (),
+    track: Sequence[Tracker] = (),
     changed: Sequence[str] = (),
 ) -> TrainingState:
     """Train in a run folder, from where it stands to the end of the recipe. Returns the state at the end.
 
     processes: this one alone, on the best device, by default. data: where the source was found, for recipe.json. loss:
     makes the loss of (model, recipe.training); network, preconditioner: the class and the function, where they are the
-    user's own. sinks: get each tick, as the log and the progress bar do. changed: settings of the optimizer
+    user's own. sinks: get each tick, as the log and the progress bar do. track: trackers (`track.TRACKERS`), which get
+    ticks, evaluations and grids. changed: settings of the optimizer
     (`folder.CHANGEABLE`) that a run in the folder is meant to go on with; recipe.json records each, and from where on.
 
     Raises ValueError, before anything is written, where the folder holds something else or another process writes it;
@@ -122,6 +129,7 @@ def train_run(
         if states:
             state.restore(states[-1])
         changes, log = changes_of(old, facts, changed, state.nimg), log_until(folder / LOG, state.nimg)
+        skipped = log_until(folder / SKIPPED, state.nimg - 1)
         facts |= {"changed": changes} if changes else {}
         _announce(console, recipe, source, state, folder, as_before, resumed=bool(states))
         with working(console) if processes.first else nullcontext(unseen) as work:
@@ -133,10 +141,15 @@ def train_run(
             write_text(folder / RECIPE, json.dumps(facts, indent=2) + "\n")
             if (folder / LOG).is_file():
                 write_text(folder / LOG, log)
+            if (folder / SKIPPED).is_file():
+                write_text(folder / SKIPPED, skipped)
+            drop_later(folder, state.nimg)
             if (folder / RESULTS).is_file():  # read now: `jit evaluate` may have added to it meanwhile
                 write_text(folder / RESULTS, log_until(folder / RESULTS, state.nimg, others=True))
         if state.nimg < recipe.training.duration_nimg or evaluations is not None:
-            _train_and_keep(recipe, source, folder, state, value, evaluations, console, minutes, sinks)
+            opened, trackers = Opened(folder, facts, state.nimg), track if processes.first else ()
+            with tracking(trackers, opened, lambda text: console.print(text, markup=False, soft_wrap=True)) as tracked:
+                _train_and_keep(recipe, source, folder, state, value, evaluations, console, minutes, sinks, tracked)
         return state
 
 
@@ -150,13 +163,30 @@ def _train_and_keep(
     console: Console,
     minutes: float | None,
     sinks: Sequence[Sink],
+    track: Track,
 ) -> None:
     """Train, and keep in the folder what the recipe's report asks for."""
     report, total, first = recipe.report, recipe.training.duration_nimg, state.processes.first
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     display = progress(console, state.nimg, total, deadline) if first else nullcontext(Shown(lambda tick: None, unseen))
-    with _stop_requested() as caught, display as shown:
-        listening = [log_to(folder / LOG), shown.tick, *sinks] if first else []
+    saves = Saves(folder, report, state, source.describe(), total)
+    with _stop_requested() as caught, display as shown, contextlib.closing(saves.write):
+
+        def note(skipped: Iterable[int]) -> None:
+            seed, size = recipe.training.seed, recipe.training.batch_size
+            note_skipped(folder / SKIPPED, skipped, size, lambda positions: indices_at(source, seed, positions))
+            saves.skipped_nimg = max(skipped, default=saves.skipped_nimg)
+
+        def follow(tick: Tick) -> None:
+            note(tick.skipped)
+            track(tick.nimg, numbers_of_tick(tick), {})
+
+        listening = [log_to(folder / LOG), shown.tick, follow, *sinks] if first else []
+
+        def evaluate(evaluations: Evaluations) -> None:
+            scores = evaluations(state, stop, shown.work, console)
+            if scores is not None:
+                track(state.nimg, numbers_of_scores(scores), {})
 
         def stop() -> bool:
             return bool(caught) or (deadline is not None and time.monotonic() > deadline)
@@ -174,25 +204,28 @@ def _train_and_keep(
         try:
             if evaluations is not None and evaluations.due(state.nimg):  # the run was stopped before it
                 with _failing_together(state.processes):
-                    evaluations(state, stop, shown.work, console)
+                    evaluate(evaluations)
             for tick in ticks:
+                last = tick.stopping or tick.nimg >= total
+                drawing = last or passed(before, tick.nimg, report.sample_nimg)
+                evaluating = evaluations is not None and evaluations.due(tick.nimg) and not tick.stopping
+                due = saves.due(before, tick, save=last or evaluating)
                 with _failing_together(state.processes):
+                    saves.write.check()
                     for listener in listening:
                         listener(tick)
-                    last = tick.stopping or tick.nimg >= total
-                    drawing = last or _passed(before, tick, report.sample_nimg)
-                    evaluating = evaluations is not None and evaluations.due(tick.nimg) and not tick.stopping
-                    saving = last or evaluating or _passed(before, tick, report.save_nimg)
-                    if drawing or saving:
+                    if drawing or any(due):
                         state.check_finite()  # in every process: they have the same, and stop together
                     if first and drawing:
                         dtype = recipe.training.dtype(state.model.device)
                         image = preview(state, source.spec, report.preview_steps, dtype)
                         save(image, folder / "samples" / f"{tick.nimg:09d}.png")
-                    if first and saving:
-                        save_all(state, folder, source.describe(), report.keep_states)
+                        track(tick.nimg, {}, {"samples": image})
+                    saves(due)
+                    if last or evaluating:
+                        saves.write.wait()
                     if evaluations is not None and evaluating:
-                        evaluations(state, stop, shown.work, console)
+                        evaluate(evaluations)
                 if tick.stopping:
                     raise Stopped
                 before = tick.nimg
@@ -200,18 +233,27 @@ def _train_and_keep(
             message = f"stopped at nimg = {state.nimg:,} and saved; the same command resumes it"
             raise Interrupted(message, in_time=not caught) from None
         except (NonFiniteLoss, NotFinite, UnreadableSample, FailedElsewhere, NotEvaluated) as error:
-            unfit = _why_not_kept(state, error)
-            stays = _how_to_go_on(state, folder, recipe, error, unfit)
-            if first and not unfit:
-                try:
-                    save_all(state, folder, source.describe(), report.keep_states)
-                except OSError as unwritten:
-                    stays = _what_stays(unwritten, folder)
+            saves.write.close()
+            stays = _kept_in_the_end(state, folder, recipe, error, source.describe())
+            if isinstance(error, NonFiniteLoss) and first:
+                note(error.skipped)
             _leave_together(state.processes)
             raise Failed(f"{error}\n{stays}") from error
         except OSError as error:  # of writing: one of reading is an UnreadableSample
             _leave_together(state.processes)
             raise Failed(_what_stays(error, folder)) from error
+
+
+def _kept_in_the_end(state: TrainingState, folder: Path, recipe: Recipe, error: Exception, data: str) -> str:
+    """Save the state that a run failed with, where one can go on from it; says what stays, and how to go on."""
+    unfit = _why_not_kept(state, error)
+    stays = _how_to_go_on(state, folder, recipe, error, unfit)
+    if state.processes.first and not unfit:
+        try:
+            save_all(state, folder, data, recipe.report.keep_states)
+        except OSError as unwritten:
+            return _what_stays(unwritten, folder)
+    return stays
 
 
 def _leave_together(processes: Processes) -> None:
@@ -240,8 +282,8 @@ def _failing_together(processes: Processes) -> Iterator[None]:
 
 def _why_not_kept(state: TrainingState, error: Exception) -> str:
     """Why one cannot go on from the state that a run failed with; empty where one can."""
-    if isinstance(error, NonFiniteLoss) and error.nimg == state.nimg:
-        return "stops at the same batch whatever the settings"
+    if isinstance(error, NonFiniteLoss):
+        return "has got nowhere since the first of these batches"
     try:
         state.check_finite()
     except NotFinite:
@@ -254,12 +296,15 @@ def _how_to_go_on(state: TrainingState, folder: Path, recipe: Recipe, error: Exc
     states = saved_states(folder / "state")
     lines = [f"The state at nimg = {state.nimg:,} is saved in {folder}"]
     if unfit:
-        same = states[-1:] if states and int(states[-1].name) == state.nimg else []
+        since = error.nimg if isinstance(error, NonFiniteLoss) else state.nimg
+        same = [place for place in states if int(place.name) >= since]
         good = states[: len(states) - len(same)]
         lines = [f"The state at nimg = {state.nimg:,} {unfit}, so it is not saved"]
         if same:
-            lines = [f"The state at nimg = {state.nimg:,} {unfit}: remove {same[0]}"]
+            lines = [f"The state at nimg = {state.nimg:,} {unfit}: remove {' and '.join(map(str, same))}"]
         lines[0] += f"; the last good one is {good[-1]}" if good else "; there is no earlier one: a run begins anew"
+    if isinstance(error, NonFiniteLoss):
+        lines.append(f"jit replay {folder} {error.nimg} says which sample and which module of the first one it was")
     if isinstance(error, NonFiniteLoss | NotFinite):
         clip = "" if 0 < recipe.training.clip_norm <= 1 else " --training.clip-norm 1"
         names = "training.lr" + (" training.clip-norm" if clip else "")
@@ -268,19 +313,6 @@ def _how_to_go_on(state: TrainingState, folder: Path, recipe: Recipe, error: Exc
             f"{recipe.training.lr / 4:.3g}{clip} --changed {names}"
         )
     return "\n".join(lines)
-
-
-def save_all(state: TrainingState, folder: Path, data: str, keep_states: int) -> None:
-    """Save weights and state. The weights first: a run that has a state has its weights.
-
-    Raises NotFinite, before anything is written, where the state is not finite.
-    """
-    state.check_finite()
-    for name, weights in weights_of(state).items():
-        weights.training_summary = {"nimg": state.nimg, "data": data, "weights": name}
-        weights.save_pretrained(folder / "weights" / name)
-    state.save(folder / "state")
-    keep_newest(folder / "state", keep_states)
 
 
 def _announce(
@@ -315,10 +347,6 @@ def _announce(
         say("as before", f" {later} = {value}: the run was begun by a version without this setting")
     if state.nimg >= recipe.training.duration_nimg:
         say("done", f"this run is finished; remove {folder} to train it again")
-
-
-def _passed(before: int, tick: Tick, interval: int) -> bool:
-    return tick.nimg // interval > before // interval
 
 
 @contextmanager

@@ -1,12 +1,14 @@
 """Who gets each tick of a run: the log, the bar on a terminal, or a line for each tick elsewhere."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from math import isfinite
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
@@ -33,9 +35,33 @@ def log_to(path: Path) -> Sink:
     """A sink that appends a line of JSON to a file."""
 
     def log(tick: Tick) -> None:
-        append_json(path, {**asdict(tick), "time": round(time.time(), 1)})
+        line = {name: _plain(value) for name, value in asdict(tick).items()}
+        append_json(path, {**line, "time": round(time.time(), 1)})
 
     return log
+
+
+def _plain(value: Any) -> Any:
+    """A number as JSON holds it, which has none that is not finite: None in its place."""
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    return None if isinstance(value, float) and not isfinite(value) else value
+
+
+def note_skipped(path: Path, nimgs: Iterable[int], batch_size: int, indices: Callable[[range], np.ndarray]) -> None:
+    """Append a line for each step that was skipped: where it began, its last position, and its samples in the data."""
+    for nimg in nimgs:
+        positions = range(nimg, nimg + batch_size)
+        line = {"nimg": nimg, "positions": [positions[0], positions[-1]], "indices": indices(positions).tolist()}
+        append_json(path, {**line, "time": round(time.time(), 1)})
+
+
+def said_of_skipped(tick: Tick) -> str:
+    """How many steps were skipped since the last tick, and where; nothing where none was."""
+    if not tick.skipped:
+        return ""
+    steps = f"{len(tick.skipped):,} step" + "s" * (len(tick.skipped) > 1)
+    return f"   skipped {steps} with a loss or gradient that is not finite (nimg {tick.skipped[0]:,}; skipped.jsonl)"
 
 
 def seconds_left(tick: Tick, total_nimg: int, deadline: float | None) -> float:
@@ -95,7 +121,7 @@ def progress(console: Console, start_nimg: int, total_nimg: int, deadline: float
             left = seconds_left(tick, total_nimg, deadline)
             console.print(
                 f"nimg {tick.nimg:>11,} of {total_nimg:,}   loss {tick.loss:.4f}   {tick.img_per_second:,.0f} img/s   "
-                f"{left / 60:.1f} min left",
+                f"{left / 60:.1f} min left{said_of_skipped(tick)}",
                 soft_wrap=True,
             )
 
@@ -110,5 +136,7 @@ def progress(console: Console, start_nimg: int, total_nimg: int, deadline: float
             done = elapsed / max(elapsed + left, 1e-9) if deadline is not None else tick.nimg / total_nimg
             status = f"nimg {tick.nimg:,} of {total_nimg:,}  loss {tick.loss:.4f}  {tick.img_per_second:,.0f} img/s"
             bar.update(task, completed=done, status=f"{status}  {left / 60:.1f} min left")
+            if tick.skipped:  # the line of the bar is soon another one
+                console.print(f"nimg {tick.nimg:,}{said_of_skipped(tick)}", soft_wrap=True)
 
         yield Shown(show, _bars(bar))

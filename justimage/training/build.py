@@ -55,7 +55,15 @@ def build(
         compile_blocks(net)
     runner = replicate(model, processes)
     optimizer = adamw(net, betas=config.betas, weight_decay=config.weight_decay)
-    ema = EMA(net, config.ema_decays, start_nimg=config.ema_start_nimg, batch_size=config.batch_size)
+    ema = EMA(
+        net,
+        config.ema_decays,
+        start_nimg=config.ema_start_nimg,
+        batch_size=config.batch_size,
+        stds=config.ema_stds,
+        every=config.ema_every,
+        warmup=config.ema_warmup,
+    )
     return TrainingState(model, runner, processes, optimizer, ema)
 
 
@@ -75,7 +83,7 @@ def _check_memory(model: Denoiser, config: Training, processes: Processes) -> No
     sizes = [(each.numel() * each.element_size(), each.requires_grad) for each in model.net.parameters()]
     trained = sum(size for size, learns in sizes if learns)
     weights = sum(size for size, _ in sizes)
-    state = weights + trained * (3 + len(config.ema_decays))
+    state = weights + trained * (3 + len(config.ema_decays) + len(config.ema_stds))
     check_memory(
         state,
         processes.device,

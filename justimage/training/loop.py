@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
+from math import nan
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from justimage.training.settings import Training
 from justimage.training.state import TrainingState
 
 STOP_STEPS = 16  # steps after which several processes ask each other whether to stop
+Part = tuple[Tensor, dict[str, Tensor]]  # of a batch: its share of the loss, and of the named terms
 
 
 @dataclass(frozen=True)
@@ -43,17 +45,25 @@ class Tick:
     """Whether it was asked to stop before the end."""
     terms: dict[str, float] = field(default_factory=dict)
     """The named terms of the loss."""
+    skipped: tuple[int, ...] = ()
+    """Where the steps began whose loss or gradient was not finite: they changed no weight, and are in none of these
+    means, which are NaN where there was no other step."""
 
 
 class NonFiniteLoss(RuntimeError):
-    """The gradient was NaN or infinite, and changed no parameter; `indices` are its batch's samples in the data."""
+    """The loss or gradient of several steps in a row was NaN or infinite, and changed no weight.
 
-    def __init__(self, nimg: int, indices: np.ndarray):
-        self.nimg, self.indices = nimg, indices
+    nimg, indices: where the first of them began, and its samples in the data. skipped: where all began that were
+    skipped since the last tick.
+    """
+
+    def __init__(self, nimg: int, indices: np.ndarray, skipped: tuple[int, ...] = (), most: int = 1):
+        self.nimg, self.indices, self.skipped = nimg, indices, skipped or (nimg,)
         shown = ", ".join(map(str, indices[:32])) + (f" and {len(indices) - 32} more" if len(indices) > 32 else "")
+        after = f", and in {most} in a row" if most > 1 else ""
         super().__init__(
-            f"the loss or its gradient is not finite in the batch that starts at nimg = {nimg}; its samples are, by "
-            f"index in the data, {shown}. If they are sound, try a lower learning rate or clip_norm = 1"
+            f"the loss or its gradient is not finite in the batch that starts at nimg = {nimg}{after}; its samples "
+            f"are, by index in the data, {shown}. If they are sound, try a lower learning rate or clip_norm = 1"
         )
 
 
@@ -70,9 +80,10 @@ def train(
     """Train from state.nimg to config.duration_nimg, yielding at every multiple of tick_nimg and at the end.
 
     It yields as well when `stop`, asked after every step, says so in any of the processes (which ask each other every
-    STOP_STEPS steps). The state is up to date whenever this yields. Raises NonFiniteLoss, with the state as before the
-    batch (on accelerators, where looking at every step would stall them: at the next tick, the bad steps skipped);
-    ValueError where the data are not those the model is for; and what goes wrong in reading them, in every process.
+    STOP_STEPS steps). The state is up to date whenever this yields. A step whose loss or gradient is not finite changes
+    no weight and no moment. Raises NonFiniteLoss after `config.most_skipped` of these in a row (on accelerators, where
+    looking at every step would stall them: at the next tick); ValueError where the data are not those the model is for;
+    and what goes wrong in reading them, in every process.
     """
     model, processes = state.model, state.processes
     if model.spec is None or model.spec.text() != source.spec.text():
@@ -87,8 +98,8 @@ def train(
         workers=workers,
         pinned=processes.device.type == "cuda",
     )
-    meter = _Meter(processes.device)
-    masks, dtype = _draws_masks(model.net), config.dtype(processes.device)
+    meter, row = _Meter(processes.device), ()
+    masks, dtype = draws_masks(model.net), config.dtype(processes.device)
     state.runner.train()
     while state.nimg < config.duration_nimg:
         began = state.nimg
@@ -96,20 +107,18 @@ def train(
             batch = _next_batch(reader, state)
         if masks:  # a function of the position, but, unlike the other draws, also of the process
             torch.manual_seed(key(config.seed, Purpose.DROPOUT, batch.positions.start))
-        norm = _gradients(state, batch, loss, config, dtype, meter)
+        norm, losses = gradients(state, batch, loss, config, dtype)
         bad = ~torch.isfinite(norm)
-        meter.add_norm(norm, torch.where(bad, began, -1))
-        if processes.device.type == "cpu" and bad:
-            state.optimizer.zero_grad(set_to_none=True)
-            raise _not_finite(source, config, began)
+        meter.add(began, losses, norm, bad)
         lr = _update(state, config, bad)
+        if processes.device.type == "cpu" and bad:
+            _check_row(row, meter, source, config)
 
         step = state.nimg // config.batch_size
         asked_to_stop = (processes.world == 1 or step % STOP_STEPS == 0) and any_of(stop(), processes)
         over = state.nimg >= config.duration_nimg
         if asked_to_stop or over or state.nimg // tick_nimg > began // tick_nimg:
-            if meter.first_bad >= 0:
-                raise _not_finite(source, config, int(meter.first_bad))
+            row = _check_row(row, meter, source, config)
             yield meter.tick(state, config, lr, stopping=asked_to_stop and not over)
             meter = _Meter(processes.device)
             state.runner.train()
@@ -129,10 +138,10 @@ def _next_batch(reader: Generator[Batch, None, None], state: TrainingState) -> B
     return batch
 
 
-def _gradients(
-    state: TrainingState, batch: Batch, loss: Loss, config: Training, dtype: torch.dtype, meter: "_Meter"
-) -> Tensor:
-    """Leave the gradients of a batch in the parameters, clipped; returns their norm before."""
+def gradients(
+    state: TrainingState, batch: Batch, loss: Loss, config: Training, dtype: torch.dtype
+) -> tuple[Tensor, list[Part]]:
+    """Leave the gradients of a batch in the parameters, clipped; returns their norm before, and each part's losses."""
     model, device = state.model, state.processes.device
     assert model.spec is not None
     share = len(batch.positions)
@@ -141,6 +150,7 @@ def _gradients(
     y = {name: each.to(device, non_blocking=True) for name, each in batch.y.items()} if model.needs else {}
     mirror = config.mirrors(model.spec)
     x, y = model_values(raw, y, model.spec, seed=config.seed, positions=batch.positions, mirror=mirror)
+    found = []
     for start in range(0, share, micro):
         part = slice(start, start + micro)
         last = start + micro >= share
@@ -149,13 +159,15 @@ def _gradients(
                 some = {name: each[part] for name, each in y.items()} or None
                 losses = loss(state.runner, x[part], some, batch.positions[part])
             mean = losses.total.sum() / share
-            mean.backward()
-        meter.add_loss(mean.detach(), {name: term.detach().sum() / share for name, term in losses.terms.items()})
+            # From 1, and from NaN where the loss is not finite: then all processes skip the step, not this one alone.
+            mean.backward(1 + 0 * mean.detach())
+        terms = {name: term.detach().sum() / share for name, term in losses.terms.items()}
+        found.append((mean.detach(), terms))
     parameters = [p for p in model.net.parameters() if p.grad is not None]
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if config.clip_norm:
         nn.utils.clip_grads_with_norm_(parameters, config.clip_norm, norm)
-    return norm
+    return norm, found
 
 
 def _update(state: TrainingState, config: Training, bad: Tensor) -> float:
@@ -178,7 +190,7 @@ def _update(state: TrainingState, config: Training, bad: Tensor) -> float:
     return lr
 
 
-def _draws_masks(net: nn.Module) -> bool:
+def draws_masks(net: nn.Module) -> bool:
     """Whether a network draws random numbers in training: dropout of features, or of attention probabilities."""
     rates = (
         getattr(module, "drop_scores", 0) or (isinstance(module, nn.Dropout) and module.p) for module in net.modules()
@@ -186,8 +198,19 @@ def _draws_masks(net: nn.Module) -> bool:
     return any(rate > 0 for rate in rates)
 
 
-def _not_finite(source: Source | StreamSource, config: Training, nimg: int) -> NonFiniteLoss:
-    return NonFiniteLoss(nimg, indices_at(source, config.seed, range(nimg, nimg + config.batch_size)))
+def _check_row(
+    row: tuple[int, ...], meter: "_Meter", source: Source | StreamSource, config: Training
+) -> tuple[int, ...]:
+    """Where the steps began that were skipped one after another up to now; row: those up to the last tick.
+
+    Raises NonFiniteLoss where they are as many as the run may skip.
+    """
+    for nimg, bad in meter.steps():
+        row = (*row, nimg) if bad else ()
+        if len(row) >= config.most_skipped:
+            indices = indices_at(source, config.seed, range(row[0], row[0] + config.batch_size))
+            raise NonFiniteLoss(row[0], indices, meter.skipped(), len(row))
+    return row
 
 
 class _Meter:
@@ -196,8 +219,9 @@ class _Meter:
     def __init__(self, device: torch.device):
         self.loss, self.norm = torch.zeros((), device=device), torch.zeros((), device=device)
         self.terms: dict[str, Tensor] = {}
-        self.first_bad = torch.full((), -1, dtype=torch.int64, device=device)  # nimg of the first bad step
-        self.steps, self.waited, self.began = 0, 0.0, time.perf_counter()
+        self.began_at: list[int] = []
+        self.bad: list[Tensor] = []
+        self.waited, self.began = 0.0, time.perf_counter()
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -205,29 +229,42 @@ class _Meter:
         yield
         self.waited += time.perf_counter() - asked
 
-    def add_loss(self, mean: Tensor, terms: dict[str, Tensor]) -> None:
-        self.loss += mean
-        for name, term in terms.items():
-            self.terms[name] = self.terms[name] + term if name in self.terms else term
+    def add(self, nimg: int, parts: list[Part], norm: Tensor, bad: Tensor) -> None:
+        """Add a step that began at nimg; one that is bad is only counted."""
+        loss, terms = self.loss, dict(self.terms)
+        for mean, found in parts:
+            loss = loss + mean
+            terms |= {name: terms.get(name, torch.zeros_like(term)) + term for name, term in found.items()}
+        self.loss, self.norm = torch.where(bad, self.loss, loss), torch.where(bad, self.norm, self.norm + norm)
+        self.terms = {
+            name: torch.where(bad, self.terms.get(name, torch.zeros_like(term)), term) for name, term in terms.items()
+        }
+        self.began_at.append(nimg)
+        self.bad.append(bad)
 
-    def add_norm(self, norm: Tensor, bad_at: Tensor) -> None:
-        self.first_bad = torch.where(self.first_bad < 0, bad_at, self.first_bad)
-        self.norm += norm
-        self.steps += 1
+    def steps(self) -> list[tuple[int, bool]]:
+        """Where each step began, and whether it was bad. Waits for the device."""
+        return list(zip(self.began_at, torch.stack(self.bad).tolist(), strict=True))
+
+    def skipped(self) -> tuple[int, ...]:
+        return tuple(nimg for nimg, bad in self.steps() if bad)
 
     def tick(self, state: TrainingState, config: Training, lr: float, *, stopping: bool) -> Tick:
-        seconds = time.perf_counter() - self.began
+        seconds, skipped = time.perf_counter() - self.began, self.skipped()
+        steps = len(self.bad)
+        good = steps - len(skipped) or nan
 
         def mean(total: Tensor) -> float:
-            return float(mean_over(total, state.processes)) / self.steps
+            return float(mean_over(total, state.processes)) / good
 
         return Tick(
             nimg=state.nimg,
             loss=mean(self.loss),
-            grad_norm=float(self.norm) / self.steps,
+            grad_norm=float(self.norm) / good,
             lr=lr,
-            img_per_second=self.steps * config.batch_size / seconds,
+            img_per_second=steps * config.batch_size / seconds,
             waiting_on_data=self.waited / seconds,
             stopping=stopping,
             terms={name: mean(total) for name, total in self.terms.items()},
+            skipped=skipped,
         )

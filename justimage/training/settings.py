@@ -10,9 +10,11 @@ from justimage.data.spec import DataSpec
 from justimage.precision import PRECISIONS, fast_dtype
 from justimage.process import Density, LogitNormal, Space
 from justimage.training.optim import Schedule
+from justimage.training.profiles import gamma_of
 
 MOST_NIMG = 10**15
-SAMPLES = {"duration_nimg": 1, "batch_size": 1, "microbatch": 0, "warmup_nimg": 0, "ema_start_nimg": 0}  # at least
+LEAST = {"duration_nimg": 1, "batch_size": 1, "microbatch": 0, "warmup_nimg": 0, "ema_start_nimg": 0}
+LEAST |= {"ema_warmup": 0, "ema_every": 1, "most_skipped": 1}
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,16 @@ class Training:
     """Samples during which an average is the weights themselves; then it spans the last tenth of what follows, until
     that is longer than its decay asks for. 0, as in the paper: each average begins at the initial weights and has its
     decay from the first step."""
+    ema_warmup: int = 9
+    """How long it spans while it is short: the decay of the m-th step after ema_start_nimg is at most
+    m / (m + ema_warmup). 9: about the last tenth. 0: it has its decay from the first step after ema_start_nimg."""
+    ema_every: int = 1
+    """Steps between updates of the averages, each with the decay of so many steps. A run that ends between two updates
+    has averages that lack the steps since the last one."""
+    ema_stds: tuple[float, ...] = ()
+    """Power-function averages kept as well, by their relative std, for example 0.05 0.1: of two or more, snapshots are
+    kept (report.snapshot_nimg), and `jit weights posthoc RUN --std 0.08` makes the average of any std of them, after
+    training (arXiv 2312.02696). They begin with the run, whatever ema_start_nimg is."""
     loss_space: Space = "v"
     """Where the error is measured: x, eps or v."""
     classification: float = 0.0
@@ -65,9 +77,12 @@ class Training:
     """torch.compile the blocks; by default where it pays: large networks on GPUs and in bfloat16, long runs on CPUs."""
     checkpoint: bool = False
     """Recompute activations in the backward pass: less memory, a third more work."""
+    most_skipped: int = 16
+    """A step whose loss or gradient is not finite changes no weight and is written down; after so many in a row the run
+    stops. 1: at the first."""
 
     def __post_init__(self) -> None:
-        for name, least in SAMPLES.items():
+        for name, least in LEAST.items():
             value = getattr(self, name)
             if not least <= value <= MOST_NIMG:
                 raise ValueError(f"{name} is {value}; it must be at least {least}, and at most {MOST_NIMG:,}")
@@ -81,6 +96,10 @@ class Training:
             raise ValueError(f"betas are {self.betas}; they are two numbers, each at least 0 and below 1")
         if not all(0 < decay < 1 for decay in self.ema_decays) or len(set(self.ema_decays)) != len(self.ema_decays):
             raise ValueError(f"ema_decays are {self.ema_decays}; each must lie between 0 and 1, and none come twice")
+        if len(set(self.ema_stds)) != len(self.ema_stds):
+            raise ValueError(f"ema_stds are {self.ema_stds}; none may come twice")
+        for std in self.ema_stds:
+            gamma_of(std)  # raises now, not when the averages are made
         if not 0 <= self.label_dropout < 1:
             raise ValueError(f"label_dropout is {self.label_dropout}; it must be at least 0 and below 1")
         if not 0 <= self.classification < inf:

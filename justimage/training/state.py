@@ -15,6 +15,7 @@ from justimage.training.ema import EMA
 from justimage.training.optim import MOMENTS
 
 TENSORS, FACTS = "state.safetensors", "state.json"
+MILESTONE = "milestone"  # an empty file in a state that is kept
 REMOVE = "remove this folder to resume from the state before it, or from the start if it is the only one"
 
 
@@ -67,12 +68,7 @@ class TrainingState:
     def save(self, folder: Path) -> None:
         """Write folder/NIMG/, under another name until it is complete. Raises NotFinite, and writes nothing."""
         self.check_finite()
-        place = folder / f"{self.nimg:09d}"
-        if place.exists():
-            return
-        with whole(place) as beside:
-            write_tensors(beside / TENSORS, self.tensors())
-            write_text(beside / FACTS, json.dumps({"nimg": self.nimg}) + "\n")
+        write_state(folder, self.nimg, self.tensors())
 
     @torch.no_grad()
     def restore(self, place: Path) -> None:
@@ -142,6 +138,19 @@ class TrainingState:
         return expected
 
 
+def write_state(folder: Path, nimg: int, tensors: dict[str, Tensor], *, milestone: bool = False) -> None:
+    """Write folder/NIMG/, whole or not at all, unless it is there. milestone: `keep_newest` never removes it."""
+    place = folder / f"{nimg:09d}"
+    if not place.exists():
+        with whole(place) as beside:
+            write_tensors(beside / TENSORS, tensors)
+            write_text(beside / FACTS, json.dumps({"nimg": nimg}) + "\n")
+            if milestone:
+                write_text(beside / MILESTONE, "")
+    elif milestone:
+        write_text(place / MILESTONE, "")
+
+
 def _nimg_of(place: Path) -> int:
     """The position that a saved state says it is at. ValueError where it says none, or its folder another."""
     facts = read_json(place / FACTS)
@@ -159,7 +168,10 @@ def saved_states(folder: Path) -> list[Path]:
     return sorted(complete, key=lambda path: int(path.name))
 
 
-def keep_newest(folder: Path, count: int) -> None:
-    """Remove all but the newest states."""
-    for old in saved_states(folder)[:-count]:
-        discard(old)
+def keep_newest(folder: Path, count: int, before: int | None = None) -> None:
+    """Remove all but the newest states, milestones, and the newest one up to `before`, if that is given."""
+    states = saved_states(folder)
+    wanted = [place for place in states if before is not None and int(place.name) <= before][-1:]
+    for old in states[:-count]:
+        if old not in wanted and not (old / MILESTONE).exists():
+            discard(old)

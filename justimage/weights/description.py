@@ -181,10 +181,15 @@ def _check_finite(net: nn.Module, tensors: dict[str, Tensor], where: str) -> Non
 
 def save(model: Denoiser, folder: Path) -> None:
     """Write a weights folder. Raises ValueError where the parameters are no longer float32."""
-    kept = {str(p.dtype).removeprefix("torch.") for p in model.net.parameters()}
+    check_kept(model.net)
+    write_folder(folder, model.net.state_dict(), describe(model))
+
+
+def check_kept(net: nn.Module) -> None:
+    """Raises ValueError where the parameters are no longer float32."""
+    kept = {str(p.dtype).removeprefix("torch.") for p in net.parameters()}
     if kept - {"float32"}:
         raise ValueError(
             f"the parameters are {', '.join(sorted(kept))}, and saving them would lose precision; "
             "load the model with dtype=torch.float32"
         )
-    write_folder(folder, model.net.state_dict(), describe(model))

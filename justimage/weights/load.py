@@ -57,7 +57,9 @@ def find_weights(run: Path, weights: str | None = None) -> Path:
     if weights is None:
         try:
             recipe = read_json(run / "recipe.json")["recipe"]
-            decays = [f"ema-{decay}" for decay in recipe["training"]["ema_decays"]]
+            training = recipe["training"]
+            decays = [f"ema-{decay}" for decay in training["ema_decays"]]
+            decays += [f"ema-std-{std}" for std in training.get("ema_stds", ())]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
                 f"{run / 'recipe.json'} is damaged ({error}); name the weights: {', '.join(held)}"

@@ -1,0 +1,232 @@
+"""Saving a run: what is due when, what is kept, and how it is written while training goes on.
+
+Where training runs on an accelerator, a save costs it the time of a copy into memory; a thread then writes. On a CPU,
+which both would share, it is written at once.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from justimage.disk import check_room, write_tensors, writing
+from justimage.parallel import any_of
+from justimage.runs.folder import SKIPPED
+from justimage.runs.recipes import Report
+from justimage.runs.snapshots import snapshot_path
+from justimage.training.loop import Tick
+from justimage.training.state import TrainingState, keep_newest, write_state
+from justimage.weights.description import check_kept, describe
+from justimage.weights.folder import TENSORS, write_folder
+
+SNAPSHOTS_OF_A_RUN = 64
+
+
+class Due(NamedTuple):
+    """What is to be kept at a tick."""
+
+    save: bool = False
+    """The state, and the weights."""
+    milestone: bool = False
+    """Both, for good."""
+    snapshot: bool = False
+    """The averages of training.ema_stds."""
+
+
+class Contents(NamedTuple):
+    """A state as it was at nimg: its tensors, what its weights say of themselves, and how far its averages are."""
+
+    nimg: int
+    tensors: dict[str, Tensor]
+    description: dict[str, Any]
+    """Of the model, but for `training`."""
+    averages: list[str]
+    averaged_nimg: int
+    data: str
+
+
+def last_skipped(path: Path) -> int | None:
+    """Where the last step began that a run has skipped, by its skipped.jsonl; None where there was none."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return json.loads(lines[-1])["nimg"] if lines else None
+
+
+def passed(before: int, nimg: int, interval: int) -> bool:
+    """Whether a multiple of the interval lies in (before, nimg]; 0: there is none."""
+    return interval > 0 and nimg // interval > before // interval
+
+
+class Saves:
+    """The saves of one run, in the process that writes and in the others, which only know what is due."""
+
+    def __init__(self, folder: Path, report: Report, state: TrainingState, data: str, duration_nimg: int):
+        self.folder, self.report, self.state, self.data = folder, report, state, data
+        self.snapshot_nimg = report.snapshot_nimg or max(duration_nimg // SNAPSHOTS_OF_A_RUN, 1)
+        self.duration_nimg = duration_nimg
+        self.saved_at = time.monotonic()
+        self.skipped_nimg = last_skipped(folder / SKIPPED)
+        self.write = Writer(overlaps(state.processes.device) and state.processes.first)
+
+    def due(self, before: int, tick: Tick, *, save: bool) -> Due:
+        """What is due at a tick, the same in every process. before: the tick before; save: whether it is asked for."""
+        minutes, report = (time.monotonic() - self.saved_at) / 60, self.report
+        late = any_of(0 < report.save_minutes <= minutes, self.state.processes)
+        milestone = passed(before, tick.nimg, report.milestone_nimg)
+        over = tick.nimg >= self.duration_nimg
+        return Due(
+            save or late or milestone or passed(before, tick.nimg, report.save_nimg),
+            milestone,
+            bool(self.state.ema.stds) and (over or passed(before, tick.nimg, self.snapshot_nimg)),
+        )
+
+    def __call__(self, due: Due) -> None:
+        """Keep what is due; in the process that writes, after `check_finite`. Raises what an earlier write did."""
+        self.write.wait()  # for the one before, so that no more than one copy is held
+        if due.save:
+            self.saved_at = time.monotonic()
+        if any(due) and self.state.processes.first:
+            contents = contents_of(self.state, self.data)
+            complete: Callable[[], None] = _at_once
+            if self.write.threaded:
+                tensors, complete = copied(contents.tensors)
+                contents = contents._replace(tensors=tensors)
+
+            def job() -> None:
+                complete()
+                keep(contents, self.folder, due, self.report.keep_states, self.skipped_nimg)
+
+            self.write(job)
+
+
+class Writer:
+    """Does jobs one after another: at once, or in a thread, whose error the next call raises."""
+
+    def __init__(self, threaded: bool):
+        self.threaded = threaded
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="save") if threaded else None
+        self._pending: Future[None] | None = None
+
+    def __call__(self, job: Callable[[], None]) -> None:
+        """Do a job. Raises what it raises, or, in a thread, what the one before has raised."""
+        self.wait()
+        if self._pool is None:
+            job()
+        else:
+            self._pending = self._pool.submit(job)
+
+    def close(self) -> None:
+        """Wait until the last job is over, whatever has come of it."""
+        if self._pool is not None:
+            self._pool.shutdown()
+
+    def check(self) -> None:
+        """Raise what the last job has raised, if it is over."""
+        if self._pending is not None and self._pending.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait until the last job is over, and raise what it has raised."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+
+def overlaps(device: torch.device) -> bool:
+    """Whether saving goes on beside training on this device."""
+    return device.type != "cpu"
+
+
+def _at_once() -> None:
+    """Nothing is to be waited for."""
+
+
+def copied(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], Callable[[], None]]:
+    """Copies in the memory of the host, and what waits until they are complete: work that is queued first comes after.
+
+    From a GPU they go to pinned memory, which a GPU fills without the host; torch reuses it for the next ones.
+    """
+    if not any(tensor.device.type == "cuda" for tensor in tensors.values()):
+        return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, _at_once
+    copies = {
+        name: torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor.detach(), non_blocking=True)
+        for name, tensor in tensors.items()
+    }
+    over = torch.cuda.Event()
+    over.record()
+    return copies, over.synchronize
+
+
+def save_all(state: TrainingState, folder: Path, data: str, keep_states: int) -> None:
+    """Save weights and state, at once. Raises NotFinite, before anything is written, where the state is not finite."""
+    state.check_finite()
+    keep(contents_of(state, data), folder, Due(save=True), keep_states)
+
+
+def contents_of(state: TrainingState, data: str) -> Contents:
+    """What a save writes, still in the state's own memory. ValueError where the parameters are no longer float32."""
+    check_kept(state.model.net)
+    averaged = state.ema.updated_nimg(state.nimg)
+    return Contents(state.nimg, state.tensors(), describe(state.model), state.ema.called, averaged, data)
+
+
+def keep(contents: Contents, folder: Path, due: Due, keep_states: int, skipped_nimg: int | None = None) -> None:
+    """Write what is due. The state last: a run that has a state has its weights and the snapshots up to it.
+
+    skipped_nimg: a step that was skipped; the newest state before it stays, from which `jit replay` comes to it.
+
+    Raises Unwritten: where the disk has no room for all of it, before anything is written.
+    """
+    nimg = contents.nimg
+    snapshots, weights = _snapshots(contents, folder) if due.snapshot else {}, _weights(contents) if due.save else {}
+    places = {folder / "weights" / name: each for name, each in weights.items()}
+    if due.milestone:
+        places |= {folder / "weights" / f"{name}@{nimg:09d}": each for name, each in weights.items()}
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    _check_room(folder, snapshots, places, contents.tensors if due.save else {})
+    for path, tensors in snapshots.items():
+        write_tensors(path, tensors)
+    for place, tensors in places.items():
+        summary = {"nimg": nimg, "data": contents.data, "weights": place.name}
+        write_folder(place, tensors, {**contents.description, "training": summary})
+    if due.save:
+        write_state(folder / "state", nimg, contents.tensors, milestone=due.milestone)
+        keep_newest(folder / "state", keep_states, skipped_nimg)
+
+
+def _weights(contents: Contents) -> dict[str, dict[str, Tensor]]:
+    """The sets of weights, "raw" and "ema-AVERAGE": what the network calls its tensors -> them."""
+    raw = _part(contents.tensors, "net/")
+    return {"raw": raw} | {f"ema-{name}": raw | _part(contents.tensors, f"ema/{name}/") for name in contents.averages}
+
+
+def _snapshots(contents: Contents, folder: Path) -> dict[Path, dict[str, Tensor]]:
+    """The averages of training.ema_stds, where their snapshots lie; none before their first update."""
+    named = [name for name in contents.averages if name.startswith("std-")] if contents.averaged_nimg else []
+    at = contents.averaged_nimg
+    return {snapshot_path(folder, name, at): _part(contents.tensors, f"ema/{name}/") for name in named}
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
+
+
+def _check_room(
+    folder: Path,
+    snapshots: dict[Path, dict[str, Tensor]],
+    weights: dict[Path, dict[str, Tensor]],
+    state: dict[str, Tensor],
+) -> None:
+    """Raises Unwritten where the disk is too small for what is written, one after another, beside what it replaces."""
+    more = most = 0
+    pieces = [*snapshots.items(), *((place / TENSORS, each) for place, each in weights.items()), (folder / "x", state)]
+    for path, tensors in pieces:
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        most = max(most, more + size)
+        more += size - (path.stat().st_size if path.is_file() else 0)
+    check_room(folder, most, folder / "state" if state else folder / "snapshots")
