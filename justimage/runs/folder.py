@@ -7,13 +7,14 @@ samples/000025600.png  fixed seeds: raw weights and average, without and with gu
 state/000025600/       what resuming restores
 weights/ema-0.9995/    enough to sample
 weights/best/          those of the evaluation with the lowest Frechet distance so far
+adapters/ema-0.9995/   where adapters are trained (lora.rank): these alone, for the base that recipe.json names
 """
 
 import json
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from justimage.disk import is_empty
 from justimage.networks.protocol import OLDEST, name_of
 from justimage.process import LogitNormal
 from justimage.runs.recipes import Recipe
+from justimage.training.adapters import LoRA
 
 RECIPE, LOG, RESULTS = "recipe.json", "log.jsonl", "evaluations.jsonl"
 
@@ -39,6 +41,7 @@ CAME_LATER: dict[str, Any] = {
     "training.ema_start_nimg": lambda old, spec: 1000 * old["training.batch_size"],
     "training.mirror": lambda old, spec: "on" if _mirrored(old, spec) else "off",
     "training.classification": lambda old, spec: 0.0,
+    **{f"training.lora.{item.name}": lambda old, spec, value=item.default: value for item in fields(LoRA)},
     "network.conditions": lambda old, spec: (),
     "network.classifier_after": lambda old, spec: 0,
     "data_options.conditions": lambda old, spec: (),
@@ -70,6 +73,24 @@ class Change:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """What recipe.json says, under `init_from`, of the weights that a run began from."""
+
+    path: str
+    sum: str
+    """Of their tensors (`disk.sum_of`)."""
+    weights: str | None = None
+    context_start: int | None = None
+    nimg: int | None = None
+    """Images that they were trained on, where they say so."""
+    licence: str = ""
+    loaded: int = 0
+    resized: dict[str, str] = field(default_factory=dict)
+    drawn: dict[str, str] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class _Data:
     fingerprint: str
     found: str
@@ -85,6 +106,7 @@ class _Facts:
     loss: str = PAPER
     as_before: tuple[str, ...] = ()
     changed: tuple[Change, ...] = ()
+    init_from: Origin | None = None
 
 
 def facts_of(
@@ -157,6 +179,12 @@ def read_facts(folder: Path) -> dict[str, Any] | None:
             f"{path} is damaged ({error}); choose another folder with --run, or remove this one"
         ) from error
     return old
+
+
+def origin_of(old: dict[str, Any] | None) -> Origin | None:
+    """The weights that a run in a folder began from, by its recipe.json; None where it began from scratch."""
+    said = (old or {}).get("init_from")
+    return None if said is None else Origin(**said)
 
 
 def with_older_defaults(recipe: Recipe, old: dict[str, Any] | None, spec: DataSpec) -> tuple[Recipe, dict[str, Any]]:

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,8 @@ from justimage.runs.folder import (
 from justimage.runs.preview import preview, weights_of
 from justimage.runs.recipes import Recipe
 from justimage.runs.sinks import Shown, Sink, log_to, progress, unseen, working
+from justimage.runs.starts import InitFrom, Start, origin_of, save_adapted, start
 from justimage.sampling.pictures import save
-from justimage.training.build import build
 from justimage.training.loop import NonFiniteLoss, Tick, train
 from justimage.training.loss import Loss, flow_matching
 from justimage.training.settings import Training
@@ -73,7 +74,7 @@ def hold_run(folder: Path, processes: Processes) -> Iterator[None]:
     Raises ValueError where the folder holds something else, cannot be written, or is held by another command.
     """
     read_facts(folder)  # before a lock is put into what is not a run
-    below = ("state", "samples", "weights/*")
+    below = ("state", "samples", "weights/*", "adapters/*")
     with in_the_first(processes, lambda: held(folder, below=below)):
         yield
 
@@ -92,6 +93,7 @@ def train_run(
     preconditioner: Scalings | None = None,
     sinks: Sequence[Sink] = (),
     changed: Sequence[str] = (),
+    init_from: str | Path | InitFrom | None = None,
 ) -> TrainingState:
     """Train in a run folder, from where it stands to the end of the recipe. Returns the state at the end.
 
@@ -99,6 +101,7 @@ def train_run(
     makes the loss of (model, recipe.training); network, preconditioner: the class and the function, where they are the
     user's own. sinks: get each tick, as the log and the progress bar do. changed: settings of the optimizer
     (`folder.CHANGEABLE`) that a run in the folder is meant to go on with; recipe.json records each, and from where on.
+    init_from: weights that a new run starts from (`starts.start`); one that has a state goes on from that.
 
     Raises ValueError, before anything is written, where the folder holds something else or another process writes it;
     Interrupted where it was stopped by a signal or after `minutes`; Failed. In each of the last two the state is saved
@@ -107,6 +110,7 @@ def train_run(
     if minutes is not None and not 0 < minutes < inf:
         raise ValueError(f"minutes is {minutes}; it must be a number above 0")
     changed = changeable(changed)
+    given = InitFrom(str(init_from)) if isinstance(init_from, str | Path) else init_from
     folder, processes, console = Path(folder), processes or Processes(device=best_device()), console or Console()
     with hold_run(folder, processes):
         old = read_facts(folder)
@@ -116,14 +120,13 @@ def train_run(
         if as_before:
             facts["as_before"] = sorted(as_before)
         check_same(folder, old, facts, changed)
-        state = build(model, recipe.training, processes)
+        own = {"network": network, "preconditioner": preconditioner}
+        state, begun = start(recipe, model, folder, processes, given, origin_of(old), **own)
         value = loss(state.model, recipe.training)  # may refuse the recipe, so before it is written
-        states = saved_states(folder / "state")
-        if states:
-            state.restore(states[-1])
         changes, log = changes_of(old, facts, changed, state.nimg), log_until(folder / LOG, state.nimg)
         facts |= {"changed": changes} if changes else {}
-        _announce(console, recipe, source, state, folder, as_before, resumed=bool(states))
+        facts |= {"init_from": asdict(begun.origin)} if begun.origin else {}
+        _announce(console, recipe, source, state, folder, as_before, begun)
         with working(console) if processes.first else nullcontext(unseen) as work:
             evaluations = evaluations_of(recipe, source, folder, state, data, work)
         if evaluations is not None and processes.first:
@@ -135,6 +138,8 @@ def train_run(
                 write_text(folder / LOG, log)
             if (folder / RESULTS).is_file():  # read now: `jit evaluate` may have added to it meanwhile
                 write_text(folder / RESULTS, log_until(folder / RESULTS, state.nimg, others=True))
+            if begun.new and begun.origin:  # from now on the run does not need the weights that it began from
+                state.save(folder / "state")
         if state.nimg < recipe.training.duration_nimg or evaluations is not None:
             _train_and_keep(recipe, source, folder, state, value, evaluations, console, minutes, sinks)
         return state
@@ -279,6 +284,7 @@ def save_all(state: TrainingState, folder: Path, data: str, keep_states: int) ->
     for name, weights in weights_of(state).items():
         weights.training_summary = {"nimg": state.nimg, "data": data, "weights": name}
         weights.save_pretrained(folder / "weights" / name)
+        save_adapted(state, name, weights, folder)
     state.save(folder / "state")
     keep_newest(folder / "state", keep_states)
 
@@ -290,8 +296,7 @@ def _announce(
     state: TrainingState,
     folder: Path,
     as_before: dict[str, Any],
-    *,
-    resumed: bool,
+    begun: Start,
 ) -> None:
     """Say what is trained on what, and where."""
     if not state.processes.first:
@@ -306,11 +311,13 @@ def _announce(
     world = f", {state.processes.world} processes" if state.processes.world > 1 else ""
     dtype = str(recipe.training.dtype(device)).removeprefix("torch.")
     size = "x".join(map(str, config.size))
+    for i, line in enumerate(begun.lines):
+        say("" if i else "start", line)
     say("data", source.describe())
     if source.indexed is False:
         say("stream", source.promise())
     say("model", f"{name} on {size}{patch}, {parameters:.1f} M parameters, {device.type}, {dtype}{world}")
-    say("run", f"{folder}" + (f", resumed at nimg = {state.nimg:,}" if resumed else ""))
+    say("run", f"{folder}")
     for later, value in as_before.items():
         say("as before", f" {later} = {value}: the run was begun by a version without this setting")
     if state.nimg >= recipe.training.duration_nimg:

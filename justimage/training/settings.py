@@ -9,6 +9,7 @@ import torch
 from justimage.data.spec import DataSpec
 from justimage.precision import PRECISIONS, fast_dtype
 from justimage.process import Density, LogitNormal, Space
+from justimage.training.adapters import LoRA
 from justimage.training.optim import Schedule
 
 MOST_NIMG = 10**15
@@ -57,6 +58,8 @@ class Training:
     """The density of training times."""
     mirror: Literal["auto", "on", "off"] = "auto"
     """Mirror half of the samples. auto: where the data say that mirrored samples are as likely, as for photographs."""
+    lora: LoRA = field(default_factory=LoRA)
+    """Adapters of a low rank beside frozen weights."""
     seed: int = 0
     """Seed of every draw: weights, order, mirroring, times, noise, dropped labels."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
