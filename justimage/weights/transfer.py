@@ -58,7 +58,7 @@ def transfer(model: Denoiser, base: Denoiser, where: str = "these weights") -> T
     kept, where the network is another one, or its output or its noise means something else.
     """
     found, tensors, misfits = _fitted(model, base)
-    differ = {**differences(model, base), **misfits}
+    differ = differences(model, base) or misfits  # where the networks differ, many shapes do
     if differ:
         raise ValueError(_refusal(differ, found, len(base.net.state_dict()), where))
     model.net.load_state_dict(tensors)
@@ -91,7 +91,9 @@ def _fitted(
     """What becomes of every tensor, the state dict that the model gets, and the shapes of tensors that do not fit."""
     found, misfits = Transfer(), {}
     theirs, tensors = base.net.state_dict(), dict(model.net.state_dict())
-    axes: dict[str, tuple[str, int]] = getattr(model.net, "axes", {})
+    axes: dict[str, tuple[str, int]] = dict(
+        getattr(model.net, "axes", {}).items() & getattr(base.net, "axes", {}).items()
+    )
     tables = {name for name, _ in model.net.named_buffers()}
     for name, mine in tensors.items():
         other, (what, axis) = theirs.get(name), axes.get(name, ("", 0))
@@ -236,12 +238,10 @@ def _refusal(differ: dict[str, tuple[Any, Any]], found: Transfer, total: int, wh
     lines = [f"{where} cannot be the start of this run. What differs:"]
     lines += [f"  {name}: {theirs} in the weights, {ours} here" for name, (theirs, ours) in list(differ.items())[:20]]
     lines += [f"  and {len(differ) - 20} more"] if len(differ) > 20 else []
-    resized = f", and {len(found.resized)} resized ({', '.join(found.resized)})" if found.resized else ""
-    lines.append(
-        f"Of its {total} tensors {len(found.loaded)} would be kept"
-        + (f": {in_groups(found.loaded)}" * bool(found.loaded))
-        + resized
-    )
+    kept = f": {in_groups(found.loaded)}" if found.loaded else ""
+    lines.append(f"Of its {total} tensors {len(found.loaded)} would be kept as they are{kept}")
+    for what, names in (("resized", found.resized), ("left out", found.left), ("drawn anew", found.drawn)):
+        lines += [f"  and {len(names)} {what}: {in_groups(names)}"] if names else []
     options = [
         _option(name.replace("_", "-"), theirs)
         for name, (theirs, _) in differ.items()
