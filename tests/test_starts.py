@@ -65,6 +65,11 @@ def drawn(model: Denoiser, labels: list[int], seed: int = 0, channels: list[int]
     return model(z, torch.linspace(0.2, 0.8, len(labels)), torch.tensor(labels)).to("x")
 
 
+def tables(net: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers by name, those that are not saved too."""
+    return dict(net.named_parameters()) | dict(net.named_buffers())
+
+
 # Weights of one model as the start of another.
 
 
@@ -121,11 +126,11 @@ def test_weights_that_know_no_classes_draw_as_before_for_every_class():
 def test_another_size_has_its_own_positions_and_keeps_the_learned_ones():
     base, model = model_of(spec_of((8, 8))), model_of(spec_of((16, 12)), seed=1)
     found = transfer(model, base)
-    at_that_size = JiT(small_config((16, 12)))
-    assert torch.equal(model.net.positions, at_that_size.positions)
-    assert torch.equal(model.net.rotations, at_that_size.rotations)
+    here, there, at_that_size = tables(model.net), tables(base.net), tables(JiT(small_config((16, 12))))
+    assert torch.equal(here["positions"], at_that_size["positions"])
+    assert torch.equal(here["rotations"], at_that_size["rotations"])
     assert list(found.resized) == ["positions"]
-    assert torch.equal(model.net.condition.positions, base.net.condition.positions)
+    assert torch.equal(here["condition.positions"], there["condition.positions"])
     # The network runs at any size, so the transferred one is the base run at this size.
     z = torch.randn(2, 2, 16, 12, generator=torch.Generator().manual_seed(0))
     t, y = torch.tensor([0.3, 0.7]), torch.tensor([0, 3])
@@ -135,7 +140,7 @@ def test_another_size_has_its_own_positions_and_keeps_the_learned_ones():
 def test_another_grid_with_as_many_patches_has_its_own_positions():
     base, model = model_of(spec_of((8, 8))), model_of(spec_of((4, 16)), seed=1)
     assert "positions" in transfer(model, base).resized
-    assert torch.equal(model.net.positions, JiT(small_config((4, 16))).positions)
+    assert torch.equal(tables(model.net)["positions"], tables(JiT(small_config((4, 16))))["positions"])
 
 
 @pytest.mark.parametrize("kind", ["jit", "no bottleneck", "dit"])
@@ -298,7 +303,7 @@ def test_of_a_network_of_the_papers_size_few_parameters_are_trained():
     rank, total = 8, sum(p.numel() for p in net.parameters())
     ends = LoRA().parts
     maps = [m for name, m in net.named_modules() if isinstance(m, torch.nn.Linear) and name.endswith(ends)]
-    added = sum(rank * (m.in_features + m.out_features) for m in maps) + net.condition.table.numel()
+    added = sum(rank * (m.in_features + m.out_features) for m in maps) + tables(net)["condition.table"].numel()
     assert 0 < added / (total + added) < 0.03
 
 

@@ -81,10 +81,10 @@ def add_adapters(net: nn.Module, lora: LoRA, seed: int) -> None:
         each.forward = partial(_forward, each, lora.scale)
 
 
-def _forward(linear: nn.Linear, scale: float, x: Tensor) -> Tensor:
-    """x (..., in) -> (..., out)."""
-    added = F.linear(F.linear(x, getattr(linear, DOWN)), getattr(linear, UP))
-    return F.linear(x, linear.weight, linear.bias) + scale * added
+def _forward(linear: nn.Linear, scale: float, input: Tensor) -> Tensor:
+    """(..., in) -> (..., out)."""
+    added = F.linear(F.linear(input, getattr(linear, DOWN)), getattr(linear, UP))
+    return F.linear(input, linear.weight, linear.bias) + scale * added
 
 
 @torch.no_grad()
