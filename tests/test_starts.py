@@ -21,6 +21,7 @@ from justimage.disk import nearest
 from justimage.networks.conditions import Part
 from justimage.networks.dit import DiT, DiTConfig
 from justimage.networks.jit import JiT, JiTConfig
+from justimage.networks.mlp import MLPConfig, ToyMLP
 from justimage.parallel import Processes
 from justimage.process import diffuse
 from justimage.runs.recipes import Recipe, Report
@@ -121,6 +122,29 @@ def test_weights_that_know_no_classes_draw_as_before_for_every_class():
     z = torch.randn(4, 2, 8, 8, generator=torch.Generator().manual_seed(0))
     t = torch.full((4,), 0.5)
     torch.testing.assert_close(base(z, t).to("x"), model(z, t, torch.tensor([0, 1, 2, 3])).to("x"))
+
+
+@pytest.mark.parametrize("kind", ["jit", "no tokens", "dit", "mlp"])
+def test_without_classes_a_network_draws_what_the_weights_draw_without_a_class(kind):
+    def made(classes: int, seed: int) -> Denoiser:
+        sizes: dict[str, Any] = {"channels": 2, "width": 16, "num_classes": classes}
+        if kind == "mlp":
+            net: torch.nn.Module = ToyMLP(MLPConfig(size=(8,), **sizes))
+        elif kind == "dit":
+            net = DiT(DiTConfig(size=(8, 8), patch=(4, 4), depth=2, heads=2, **sizes))
+        else:
+            net = JiT(small_config(num_classes=classes, context_tokens=0 if kind == "no tokens" else 2))
+        with torch.no_grad():
+            for parameter in net.parameters():
+                parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(seed))
+        return Denoiser(net).eval()
+
+    base, model = made(3, 0), made(0, 1)
+    found = transfer(model, base)
+    assert list(found.left) == ["condition.table"]
+    z = torch.randn(4, 2, *model.config.size, generator=torch.Generator().manual_seed(0))
+    t = torch.linspace(0.2, 0.8, 4)
+    torch.testing.assert_close(model(z, t).value, base(z, t).value, rtol=1e-5, atol=1e-6)
 
 
 def test_another_size_has_its_own_positions_and_keeps_the_learned_ones():

@@ -110,6 +110,7 @@ class DiT(nn.Module):
         """What axes of its tensors count (justimage.networks.protocol)."""
         return {
             "condition.table": ("classes", 0),
+            "time.out.bias": ("shift", 0),
             "embedding.up.weight": ("patch", 1),
             "head.linear.weight": ("patch", 0),
             "head.linear.bias": ("patch", 0),

@@ -284,6 +284,8 @@ class JiT(nn.Module):
         first = "down" if self.config.bottleneck else "up"
         return {
             "condition.table": ("classes", 0),
+            "condition.positions": ("shift", 1),
+            "time.out.bias": ("shift", 0),
             "classifier.linear.weight": ("classes", 0),
             "classifier.linear.bias": ("classes", 0),
             f"embedding.{first}.weight": ("patch", 1),

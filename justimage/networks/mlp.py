@@ -70,7 +70,7 @@ class ToyMLP(nn.Module):
     @property
     def axes(self) -> dict[str, tuple[str, int]]:
         """What axes of its tensors count (justimage.networks.protocol)."""
-        return {"condition.table": ("classes", 0)}
+        return {"condition.table": ("classes", 0), "layers.0.bias": ("shift", 0)}
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator | None = None) -> None:

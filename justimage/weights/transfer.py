@@ -6,6 +6,7 @@
 |----------------------|-------------------------------------------------------------------------------------------|
 | size                 | tables of positions are those of the new grid; learned positions in the sequence are kept |
 | classes              | rows by name, or by index where no names are known; a new class starts as "no class"      |
+| no classes any more  | the null row is added where a row of a class was: what was drawn without a class          |
 | channels             | by name, where both data name them; a new channel starts unseen, and drawn as zero        |
 | patch                | patch embedding and head are drawn anew                                                   |
 | other conditions     | parts that the weights do not have are drawn anew                                         |
@@ -105,7 +106,7 @@ def _fitted(
             misfits[name] = tuple(other.shape), tuple(mine.shape)
         elif what == "classes":
             tensors[name] = _by_class(name, mine, other, axis, model, base, found)
-        elif what:
+        elif what in ("patch", "planes"):
             tensors[name] = _by_channel(name, mine, other, what, axis, model, base, found)
         elif other.shape == mine.shape:
             tensors[name] = other
@@ -113,6 +114,8 @@ def _fitted(
         else:
             misfits[name] = tuple(other.shape), tuple(mine.shape)
     found.left |= {name: "not in this network" for name in theirs if name not in tensors}
+    if base.num_classes and not model.num_classes:
+        _add_null_row(tensors, theirs, base, found)
     return found, tensors, misfits
 
 
@@ -173,6 +176,18 @@ def class_places(model: Denoiser, base: Denoiser) -> tuple[Places, str]:
     if not (ours and theirs) or (counts[0] == counts[1] and (_numbered(ours) or _numbered(theirs))):
         return [i if i < counts[1] else None for i in range(counts[0])], "by index"
     return [None] * counts[0], "by name"
+
+
+def _add_null_row(tensors: dict[str, Tensor], theirs: dict[str, Tensor], base: Denoiser, found: Transfer) -> None:
+    """For data without classes: what was added for "no class" becomes part of what it was added to."""
+    axes: dict[str, tuple[str, int]] = getattr(base.net, "axes", {})
+    table = next((theirs[name] for name in found.left if axes.get(name, ("",))[0] == "classes"), None)
+    if table is None or len(table) != base.num_classes + 1:
+        return
+    for name in [name for name in found.loaded if axes.get(name, ("",))[0] == "shift"]:
+        tensors[name] = tensors[name] + table[-1]
+        found.loaded.remove(name)
+        found.resized[name] = "with the null row added, as the data have no classes"
 
 
 def _by_channel(
