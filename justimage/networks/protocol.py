@@ -16,8 +16,8 @@ does not see the labels (`Training.classification`).
 
 Of `axes`, "classes" has an entry for each class in the order of the labels, and perhaps a last one for none; "patch"
 one for each number of a patch, ordered (C, *patch), and perhaps more for planes beside the channels; "planes" only
-these. To a "shift", the row of the class is added wherever it is used. By them, a network starts from the weights of one
-for other classes, channels or patches (weights.transfer).
+these. To a "shift", the row of the class is added wherever it is used. By them, a network starts from the weights of
+one for other classes, channels or patches (weights.transfer).
 """
 
 from collections.abc import Callable, Mapping
