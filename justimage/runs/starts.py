@@ -128,9 +128,10 @@ def _from_weights(origin: Origin, found: Transfer) -> list[str]:
     which = f" ({', '.join(facts)})" if facts else ""
     lines = [f"weights of {origin.path}{which}: {found.counts()}"]
     lines += [f"  loaded   {in_groups(found.loaded)}"] if found.loaded else []
-    for title, some in (("resized", found.resized), ("drawn", found.drawn), ("left out", found.left)):
-        lines += [f"  {title:<8} {name}: {why}" for name, why in list(some.items())[:SHOWN]]
-        lines += [f"  {title:<8} and {len(some) - SHOWN} more: {in_groups(list(some)[SHOWN:])}"] * (len(some) > SHOWN)
+    skipped = found.left | {name: f"{why}; drawn anew" for name, why in found.drawn.items()}
+    for title, some in (("resized", found.resized), ("skipped", skipped)):
+        lines += [f"  {title}  {name}: {why}" for name, why in list(some.items())[:SHOWN]]
+        lines += [f"  {title}  and {len(some) - SHOWN} more: {in_groups(list(some)[SHOWN:])}"] * (len(some) > SHOWN)
     return lines
 
 

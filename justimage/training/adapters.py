@@ -3,7 +3,8 @@
     y = W x + b + scale up (down x)
 
 W (out, in) and b are frozen; down (rank, in) and up (out, rank) are trained (Eq. 3 there). `up` starts at zero, so that
-the network begins as the one whose weights it has. All other names of the state dict stay those of the plain network.
+the network begins as the one whose weights it has. All other names of the state dict stay those of the plain network,
+which `merge` makes of it again, to be saved or run.
 """
 
 from collections.abc import Collection, Mapping
