@@ -130,24 +130,27 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def main(options: Options) -> None:
-    """Train, judge and write the file."""
+    """Train and judge what is missing, and write the file after each seed."""
     torch.set_num_threads(1)
     device, source = torch.device("cpu"), digits()
     features = open_features("fit", source)
     judge = Judge(features, reference_of(source, features), source.spec)
-    rows = [row for seed in range(options.seeds) for row in compared(seed, source, judge, options.count)]
-    settings = {way: asdict(make(DEMO.training)) for way, make in (("fine-tuned", fine_tuned), ("lora", with_adapters))}
+    ways = {"scratch": DEMO.training, "fine-tuned": fine_tuned(DEMO.training), "lora": with_adapters(DEMO.training)}
+    settings = {"count": options.count, **{way: asdict(training) for way, training in ways.items()}}
     result = {
         "machine": facts(device),
-        "options": asdict(options),
-        "settings": settings,
+        "settings": json.loads(json.dumps(settings)),
         "features": {"name": features.name, **features.facts},
         "floor": judge.reference.floor,
-        "rows": rows,
-        "summary": summary(rows),
     }
-    result_path("finetune", device, ".json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result["summary"], indent=1))
+    path = result_path("finetune", device, ".json")
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    rows = before["rows"] if before.get("settings") == result["settings"] else []
+    for seed in range(options.seeds):
+        if all(row["seed"] != seed for row in rows):
+            rows += compared(seed, source, judge, options.count)
+            path.write_text(json.dumps({**result, "rows": rows, "summary": summary(rows)}, indent=1) + "\n")
+    print(json.dumps(summary(rows), indent=1))
 
 
 if __name__ == "__main__":

@@ -161,7 +161,8 @@ def _by_class(
     ours[model.num_classes :] = null
     new = len(places) - len(known)
     started = "started at the null row" if len(null) else "drawn anew"
-    text = f"{len(theirs)} -> {len(ours)} rows: {len(known)} classes {how}" + (f", {new} new {started}" * bool(new))
+    kept = f"{len(known)} classes {how}" if known else "no name in common"
+    text = f"{len(theirs)} -> {len(ours)} rows: {kept}" + (f", {new} new {started}" * bool(new))
     dropped = base.num_classes - len(known)
     found.resized[name] = text + (f", {dropped} left out" * bool(dropped))
     return ours.movedim(0, axis)
