@@ -488,6 +488,28 @@ def test_a_run_of_adapters_resumes_bit_for_bit_without_its_base(tmp_path, base):
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_what_is_new_is_trained_beside_adapters_also_when_resumed(tmp_path, base):
+    recipe = replace(
+        RECIPE, network=small_config(num_classes=0, patch=2), training=replace(RECIPE.training, **LORA, ema_decays=())
+    )
+    trained = []
+    for duration in (16, 32):
+        recipe = replace(recipe, training=replace(recipe.training, duration_nimg=duration))
+        state = train_run(
+            recipe,
+            waves(NAMES[:3]),
+            tmp_path / "new",
+            processes=ALONE,
+            console=Console(quiet=True),
+            init_from=base if duration == 16 else None,
+        )
+        trained.append(
+            {name for name, p in state.model.net.named_parameters() if p.requires_grad and "lora" not in name}
+        )
+    assert trained[0] == trained[1]
+    assert trained[0] == {"condition.table", "embedding.down.weight", "head.linear.weight", "head.linear.bias"}
+
+
 def test_adapters_of_weights_that_changed_or_moved(tmp_path, base):
     borrowed, moved = tmp_path / "borrowed", tmp_path / "moved"
     shutil.copytree(base, borrowed)

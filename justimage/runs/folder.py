@@ -89,6 +89,11 @@ class Origin:
     drawn: dict[str, str] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def anew(self) -> set[str]:
+        """Tensors with something in them that these weights do not have: they are trained beside adapters."""
+        return {*self.resized, *self.drawn}
+
 
 @dataclass(frozen=True)
 class _Data:

@@ -82,7 +82,7 @@ def start(
     # 2. the weights that --init-from names;
     # 3. weights drawn from the seed.
     if states:
-        state = build(model, training, processes, anew=() if origin is None else origin.drawn)
+        state = build(model, training, processes, anew=() if origin is None else origin.anew)
         state.restore(states[-1])
         model.licence = model.licence or ("" if origin is None else origin.licence)
         return state, Start([_resumed(state, states[-1], init_from, origin)], origin, new=False)
@@ -90,8 +90,8 @@ def start(
         base = first_then_others(processes, lambda: read(**_arguments(init_from), **own))
         initialise(model.net, training.seed)
         found = transfer(model, base, init_from.path)
-        state = build(model, training, processes, adopt=True, anew=found.drawn)
         begun = _origin(init_from, base, found)
+        state = build(model, training, processes, adopt=True, anew=begun.anew)
         return state, Start([*_from_weights(begun, found), *_trained(state)], begun)
     return build(model, training, processes), Start([f"scratch, seed {training.seed}"])
 

@@ -37,7 +37,7 @@ def build(
     adopt: continue from the weights that the model has. Otherwise a network that has `initialise` gets weights drawn
     from the seed, whatever it had. The network may be on the meta device: then it has memory from here on. processes:
     this process alone, on the best device, by default. anew: names of parameters that are trained beside adapters, as
-    they were drawn anew; without adapters (config.lora) all are.
+    they hold something that is new; without adapters (config.lora) all are.
 
     Raises ValueError where a trained model is given without `adopt`, where a batch does not split over the processes,
     where training needs more memory than the device has, and where `initialise` has left something unfilled.

@@ -104,7 +104,7 @@ def _fitted(
             found.resized[name] = f"for the grid {_grid(model)}"
         elif what and _across(other, axis) != _across(mine, axis):
             misfits[name] = tuple(other.shape), tuple(mine.shape)
-        elif what == "classes":
+        elif what == "classes" and _has_rows(mine, axis, model) and _has_rows(other, axis, base):
             tensors[name] = _by_class(name, mine, other, axis, model, base, found)
         elif what in ("patch", "planes"):
             tensors[name] = _by_channel(name, mine, other, what, axis, model, base, found)
@@ -126,6 +126,11 @@ def _grid(model: Denoiser) -> Any:
 def _across(tensor: Tensor, axis: int) -> tuple[int, ...]:
     """The shape without one axis."""
     return tuple(length for i, length in enumerate(tensor.shape) if i != axis)
+
+
+def _has_rows(tensor: Tensor, axis: int, model: Denoiser) -> bool:
+    """Whether an axis has an entry for each class, and perhaps one for none; a condition of one's own may have others."""
+    return model.num_classes > 0 and tensor.shape[axis] - model.num_classes in (0, 1)
 
 
 def _absent(name: str, mine: Tensor, what: str, base: Denoiser, found: Transfer) -> Tensor:
@@ -214,8 +219,9 @@ def _by_channel(
     beside = theirs[base.config.channels * numbers :]
     if len(beside) == len(ours) - len(places) * numbers:
         ours[len(places) * numbers :] = beside
-    known = [base.spec.channels[place] for place in places if place is not None] if base.spec is not None else []
-    found.resized[name] = f"{len(known)} of {len(places)} channels by name: {', '.join(known[:6])}"
+    known = [place for place in places if place is not None]
+    named = f" by name: {', '.join(base.spec.channels[place] for place in known[:6])}" if base.spec is not None else ""
+    found.resized[name] = f"{len(known)} of {len(places)} channels{named}"
     return ours.movedim(0, axis)
 
 
