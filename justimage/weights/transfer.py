@@ -129,7 +129,7 @@ def _across(tensor: Tensor, axis: int) -> tuple[int, ...]:
 
 
 def _has_rows(tensor: Tensor, axis: int, model: Denoiser) -> bool:
-    """Whether an axis has an entry for each class, and perhaps one for none; a condition of one's own may have others."""
+    """Whether an axis has an entry for each class, and perhaps one for none; a condition may mean it otherwise."""
     return model.num_classes > 0 and tensor.shape[axis] - model.num_classes in (0, 1)
 
 
