@@ -55,7 +55,7 @@ class Options:
     """What is compared."""
 
     seeds: int = 3
-    count: int = 2_000
+    count: int = 1_000
     """Samples that are judged."""
 
 
