@@ -38,6 +38,7 @@ from .runs.recipes import RECIPES as RECIPES
 from .runs.recipes import Recipe as Recipe
 from .runs.recipes import Report as Report
 from .runs.run import train_run as train_run
+from .runs.starts import InitFrom as InitFrom
 from .samplers import PRESETS as PRESETS
 from .samplers import Sampling as Sampling
 from .samplers import euler as euler
@@ -50,6 +51,7 @@ from .sampling.draw import draw as draw
 from .sampling.fields import to_xarray as to_xarray
 from .sampling.generate import generate as generate
 from .sampling.pictures import grid as grid
+from .training.adapters import LoRA as LoRA
 from .training.build import build as build
 from .training.ema import EMA as EMA
 from .training.loop import Tick as Tick

@@ -1,6 +1,7 @@
 """Files that are whole or absent, arrays that grow on disk, and what is worth keeping between runs."""
 
 import contextlib
+import difflib
 import errno
 import hashlib
 import io
@@ -222,6 +223,29 @@ def check_room(folder: Path, size: int, path: Path) -> None:
     usage = shutil.disk_usage(folder)
     if usage.total and usage.free < size + MARGIN:  # some file systems do not say
         raise Unwritten(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+def nearest(path: Path) -> str:
+    """What to write in place of a path that does not exist, to end a message with; empty where nothing is near.
+
+    The path is followed as far as it exists; a name that does not is compared with those that lie there.
+    """
+    there, guessed, names = Path(path.absolute().anchor), False, list[str]()
+    for part in path.absolute().parts[1:]:
+        if not (there / part).exists():
+            with contextlib.suppress(OSError):  # it is a file, or not to be read
+                names = sorted(each.name for each in os.scandir(there) if not each.name.startswith("."))
+            near = difflib.get_close_matches(part, names, n=1, cutoff=0.6)
+            if not near:
+                break
+            part, guessed, names = near[0], True, []
+        there /= part
+    shown = there if path.is_absolute() else Path(os.path.relpath(there))
+    if guessed:
+        return f"; did you mean {shown}?"
+    if not names or Path.cwd().is_relative_to(there):
+        return ""
+    return f"; {shown} holds {', '.join(names[:5])}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 class File(io.FileIO):

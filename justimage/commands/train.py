@@ -12,8 +12,10 @@ from justimage.commands.main import DONE, FAILED, INTERRUPTED
 from justimage.data.sources import open_source
 from justimage.execution import find_device
 from justimage.parallel import first_then_others, join, leave
+from justimage.runs.folder import origin_of, read_facts
 from justimage.runs.recipes import RECIPES, Recipe
 from justimage.runs.run import Failed, Interrupted, hold_run, train_run
+from justimage.runs.starts import InitFrom, check_start
 from justimage.runs.track import TRACKERS
 
 Named = Literal["tensorboard", "wandb", "trackio"]
@@ -21,7 +23,10 @@ Named = Literal["tensorboard", "wandb", "trackio"]
 
 @dataclass(frozen=True)
 class Train:
-    """Train a recipe. The same command again resumes where it stopped."""
+    """Train a recipe. The same command again resumes where it stopped.
+
+    Another training begins in another folder (--run), from scratch or from weights (--init-from).
+    """
 
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
     data: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None
@@ -29,6 +34,13 @@ class Train:
     .npz), fields (.nc, .zarr), a pack, or `mnist`. `jit data inspect` shows what is understood."""
     run: Annotated[Path | None, tyro.conf.arg(aliases=["--run-dir"], metavar="DIR")] = None
     """The run folder; runs/RECIPE by default. Under torchrun, which takes --run for itself, write --run-dir."""
+    init_from: Annotated[str | None, tyro.conf.arg(metavar="WEIGHTS")] = None
+    """Start a new run from weights: a run, a weights folder, adapters, a hub id or an official .pth. What is loaded,
+    resized and skipped is listed. A run that has a state of its own goes on from that."""
+    weights: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Which weights of --init-from: ema-0.9999 or raw of a run; ema1, ema2 or model of an official .pth."""
+    context_start: Annotated[int | None, tyro.conf.arg(metavar="BLOCK")] = None
+    """In-context start block of an official checkpoint (--init-from) that does not record it."""
     minutes: Annotated[float | None, tyro.conf.arg(metavar="MINUTES")] = None
     """Stop and save after this many minutes; the same command resumes."""
     changed: Annotated[tuple[str, ...], tyro.conf.arg(metavar="[SETTING ...]")] = ()
@@ -50,10 +62,15 @@ def main(name: str, arguments: list[str]) -> int:
     if not data:
         raise ValueError(f"{name} needs --data: a folder or archive of images, a table, arrays, fields or a pack")
     trackers = [TRACKERS[each]() for each in dict.fromkeys(asked.track)]  # refuses what is not installed
+    if asked.init_from is None and (asked.weights or asked.context_start is not None):
+        raise ValueError(
+            "--weights and --context-start say which weights of --init-from are meant, and it is not given"
+        )
+    init_from = InitFrom(asked.init_from, asked.weights, asked.context_start) if asked.init_from else None
     processes = join(find_device(asked.device))
     try:
         with hold_run(folder, processes):  # tried before the data are opened, which may take long
-            pass
+            check_start(recipe, folder, init_from, origin_of(read_facts(folder)))
         network = recipe.network
         source = first_then_others(
             processes, lambda: open_source(data, network.size, network.channels, recipe.data_options)
@@ -68,6 +85,7 @@ def main(name: str, arguments: list[str]) -> int:
             data=data,
             track=trackers,
             changed=asked.changed,
+            init_from=init_from,
         )
     except (Interrupted, Failed) as stop:
         if processes.first:

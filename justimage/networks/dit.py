@@ -105,6 +105,17 @@ class DiT(nn.Module):
             x = block(x, modulating, None)
         return unpatchify(self.head(x, modulating), grid, self.config.patch)
 
+    @property
+    def axes(self) -> dict[str, tuple[str, int]]:
+        """What axes of its tensors count (justimage.networks.protocol)."""
+        return {
+            "condition.table": ("classes", 0),
+            "time.out.bias": ("shift", 0),
+            "embedding.up.weight": ("patch", 1),
+            "head.linear.weight": ("patch", 0),
+            "head.linear.bias": ("patch", 0),
+        }
+
     @torch.no_grad()
     def initialise(self, generator: torch.Generator | None = None) -> None:
         """Fill every parameter and buffer, as JiT does: Xavier-uniform maps, zero adaLN and head (section 3.2)."""

@@ -308,6 +308,22 @@ class JiT(nn.Module):
                 buffer.copy_(table)
 
     @property
+    def axes(self) -> dict[str, tuple[str, int]]:
+        """What axes of its tensors count (justimage.networks.protocol)."""
+        first = "down" if self.config.bottleneck else "up"
+        return {
+            "condition.table": ("classes", 0),
+            "condition.positions": ("shift", 1),
+            "time.out.bias": ("shift", 0),
+            "classifier.linear.weight": ("classes", 0),
+            "classifier.linear.bias": ("classes", 0),
+            f"embedding.{first}.weight": ("patch", 1),
+            f"planes.{first}.weight": ("planes", 1),
+            "head.linear.weight": ("patch", 0),
+            "head.linear.bias": ("patch", 0),
+        }
+
+    @property
     def num_parameters(self) -> int:
         """Trainable parameters (the fixed positions are not)."""
         return sum(p.numel() for p in self.parameters())

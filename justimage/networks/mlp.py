@@ -67,6 +67,11 @@ class ToyMLP(nn.Module):
             x = torch.relu(layer(x))
         return last(x).view(z.shape)
 
+    @property
+    def axes(self) -> dict[str, tuple[str, int]]:
+        """What axes of its tensors count (justimage.networks.protocol)."""
+        return {"condition.table": ("classes", 0), "layers.0.bias": ("shift", 0)}
+
     @torch.no_grad()
     def initialise(self, generator: torch.Generator | None = None) -> None:
         """Fill every parameter: linear maps as for ReLU (He et al., arXiv 1502.01852), the rest as conditions do."""

@@ -8,11 +8,17 @@ and `channels`. Its class names the type of `config` as `Config`. Five more thin
     blocks                  the nn.ModuleList that is compiled and checkpointed
     told(t, y)              (B, N), all that blocks compute from time and condition alone; forward takes it as y["told"]
     beside                  the names of values that it gives on the way to its output, a tuple
+    axes                    which axis of which tensor counts something of the data: {name: (what, axis)}
 
 A network with names in `beside` gives the values in training mode: (raw, {name: tensor}), each tensor with the batch
 first; the prediction carries them to the loss. In evaluation mode it gives raw alone and computes nothing else, so that
 sampling pays for none of them. One name has a meaning here: "logits" (B, num_classes), of an auxiliary classifier that
 does not see the labels (`Training.classification`).
+
+Of `axes`, "classes" has an entry for each class in the order of the labels, and perhaps a last one for none; "patch"
+one for each number of a patch, ordered (C, *patch), and perhaps more for planes beside the channels; "planes" only
+these. To a "shift", the row of the class is added wherever it is used. By them, a network starts from the weights of
+one for other classes, channels or patches (weights.transfer).
 """
 
 from collections.abc import Callable, Mapping

@@ -10,13 +10,14 @@ weights/ema-0.9995/    enough to sample
 weights/best/          those of the evaluation with the lowest Frechet distance so far
 weights/raw@000640000/ those of a milestone; its state has a file named milestone, and stays
 snapshots/             averages of training.ema_stds (snapshots.py)
+adapters/ema-0.9995/   where adapters are trained (lora.rank): these alone, for the base that recipe.json names
 """
 
 import json
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from justimage.disk import is_empty
 from justimage.networks.protocol import OLDEST, name_of
 from justimage.process import LogitNormal
 from justimage.runs.recipes import Recipe
+from justimage.training.adapters import LoRA
 
 RECIPE, LOG, RESULTS, SKIPPED = "recipe.json", "log.jsonl", "evaluations.jsonl", "skipped.jsonl"
 
@@ -45,6 +47,7 @@ CAME_LATER: dict[str, Any] = {
     "training.ema_start_nimg": lambda old, spec: 1000 * old["training.batch_size"],
     "training.mirror": lambda old, spec: "on" if _mirrored(old, spec) else "off",
     "training.classification": lambda old, spec: 0.0,
+    **{f"training.lora.{item.name}": lambda old, spec, value=item.default: value for item in fields(LoRA)},
     "network.conditions": lambda old, spec: (),
     "network.classifier_after": lambda old, spec: 0,
     "data_options.conditions": lambda old, spec: (),
@@ -79,6 +82,29 @@ class Change:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """What recipe.json says, under `init_from`, of the weights that a run began from."""
+
+    path: str
+    sum: str
+    """Of their tensors (`disk.sum_of`)."""
+    weights: str | None = None
+    context_start: int | None = None
+    nimg: int | None = None
+    """Images that they were trained on, where they say so."""
+    licence: str = ""
+    loaded: int = 0
+    resized: dict[str, str] = field(default_factory=dict)
+    drawn: dict[str, str] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def anew(self) -> set[str]:
+        """Tensors with something in them that these weights do not have: they are trained beside adapters."""
+        return {*self.resized, *self.drawn}
+
+
+@dataclass(frozen=True)
 class _Data:
     fingerprint: str
     found: str
@@ -94,6 +120,7 @@ class _Facts:
     loss: str = PAPER
     as_before: tuple[str, ...] = ()
     changed: tuple[Change, ...] = ()
+    init_from: Origin | None = None
 
 
 def facts_of(
@@ -166,6 +193,12 @@ def read_facts(folder: Path) -> dict[str, Any] | None:
             f"{path} is damaged ({error}); choose another folder with --run, or remove this one"
         ) from error
     return old
+
+
+def origin_of(old: dict[str, Any] | None) -> Origin | None:
+    """The weights that a run in a folder began from, by its recipe.json; None where it began from scratch."""
+    said = (old or {}).get("init_from")
+    return None if said is None else Origin(**said)
 
 
 def with_older_defaults(recipe: Recipe, old: dict[str, Any] | None, spec: DataSpec) -> tuple[Recipe, dict[str, Any]]:

@@ -11,14 +11,19 @@ from justimage.data.spec import DataSpec
 from justimage.denoiser import Denoiser
 from justimage.execution import autocast
 from justimage.sampling.pictures import grid
+from justimage.training.adapters import merge
 from justimage.training.state import TrainingState
+
+
+def sets_of(state: TrainingState) -> dict[str, dict[str, Tensor]]:
+    """The tensors of each set of weights of a run: "raw" and "ema-AVERAGE"."""
+    sets = {"raw": state.model.net.state_dict()}
+    return sets | {f"ema-{name}": state.ema.tensors(name) for name in state.ema.called}
 
 
 def weights_of(state: TrainingState) -> dict[str, Denoiser]:
     """The weights of a run, as models: "raw" and "ema-DECAY". They share the state's memory, on its device."""
-    sets = {"raw": state.model.net.state_dict()}
-    sets |= {f"ema-{name}": state.ema.tensors(name) for name in state.ema.called}
-    return {name: _with_weights(state.model, tensors) for name, tensors in sets.items()}
+    return {name: _with_weights(state.model, tensors) for name, tensors in sets_of(state).items()}
 
 
 def default_weights(state: TrainingState) -> tuple[str, Denoiser]:
@@ -37,7 +42,9 @@ def _with_weights(model: Denoiser, tensors: dict[str, Tensor]) -> Denoiser:
     shared: dict[int, Any] = {id(buffer): buffer for buffer in model.buffers()}
     shared |= {id(fact): fact for fact in (model.spec, model.sampling, model.config)}
     shared |= {id(p): nn.Parameter(tensors[name], requires_grad=False) for name, p in model.net.named_parameters()}
-    return copy.deepcopy(model, shared)
+    copied = copy.deepcopy(model, shared)
+    merge(copied.net)  # adapters, if it has any
+    return copied
 
 
 def preview(state: TrainingState, spec: DataSpec, steps: int, dtype: torch.dtype, count: int = 10) -> Image.Image:

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from justimage.runs.folder import (
     check_same,
     facts_of,
     log_until,
+    origin_of,
     read_facts,
     with_older_defaults,
 )
@@ -41,9 +43,9 @@ from justimage.runs.recipes import Recipe
 from justimage.runs.saving import Saves, passed, save_all
 from justimage.runs.sinks import Shown, Sink, log_to, note_skipped, progress, unseen, working
 from justimage.runs.snapshots import drop_later
+from justimage.runs.starts import InitFrom, Start, start
 from justimage.runs.track import Opened, Track, Tracker, numbers_of_scores, numbers_of_tick, tracking
 from justimage.sampling.pictures import save
-from justimage.training.build import build
 from justimage.training.loop import NonFiniteLoss, Tick, train
 from justimage.training.loss import Loss, flow_matching
 from justimage.training.settings import Training
@@ -78,7 +80,7 @@ def hold_run(folder: Path, processes: Processes) -> Iterator[None]:
     Raises ValueError where the folder holds something else, cannot be written, or is held by another command.
     """
     read_facts(folder)  # before a lock is put into what is not a run
-    below = ("state", "samples", "snapshots", "weights/*")
+    below = ("state", "samples", "snapshots", "weights/*", "adapters/*")
     with in_the_first(processes, lambda: held(folder, below=below)):
         yield
 
@@ -98,6 +100,7 @@ def train_run(
     sinks: Sequence[Sink] = (),
     track: Sequence[Tracker] = (),
     changed: Sequence[str] = (),
+    init_from: str | Path | InitFrom | None = None,
 ) -> TrainingState:
     """Train in a run folder, from where it stands to the end of the recipe. Returns the state at the end.
 
@@ -106,6 +109,7 @@ def train_run(
     user's own. sinks: get each tick, as the log and the progress bar do. track: trackers (`track.TRACKERS`), which get
     ticks, evaluations and grids. changed: settings of the optimizer
     (`folder.CHANGEABLE`) that a run in the folder is meant to go on with; recipe.json records each, and from where on.
+    init_from: weights that a new run starts from (`starts.start`); one that has a state goes on from that.
 
     Raises ValueError, before anything is written, where the folder holds something else or another process writes it;
     Interrupted where it was stopped by a signal or after `minutes`; Failed. In each of the last two the state is saved
@@ -114,6 +118,7 @@ def train_run(
     if minutes is not None and not 0 < minutes < inf:
         raise ValueError(f"minutes is {minutes}; it must be a number above 0")
     changed = changeable(changed)
+    given = InitFrom(str(init_from)) if isinstance(init_from, str | Path) else init_from
     folder, processes, console = Path(folder), processes or Processes(device=best_device()), console or Console()
     with hold_run(folder, processes):
         old = read_facts(folder)
@@ -123,15 +128,14 @@ def train_run(
         if as_before:
             facts["as_before"] = sorted(as_before)
         check_same(folder, old, facts, changed)
-        state = build(model, recipe.training, processes)
+        own = {"network": network, "preconditioner": preconditioner}
+        state, begun = start(recipe, model, folder, processes, given, origin_of(old), **own)
         value = loss(state.model, recipe.training)  # may refuse the recipe, so before it is written
-        states = saved_states(folder / "state")
-        if states:
-            state.restore(states[-1])
         changes, log = changes_of(old, facts, changed, state.nimg), log_until(folder / LOG, state.nimg)
         skipped = log_until(folder / SKIPPED, state.nimg - 1)
         facts |= {"changed": changes} if changes else {}
-        _announce(console, recipe, source, state, folder, as_before, resumed=bool(states))
+        facts |= {"init_from": asdict(begun.origin)} if begun.origin else {}
+        _announce(console, recipe, source, state, folder, as_before, begun)
         with working(console) if processes.first else nullcontext(unseen) as work:
             evaluations = evaluations_of(recipe, source, folder, state, data, work)
         if evaluations is not None and processes.first:
@@ -146,6 +150,8 @@ def train_run(
             drop_later(folder, state.nimg)
             if (folder / RESULTS).is_file():  # read now: `jit evaluate` may have added to it meanwhile
                 write_text(folder / RESULTS, log_until(folder / RESULTS, state.nimg, others=True))
+            if begun.new and begun.origin:  # from now on the run does not need the weights that it began from
+                state.save(folder / "state")
         if state.nimg < recipe.training.duration_nimg or evaluations is not None:
             opened, trackers = Opened(folder, facts, state.nimg), track if processes.first else ()
             with tracking(trackers, opened, lambda text: console.print(text, markup=False, soft_wrap=True)) as tracked:
@@ -322,8 +328,7 @@ def _announce(
     state: TrainingState,
     folder: Path,
     as_before: dict[str, Any],
-    *,
-    resumed: bool,
+    begun: Start,
 ) -> None:
     """Say what is trained on what, and where."""
     if not state.processes.first:
@@ -338,11 +343,13 @@ def _announce(
     world = f", {state.processes.world} processes" if state.processes.world > 1 else ""
     dtype = str(recipe.training.dtype(device)).removeprefix("torch.")
     size = "x".join(map(str, config.size))
+    for i, line in enumerate(begun.lines):
+        say("" if i else "start", line)
     say("data", source.describe())
     if source.indexed is False:
         say("stream", source.promise())
     say("model", f"{name} on {size}{patch}, {parameters:.1f} M parameters, {device.type}, {dtype}{world}")
-    say("run", f"{folder}" + (f", resumed at nimg = {state.nimg:,}" if resumed else ""))
+    say("run", f"{folder}")
     for later, value in as_before.items():
         say("as before", f" {later} = {value}: the run was begun by a version without this setting")
     if state.nimg >= recipe.training.duration_nimg:

@@ -16,11 +16,13 @@ from torch import Tensor
 
 from justimage.disk import check_room, write_tensors, writing
 from justimage.parallel import any_of
-from justimage.runs.folder import SKIPPED
+from justimage.runs.folder import SKIPPED, origin_of, read_facts
 from justimage.runs.recipes import Report
 from justimage.runs.snapshots import snapshot_path
+from justimage.training.adapters import is_adapter, low_rank, merged, scales_of
 from justimage.training.loop import Tick
 from justimage.training.state import TrainingState, keep_newest, write_state
+from justimage.weights.adapters import Base, save_adapters
 from justimage.weights.description import check_kept, describe
 from justimage.weights.folder import TENSORS, write_folder
 
@@ -48,6 +50,28 @@ class Contents(NamedTuple):
     averages: list[str]
     averaged_nimg: int
     data: str
+    adapters: "Adapters"
+
+
+class Adapters(NamedTuple):
+    """What a state has of adapters: nothing, where it trains all weights."""
+
+    scales: dict[str, float]
+    others: tuple[str, ...]
+    """Tensors that are trained beside them."""
+    base: Base | None
+    """The weights that they are for, if it is known where those lie."""
+
+
+def adapters_of(state: TrainingState, folder: Path) -> Adapters:
+    """The adapters that a run trains, for the weights that its recipe.json names."""
+    scales = scales_of(state.model.net)
+    if not scales:
+        return Adapters({}, (), None)
+    origin = origin_of(read_facts(folder))
+    base = origin and Base(origin.path, origin.sum, origin.weights, origin.context_start)
+    trained = [name for name, parameter in state.model.net.named_parameters() if parameter.requires_grad]
+    return Adapters(scales, tuple(name for name in trained if not is_adapter(name)), base)
 
 
 def last_skipped(path: Path) -> int | None:
@@ -90,7 +114,7 @@ class Saves:
         if due.save:
             self.saved_at = time.monotonic()
         if any(due) and self.state.processes.first:
-            contents = contents_of(self.state, self.data)
+            contents = contents_of(self.state, self.data, self.folder)
             complete: Callable[[], None] = _at_once
             if self.write.threaded:
                 tensors, complete = copied(contents.tensors)
@@ -164,14 +188,15 @@ def copied(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], Callable[[], 
 def save_all(state: TrainingState, folder: Path, data: str, keep_states: int) -> None:
     """Save weights and state, at once. Raises NotFinite, before anything is written, where the state is not finite."""
     state.check_finite()
-    keep(contents_of(state, data), folder, Due(save=True), keep_states)
+    keep(contents_of(state, data, folder), folder, Due(save=True), keep_states)
 
 
-def contents_of(state: TrainingState, data: str) -> Contents:
+def contents_of(state: TrainingState, data: str, folder: Path) -> Contents:
     """What a save writes, still in the state's own memory. ValueError where the parameters are no longer float32."""
     check_kept(state.model.net)
     averaged = state.ema.updated_nimg(state.nimg)
-    return Contents(state.nimg, state.tensors(), describe(state.model), state.ema.called, averaged, data)
+    adapters = adapters_of(state, folder)
+    return Contents(state.nimg, state.tensors(), describe(state.model), state.ema.called, averaged, data, adapters)
 
 
 def keep(contents: Contents, folder: Path, due: Due, keep_states: int, skipped_nimg: int | None = None) -> None:
@@ -182,7 +207,8 @@ def keep(contents: Contents, folder: Path, due: Due, keep_states: int, skipped_n
     Raises Unwritten: where the disk has no room for all of it, before anything is written.
     """
     nimg = contents.nimg
-    snapshots, weights = _snapshots(contents, folder) if due.snapshot else {}, _weights(contents) if due.save else {}
+    snapshots, sets = _snapshots(contents, folder) if due.snapshot else {}, _weights(contents) if due.save else {}
+    weights = {name: merged(contents.adapters.scales, tensors) for name, tensors in sets.items()}
     places = {folder / "weights" / name: each for name, each in weights.items()}
     if due.milestone:
         places |= {folder / "weights" / f"{name}@{nimg:09d}": each for name, each in weights.items()}
@@ -194,9 +220,21 @@ def keep(contents: Contents, folder: Path, due: Due, keep_states: int, skipped_n
     for place, tensors in places.items():
         summary = {"nimg": nimg, "data": contents.data, "weights": place.name}
         write_folder(place, tensors, {**contents.description, "training": summary})
+    for name, tensors in sets.items():
+        _keep_adapters(contents, folder / "adapters" / name, tensors)
     if due.save:
         write_state(folder / "state", nimg, contents.tensors, milestone=due.milestone)
         keep_newest(folder / "state", keep_states, skipped_nimg)
+
+
+def _keep_adapters(contents: Contents, place: Path, tensors: dict[str, Tensor]) -> None:
+    """Write the adapters of a set of weights alone, beside the merged weights; nothing where there are none."""
+    scales, others, base = contents.adapters
+    if not scales or base is None:
+        return
+    summary = {"nimg": contents.nimg, "data": contents.data, "weights": place.name}
+    description = {**contents.description, "training": summary}
+    save_adapters(place, description, base, low_rank(scales, tensors), {name: tensors[name] for name in others})
 
 
 def _weights(contents: Contents) -> dict[str, dict[str, Tensor]]:

@@ -1,11 +1,12 @@
 """Building the state of a training run: one place, one order.
 
-    weights -> checkpointing -> compiling -> replicating -> optimizer and averages
+    weights -> adapters -> checkpointing -> compiling -> replicating -> optimizer and averages
 
-Each step is a function over an unmodified module, so that another one (sharding, adapters) is a line in its place, and
-the names of saved tensors stay those of the plain network.
+Each step is a function over an unmodified module, so that another one (sharding) is a line in its place, and the names
+of saved tensors stay those of the plain network.
 """
 
+from collections.abc import Collection
 from math import prod
 
 import torch
@@ -16,6 +17,7 @@ from justimage.denoiser import Denoiser
 from justimage.execution import best_device, check_memory, checkpoint_blocks, compile_blocks, compiling_pays
 from justimage.parallel import Processes, replicate
 from justimage.randomness import Purpose, key
+from justimage.training.adapters import add_adapters, freeze
 from justimage.training.ema import EMA
 from justimage.training.optim import adamw
 from justimage.training.settings import Training
@@ -23,13 +25,19 @@ from justimage.training.state import TrainingState
 
 
 def build(
-    model: Denoiser, config: Training, processes: Processes | None = None, *, adopt: bool | None = None
+    model: Denoiser,
+    config: Training,
+    processes: Processes | None = None,
+    *,
+    adopt: bool | None = None,
+    anew: Collection[str] = (),
 ) -> TrainingState:
     """A model at the start of its run: on its device, with runner, optimizer and averages.
 
     adopt: continue from the weights that the model has. Otherwise a network that has `initialise` gets weights drawn
     from the seed, whatever it had. The network may be on the meta device: then it has memory from here on. processes:
-    this process alone, on the best device, by default.
+    this process alone, on the best device, by default. anew: names of parameters that are trained beside adapters, as
+    they hold something that is new; without adapters (config.lora) all are.
 
     Raises ValueError where a trained model is given without `adopt`, where a batch does not split over the processes,
     where training needs more memory than the device has, and where `initialise` has left something unfilled.
@@ -42,9 +50,13 @@ def build(
             "this model has been trained: build(..., adopt=True) continues from its weights, adopt=False draws new ones"
         )
     net = model.net
+    if config.lora.rank:
+        freeze(net, anew)
     _check_memory(model, config, processes)
     if not adopt:
         initialise(net, config.seed)
+    if config.lora.rank:
+        add_adapters(net, config.lora, config.seed)
     model.to(processes.device)
     if config.checkpoint:
         checkpoint_blocks(net)

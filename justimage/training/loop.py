@@ -205,12 +205,14 @@ def _check_row(
 
     Raises NonFiniteLoss where they are as many as the run may skip.
     """
+    bad_ones = list(row)
     for nimg, bad in meter.steps():
-        row = (*row, nimg) if bad else ()
-        if len(row) >= config.most_skipped:
-            indices = indices_at(source, config.seed, range(row[0], row[0] + config.batch_size))
-            raise NonFiniteLoss(row[0], indices, meter.skipped(), len(row))
-    return row
+        bad_ones = [*bad_ones, nimg] if bad else []
+        if len(bad_ones) >= config.most_skipped:
+            first = bad_ones[0]
+            indices = indices_at(source, config.seed, range(first, first + config.batch_size))
+            raise NonFiniteLoss(first, indices, meter.skipped(), len(bad_ones))
+    return tuple(bad_ones)
 
 
 class _Meter:

@@ -9,6 +9,7 @@ import torch
 from justimage.data.spec import DataSpec
 from justimage.precision import PRECISIONS, fast_dtype
 from justimage.process import Density, LogitNormal, Space
+from justimage.training.adapters import LoRA
 from justimage.training.optim import Schedule
 from justimage.training.profiles import gamma_of
 
@@ -69,6 +70,8 @@ class Training:
     """The density of training times."""
     mirror: Literal["auto", "on", "off"] = "auto"
     """Mirror half of the samples. auto: where the data say that mirrored samples are as likely, as for photographs."""
+    lora: LoRA = field(default_factory=LoRA)
+    """Adapters of a low rank beside frozen weights."""
     seed: int = 0
     """Seed of every draw: weights, order, mirroring, times, noise, dropped labels."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -96,6 +99,8 @@ class Training:
             raise ValueError(f"betas are {self.betas}; they are two numbers, each at least 0 and below 1")
         if not all(0 < decay < 1 for decay in self.ema_decays) or len(set(self.ema_decays)) != len(self.ema_decays):
             raise ValueError(f"ema_decays are {self.ema_decays}; each must lie between 0 and 1, and none come twice")
+        if self.ema_stds and self.lora.rank:
+            raise ValueError("ema_stds and lora.rank do not go together: snapshots of adapters cannot be summed")
         if len(set(self.ema_stds)) != len(self.ema_stds):
             raise ValueError(f"ema_stds are {self.ema_stds}; none may come twice")
         for std in self.ema_stds:

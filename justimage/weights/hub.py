@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from justimage.disk import nearest
 from justimage.weights.folder import CONFIG, TENSORS
 
 
@@ -16,6 +17,7 @@ def from_hub(repository: str, revision: str | None = None) -> Path:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"{repository}: there is no such folder, and the hub does not provide it ({reason})"
+            f"{nearest(Path(repository))}"
         ) from error
 
 

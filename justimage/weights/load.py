@@ -2,12 +2,14 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from justimage.data.records import from_plain, known_fields, read_json
 from justimage.data.tables import is_hub_id
 from justimage.denoiser import Denoiser, Scalings
+from justimage.disk import nearest
 from justimage.execution import (
     LARGE,
     cast_parameters,
@@ -19,6 +21,7 @@ from justimage.execution import (
 from justimage.networks.cost import cost_of
 from justimage.networks.protocol import NETWORKS, NetworkClass, name_of
 from justimage.precision import SAMPLING_PRECISIONS, fast_dtype
+from justimage.weights.adapters import base_of, holds_adapters, on_base
 from justimage.weights.description import Description, assign_tensors, describe, restore_model
 from justimage.weights.folder import CONFIG, read_folder
 from justimage.weights.hub import from_hub
@@ -31,14 +34,23 @@ def weight_sets(source: str | Path) -> list[str]:
 
     Raises ValueError where the source does not exist, or is a run without weights yet.
     """
+    check_exists(source)
     path = Path(source)
     if path.is_file():
         return weight_sets_of(path)
     if (path / "recipe.json").is_file():
         return _held(path)
-    if not path.is_dir() and not is_hub_id(str(source)):
-        raise ValueError(f"{source} does not exist: neither a run, a weights folder nor a checkpoint")
     return []
+
+
+def check_exists(source: str | Path) -> None:
+    """Raises ValueError, with the nearest path that exists, where there is nothing that `load` could read.
+
+    A text USER/NAME is a hub id, unless USER is a folder here.
+    """
+    path = Path(source)
+    if not path.exists() and not (is_hub_id(str(source)) and not path.parent.is_dir()):
+        raise ValueError(f"{source} does not exist: neither a run, a weights folder nor a checkpoint{nearest(path)}")
 
 
 def _held(run: Path) -> list[str]:
@@ -78,21 +90,44 @@ def read(
     network: NetworkClass | None = None,
     preconditioner: Scalings | None = None,
     allow_non_finite: bool = False,
+    base: str | Path | None = None,
 ) -> Denoiser:
-    """The model behind a run folder, a weights folder, an official .pth or .safetensors, or a hub id.
+    """The model behind a run folder, a weights folder, adapters, an official .pth or .safetensors, or a hub id.
 
     In float32 on the CPU, as stored. Arguments and errors as for `load`.
     """
+    check_exists(source)
     path = Path(source)
+    own: dict[str, Any] = {"network": network, "preconditioner": preconditioner}
+    if holds_adapters(path) and weights is None:
+        return _on_base(path, base, allow_non_finite=allow_non_finite, **own)
+    if base is not None:
+        raise ValueError(f"{source} needs no base: it does not hold adapters alone")
     if path.is_file():
         return load_official(path, weights, context_start, allow_non_finite=allow_non_finite)
     if path.is_dir() and (path / "recipe.json").is_file():
         path = find_weights(path, weights)
     elif weights is not None:
         raise ValueError(f"{source} holds one set of weights; {weights!r} cannot be chosen from it")
-    elif not path.is_dir() and not is_hub_id(str(source)):
-        raise ValueError(f"{source} does not exist: neither a run, a weights folder nor a checkpoint")
-    return from_folder_or_hub(path, network=network, preconditioner=preconditioner, allow_non_finite=allow_non_finite)
+    return from_folder_or_hub(path, allow_non_finite=allow_non_finite, **own)
+
+
+def _on_base(folder: Path, base: str | Path | None, *, allow_non_finite: bool, **own: Any) -> Denoiser:
+    """The model of adapters, on their base: at the place that is given, or else where it was."""
+    said = base_of(folder)
+    try:
+        # The sets of a run have names; what was chosen from it is chosen again, also at another place.
+        under = read(
+            base or said.path,
+            weights=said.weights if base is None or weight_sets(base) else None,
+            context_start=said.context_start,
+            allow_non_finite=allow_non_finite,
+            **own,
+        )
+    except ValueError as error:
+        told = "" if base is not None else "; where it is now, say with load(..., base=PATH) or --base PATH"
+        raise ValueError(f"{folder} holds adapters, and their base cannot be read: {error}{told}") from error
+    return on_base(folder, under, **own)
 
 
 def from_folder_or_hub(
@@ -129,14 +164,17 @@ def load(
     network: NetworkClass | None = None,
     preconditioner: Scalings | None = None,
     allow_non_finite: bool = False,
+    base: str | Path | None = None,
 ) -> Denoiser:
     """A model ready to sample.
 
-    source: a run folder, a weights folder, a hub id (USER/NAME), or an official checkpoint (.pth, .safetensors).
+    source: a run folder, a weights folder, adapters (RUN/adapters/NAME), a hub id (USER/NAME), or an official
+    checkpoint (.pth, .safetensors).
     weights: which of several, "ema-0.9999" or "raw" in a run, "ema1", "ema2" or "model" in an official .pth.
     context_start: the in-context start block of an official checkpoint that does not record it.
     network, preconditioner: the class and the function, where the model was trained with the user's own.
     allow_non_finite: take weights that hold NaN or infinity, which draw nothing.
+    base: the weights that adapters are for, where they are no longer where they were.
     device, dtype, compile: by default the accelerator if there is one, bfloat16 where that is faster, and compiled
     blocks where that pays: on GPUs, and see `compile_for`. dtype=torch.float32, compile=False is the reference;
     dtype=torch.int8 rounds the linear maps of the blocks (weights.int8), which is fast on CPUs without AMX, and such a
@@ -152,6 +190,7 @@ def load(
         network=network,
         preconditioner=preconditioner,
         allow_non_finite=allow_non_finite,
+        base=base,
     )
     return prepare(model, device=device, dtype=dtype, compile=compile)
 
