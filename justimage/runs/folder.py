@@ -2,6 +2,7 @@
 
 recipe.json            the resolved recipe, versions, and hashes of the data and of a sample of their content
 log.jsonl              one line for each tick
+health.jsonl           one line for each measurement of the run's health, and one where training failed
 evaluations.jsonl      one line for each evaluation, while training or by `jit evaluate`
 samples/000025600.png  fixed seeds: raw weights and average, without and with guidance
 state/000025600/       what resuming restores
@@ -29,7 +30,7 @@ from justimage.networks.protocol import OLDEST, name_of
 from justimage.process import LogitNormal
 from justimage.runs.recipes import Recipe
 
-RECIPE, LOG, RESULTS = "recipe.json", "log.jsonl", "evaluations.jsonl"
+RECIPE, LOG, RESULTS, HEALTH = "recipe.json", "log.jsonl", "evaluations.jsonl", "health.jsonl"
 
 # What may differ when a run is resumed: it changes how fast, how often or how long, but no number that was computed.
 FREE_TO_CHANGE = ("promise.", "report.", "data_options.", "training.compile", "training.checkpoint")
@@ -45,6 +46,7 @@ CAME_LATER: dict[str, Any] = {
     "sampling.shift": lambda old, spec: 1.0,
     "sampling.guidance_every": lambda old, spec: 1,
     "report.evaluate_nimg": lambda old, spec: 0,
+    "data_options.held_out": lambda old, spec: 0.0,
 }
 PAPER = "flow_matching"  # the loss where none is named
 REPLACED = ("training.flip", "training.flip_fields")  # fields that it may have, since replaced by others
@@ -142,7 +144,7 @@ def read_facts(folder: Path) -> dict[str, Any] | None:
     for name in ("state", "samples", "weights"):
         if os.path.lexists(folder / name) and not (folder / name).is_dir():
             raise ValueError(f"{folder / name} is not a folder, and a run keeps its {name} there; remove it")
-    for name, what in ((LOG, "log"), (RESULTS, "evaluations")):
+    for name, what in ((LOG, "log"), (RESULTS, "evaluations"), (HEALTH, "health")):
         if os.path.lexists(folder / name) and not (folder / name).is_file():
             raise ValueError(f"{folder / name} is not a file, and a run keeps its {what} there; remove it")
     try:

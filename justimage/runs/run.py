@@ -22,6 +22,7 @@ from justimage.networks.protocol import NetworkClass, name_of
 from justimage.parallel import FailedElsewhere, Processes, fail_together, in_the_first, wait
 from justimage.runs.evaluations import Evaluations, NotEvaluated, Stopped, evaluations_of
 from justimage.runs.folder import (
+    HEALTH,
     LOG,
     RECIPE,
     RESULTS,
@@ -34,6 +35,7 @@ from justimage.runs.folder import (
     read_facts,
     with_older_defaults,
 )
+from justimage.runs.health import Health, note_failure, without_failures
 from justimage.runs.preview import preview, weights_of
 from justimage.runs.recipes import Recipe
 from justimage.runs.sinks import Shown, Sink, log_to, progress, unseen, working
@@ -133,6 +135,8 @@ def train_run(
             write_text(folder / RECIPE, json.dumps(facts, indent=2) + "\n")
             if (folder / LOG).is_file():
                 write_text(folder / LOG, log)
+            if (folder / HEALTH).is_file():
+                write_text(folder / HEALTH, without_failures(log_until(folder / HEALTH, state.nimg)))
             if (folder / RESULTS).is_file():  # read now: `jit evaluate` may have added to it meanwhile
                 write_text(folder / RESULTS, log_until(folder / RESULTS, state.nimg, others=True))
         if state.nimg < recipe.training.duration_nimg or evaluations is not None:
@@ -171,6 +175,7 @@ def _train_and_keep(
             stop=stop,
         )
         before = state.nimg
+        health = Health(recipe, source, state, folder / HEALTH) if report.health_nimg != 0 else None
         try:
             if evaluations is not None and evaluations.due(state.nimg):  # the run was stopped before it
                 with _failing_together(state.processes):
@@ -179,6 +184,8 @@ def _train_and_keep(
                 with _failing_together(state.processes):
                     for listener in listening:
                         listener(tick)
+                    if health is not None:
+                        health(tick)
                     last = tick.stopping or tick.nimg >= total
                     drawing = last or _passed(before, tick, report.sample_nimg)
                     evaluating = evaluations is not None and evaluations.due(tick.nimg) and not tick.stopping
@@ -207,9 +214,13 @@ def _train_and_keep(
                     save_all(state, folder, source.describe(), report.keep_states)
                 except OSError as unwritten:
                     stays = _what_stays(unwritten, folder)
+            if first:
+                note_failure(folder / HEALTH, state.nimg, str(error))
             _leave_together(state.processes)
             raise Failed(f"{error}\n{stays}") from error
         except OSError as error:  # of writing: one of reading is an UnreadableSample
+            if first:
+                note_failure(folder / HEALTH, state.nimg, in_words(error))
             _leave_together(state.processes)
             raise Failed(_what_stays(error, folder)) from error
 

@@ -43,6 +43,8 @@ class Tick:
     """Whether it was asked to stop before the end."""
     terms: dict[str, float] = field(default_factory=dict)
     """The named terms of the loss."""
+    clipped: float = 0.0
+    """Share of the steps whose gradient was scaled down to clip_norm."""
 
 
 class NonFiniteLoss(RuntimeError):
@@ -98,7 +100,7 @@ def train(
             torch.manual_seed(key(config.seed, Purpose.DROPOUT, batch.positions.start))
         norm = _gradients(state, batch, loss, config, dtype, meter)
         bad = ~torch.isfinite(norm)
-        meter.add_norm(norm, torch.where(bad, began, -1))
+        meter.add_norm(norm, torch.where(bad, began, -1), config.clip_norm)
         if processes.device.type == "cpu" and bad:
             state.optimizer.zero_grad(set_to_none=True)
             raise _not_finite(source, config, began)
@@ -195,6 +197,7 @@ class _Meter:
 
     def __init__(self, device: torch.device):
         self.loss, self.norm = torch.zeros((), device=device), torch.zeros((), device=device)
+        self.clipped = torch.zeros((), device=device)
         self.terms: dict[str, Tensor] = {}
         self.first_bad = torch.full((), -1, dtype=torch.int64, device=device)  # nimg of the first bad step
         self.steps, self.waited, self.began = 0, 0.0, time.perf_counter()
@@ -210,9 +213,11 @@ class _Meter:
         for name, term in terms.items():
             self.terms[name] = self.terms[name] + term if name in self.terms else term
 
-    def add_norm(self, norm: Tensor, bad_at: Tensor) -> None:
+    def add_norm(self, norm: Tensor, bad_at: Tensor, clip_norm: float) -> None:
         self.first_bad = torch.where(self.first_bad < 0, bad_at, self.first_bad)
         self.norm += norm
+        if clip_norm:
+            self.clipped += norm > clip_norm
         self.steps += 1
 
     def tick(self, state: TrainingState, config: Training, lr: float, *, stopping: bool) -> Tick:
@@ -230,4 +235,5 @@ class _Meter:
             waiting_on_data=self.waited / seconds,
             stopping=stopping,
             terms={name: mean(total) for name, total in self.terms.items()},
+            clipped=float(self.clipped) / self.steps,
         )
