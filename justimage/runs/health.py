@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from justimage.data.spec import Source, StreamSource, Unreadable, evenly
+from justimage.data.spec import DataSpec, Source, StreamSource, Unreadable, evenly
 from justimage.denoiser import Denoiser
 from justimage.disk import append_json
 from justimage.execution import autocast
@@ -83,7 +83,8 @@ class Measured:
     errors: tuple[float, ...] = ()
     """The standard errors of the raw weights' losses on what is trained on."""
     unseen: Gap | None = None
-    """Of samples held out, or else of those trained on moved by a pixel, over those trained on, at noisy times."""
+    """Of samples held out, or else of those trained on moved by a pixel, over those trained on, at noisy times. None
+    for fields that lie on fixed coordinates, which cannot be moved, with none held out."""
     null: Gap | None = None
     """Of no condition over the sample's own, at noisy times."""
     other: Gap | None = None
@@ -159,6 +160,8 @@ class Health:
             found["held_out"] = (_curve("raw", full),)
             unseen = full[[TIMES.index(t) for t in NOISY]].mean(0)
             found["unseen"] = _gap_of_two(unseen, noisy)
+        elif _has_places(raw.spec):
+            away, unseen = samples, noisy
         else:
             away = shifted(samples)
             unseen = losses(raw, away, NOISY).mean(0)
@@ -190,6 +193,12 @@ def _read(source: Source, model: Denoiser) -> Samples:
     y = {name: torch.stack([torch.as_tensor(each[name]) for _, each in items]) for name in items[0][1]}
     x, y = source.spec.encode(raw), source.spec.encode_given(y)
     return Samples(x.to(model.device), {name: each.to(model.device) for name, each in y.items()})
+
+
+def _has_places(spec: DataSpec | None) -> bool:
+    """Whether a value's place on the grid is a place of the world: then samples that are moved are others."""
+    origin = spec.origin if spec is not None else None
+    return origin is not None and any(set(each.dims) & set(origin.dims) for each in origin.coordinates)
 
 
 def _curve(weights: str, losses: Tensor) -> Curve:

@@ -124,6 +124,7 @@ def train_run(
         if states:
             state.restore(states[-1])
         changes, log = changes_of(old, facts, changed, state.nimg), log_until(folder / LOG, state.nimg)
+        health = without_failures(log_until(folder / HEALTH, state.nimg))
         facts |= {"changed": changes} if changes else {}
         _announce(console, recipe, source, state, folder, as_before, resumed=bool(states))
         with working(console) if processes.first else nullcontext(unseen) as work:
@@ -136,7 +137,7 @@ def train_run(
             if (folder / LOG).is_file():
                 write_text(folder / LOG, log)
             if (folder / HEALTH).is_file():
-                write_text(folder / HEALTH, without_failures(log_until(folder / HEALTH, state.nimg)))
+                write_text(folder / HEALTH, health)
             if (folder / RESULTS).is_file():  # read now: `jit evaluate` may have added to it meanwhile
                 write_text(folder / RESULTS, log_until(folder / RESULTS, state.nimg, others=True))
         if state.nimg < recipe.training.duration_nimg or evaluations is not None:
