@@ -77,8 +77,8 @@ class Limits:
     """Steps an average spans that are out of the ordinary: three times the paper's longest (0.9999)."""
     flat: float = 1.5
     """Factor, over the other bins, by which a bin that is trained on is worse against the linear yardstick."""
-    seen_bin: float = 0.05
-    """Share of the training times in a bin that is expected to be learned."""
+    seen_bin: float = 0.1
+    """Share of the training times in a bin that is expected to be learned; rarer ones come late in sound runs."""
     exploding: float = 1_000.0
     """Root mean square of the residual stream. It begins around 1 and ends around 10 in sound runs."""
     dead: float = 1e-6
@@ -333,7 +333,8 @@ def _labels_off(record: Record) -> Finding | None:
     if last is None or last.other is None or last.null is None or record.nimg < LIMITS.label_nimg:
         return None
     classes = int(record.settings.get("network.num_classes") or 0)
-    if classes < 2 or last.other.value > max(LIMITS.deviations * last.other.error, LIMITS.label_gap):
+    needed = max(LIMITS.label_gap, LIMITS.deviations * last.other.error)
+    if classes < 2 or not last.other.value <= needed:  # nor where one is NaN
         return None
     network = (
         f"another sample's label changes the loss at noisy times by {_gap_said(last.other)}, and no label by "
@@ -378,7 +379,7 @@ def _over_fitting(record: Record) -> Finding | None:
     if last is None or last.unseen is None or glance is None:
         return None
     gap, held = last.unseen, bool(last.held_out)
-    if gap.value < LIMITS.over_fitting or gap.value < LIMITS.deviations * gap.error:
+    if not (gap.value >= LIMITS.over_fitting and gap.value >= LIMITS.deviations * gap.error):  # nor where one is NaN
         return None
     epochs = record.nimg / glance.of
     if epochs < LIMITS.epochs:

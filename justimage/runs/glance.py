@@ -1,6 +1,7 @@
 """A glance at data before training: the values that the network sees, and whether labels say anything about them."""
 
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from justimage.data.spec import Source, Unreadable, evenly, looked_at
 from justimage.training.grid import linear_losses
 
 COARSE = 8  # places along each axis at which labels are looked for
+MOST_NUMBERS = 2**26  # that are held in memory at once
 MOST_DIRECTIONS = 32  # in which samples differ most, among which labels are looked for
 POOLS = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
 
@@ -39,8 +41,9 @@ class Glance:
 
 
 def glance_at(source: Source, noise_scale: float) -> Glance:
-    """Look at as many samples as `content` does, which reads the same ones."""
-    looks = [source.look(i) for i in evenly(len(source), looked_at(source.spec, len(source))).tolist()]
+    """Look at as many samples as `content` does, which reads the same ones; at fewer that are very large."""
+    most = min(looked_at(source.spec, len(source)), max(2, MOST_NUMBERS // prod(source.spec.shape)))
+    looks = [source.look(i) for i in evenly(len(source), most).tolist()]
     items = [each for each in looks if not isinstance(each, Unreadable)]
     x = source.spec.encode(torch.stack([torch.from_numpy(raw.copy()) for raw, _ in items]))
     flat = x.transpose(0, 1).flatten(1)

@@ -11,7 +11,8 @@ import resource
 import sys
 import time
 from dataclasses import asdict, dataclass
-from math import ceil
+from functools import partial
+from math import ceil, prod
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ from justimage.training.loop import Tick
 from justimage.training.state import TrainingState
 from justimage.training.step import watch_next
 
-SAMPLES = 32  # on the grid
+SAMPLES = 32  # on the grid, and fewer where they would be more bytes than the next line says
+MOST_BYTES = 2**28
 NOISY = TIMES[1:4]  # where labels, and what was learned by heart, matter most
 FAILED = "failed"  # the key of the line that says why training failed
 SHARE = 0.01  # of the work of training that measuring may be, at the default interval
@@ -105,6 +107,8 @@ class Health:
     def __init__(self, recipe: Recipe, source: Source | StreamSource, state: TrainingState, path: Path):
         self.path, self.state, self.total = path, state, recipe.training.duration_nimg
         self.dtype = recipe.training.dtype(state.processes.device)
+        share = recipe.training.batch_size // state.processes.world
+        self.batch = min(SAMPLES, recipe.training.microbatch or share)
         self.density = _density(recipe.training.times)
         self.samples = self.unseen = None
         self.data: Glance | None = None
@@ -150,13 +154,14 @@ class Health:
 
     def _on_grid(self, sets: dict[str, Denoiser], samples: Samples) -> dict[str, Any]:
         raw, found = sets["raw"], {}
-        found["activations"] = activations(raw, samples, lambda: found.setdefault("own", losses(raw, samples)))
+        measure = partial(losses, batch=self.batch)
+        found["activations"] = activations(raw, samples, lambda: found.setdefault("own", measure(raw, samples)))
         own = found.pop("own")  # (T, B)
         found["errors"] = tuple((own.std(1) / own.shape[1] ** 0.5).tolist())
         found["trained"] = (_curve("raw", own),)
         noisy = own[[TIMES.index(t) for t in NOISY]].mean(0)  # (B,)
         if self.unseen is not None:
-            away, full = self.unseen, losses(raw, self.unseen)
+            away, full = self.unseen, measure(raw, self.unseen)
             found["held_out"] = (_curve("raw", full),)
             unseen = full[[TIMES.index(t) for t in NOISY]].mean(0)
             found["unseen"] = _gap_of_two(unseen, noisy)
@@ -164,13 +169,13 @@ class Health:
             away, unseen = samples, noisy
         else:
             away = shifted(samples)
-            unseen = losses(raw, away, NOISY).mean(0)
+            unseen = measure(raw, away, NOISY).mean(0)
             found["unseen"] = _gap(unseen, noisy)
         if raw.needs:  # asked of unseen samples: those trained on may be known by heart, their labels too
-            found["null"] = _gap(losses(raw, without(raw, away), NOISY).mean(0), unseen)
-            found["other"] = _gap(losses(raw, others(away), NOISY).mean(0), unseen)
+            found["null"] = _gap(measure(raw, without(raw, away), NOISY).mean(0), unseen)
+            found["other"] = _gap(measure(raw, others(away), NOISY).mean(0), unseen)
         where, on = ("trained", samples) if self.unseen is None else ("held_out", self.unseen)
-        found[where] += tuple(_curve(name, losses(model, on)) for name, model in sets.items() if name != "raw")
+        found[where] += tuple(_curve(name, measure(model, on)) for name, model in sets.items() if name != "raw")
         return found
 
 
@@ -187,7 +192,8 @@ def without_failures(lines: str) -> str:
 
 def _read(source: Source, model: Denoiser) -> Samples:
     """Up to SAMPLES of a source, evenly spread, as model values on the model's device."""
-    looks = [source.look(i) for i in evenly(len(source), SAMPLES).tolist()]
+    most = max(2, min(SAMPLES, MOST_BYTES // (4 * prod(source.spec.shape))))
+    looks = [source.look(i) for i in evenly(len(source), most).tolist()]
     items = [each for each in looks if not isinstance(each, Unreadable)]
     raw = torch.stack([torch.from_numpy(raw.copy()) for raw, _ in items])
     y = {name: torch.stack([torch.as_tensor(each[name]) for _, each in items]) for name in items[0][1]}

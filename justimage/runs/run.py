@@ -185,8 +185,6 @@ def _train_and_keep(
                 with _failing_together(state.processes):
                     for listener in listening:
                         listener(tick)
-                    if health is not None:
-                        health(tick)
                     last = tick.stopping or tick.nimg >= total
                     drawing = last or _passed(before, tick, report.sample_nimg)
                     evaluating = evaluations is not None and evaluations.due(tick.nimg) and not tick.stopping
@@ -199,6 +197,8 @@ def _train_and_keep(
                         save(image, folder / "samples" / f"{tick.nimg:09d}.png")
                     if first and saving:
                         save_all(state, folder, source.describe(), report.keep_states)
+                    if health is not None:  # the state is saved already: this takes a while
+                        health(tick)
                     if evaluations is not None and evaluating:
                         evaluations(state, stop, shown.work, console)
                 if tick.stopping:
