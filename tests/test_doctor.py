@@ -11,7 +11,8 @@ from conftest import jit_here
 from PIL import Image
 
 from justimage.disk import held
-from justimage.runs.doctor import CHECKS, Limits, diagnose
+from justimage.runs.doctor import CHECKS, diagnose
+from justimage.runs.findings import Limits
 from justimage.runs.glance import Glance
 from justimage.runs.health import Curve, Gap, Measured, Part
 from justimage.runs.record import Logged, Record, read_run, runs_in
@@ -70,7 +71,7 @@ FLAT = (0.1, 0.1, 0.1, 0.6, 0.1, 0.1, 0.1, 0.1)
 BROKEN: list[tuple[Record, str, str]] = [
     (but(glance={"low": 0.0, "std": (0.3,)}), "value range", "as if [0, 1] had been taken for [-1, 1]"),
     (but(glance={"std": (0.01,)}), "value range", "spread of 0.01"),
-    (but(settings={"noise_scale": 8.0}), "noise scale", "noise_scale is 8, 8 times more"),
+    (but(settings={"noise_scale": 8.0}), "noise scale", "noise_scale is 8: 8 times more"),
     (but(settings={"noise_scale": 1.0, "network.size": (1024, 1024)}), "noise scale", "4 times less"),
     (but(settings={"training.lr": 0.3}, health={"activations": (1e9,)}), "learning rate too high", "1.0e+09"),
     (but(settings={"training.lr": 0.3}, health=POOR), "learning rate too high", "1.6 times that of a line"),
@@ -171,7 +172,7 @@ def test_weights_that_were_learned_before_may_be_tuned_slowly():
 
 
 def test_every_limit_has_a_reason():
-    text = Path(__file__).parents[1] / "justimage" / "runs" / "doctor.py"
+    text = Path(__file__).parents[1] / "justimage" / "runs" / "findings.py"
     body = text.read_text().split("class Limits:")[1].split("LIMITS = ")[0]
     assert body.count('    """') >= 1 + len(Limits.__dataclass_fields__)
 
@@ -316,7 +317,7 @@ def test_curves_are_drawn_where_one_is_told(two_runs, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["doctor"], "give a RUN"),
+        (["doctor"], "RUN"),
         (["doctor", "runs/deep/goood"], "did you mean runs/deep/good?"),
         (["doctor", "runs"], "it holds runs/deep/bad, runs/deep/good"),
         (["doctor", "nowhere/at/all"], "the nearest that exists is ."),

@@ -14,7 +14,7 @@ from justimage.denoiser import Denoiser
 from justimage.process import LogitNormal, Prediction
 from justimage.runs.glance import glance_at
 from justimage.runs.health import FAILED, _density, without_failures
-from justimage.training.grid import TIMES, Samples, linear_losses, losses, others, shifted
+from justimage.training.grid import TIMES, Samples, linear_losses, losses, neighbours, others, shifted
 from justimage.training.optim import adamw
 from justimage.training.step import parts_of, watch_next
 
@@ -125,6 +125,8 @@ def test_other_labels_are_other_labels_and_moved_samples_move():
     assert (others(samples).y["labels"] == 1 - samples.y["labels"]).all()
     ramp = Samples(torch.arange(4.0).expand(1, 1, 2, 4), {"mask": torch.arange(4.0).expand(1, 3, 2, 4)})
     moved = shifted(ramp)
+    assert neighbours(torch.linspace(0, 1, 64).expand(2, 1, 64)) > 0.9
+    assert abs(neighbours(torch.randn(50, 1, 64, generator=torch.Generator().manual_seed(0)))) < 0.1
     assert moved.x[0, 0, 0].tolist() == moved.y["mask"][0, 0, 0].tolist() == [0, 0, 1, 2]
 
 

@@ -11,7 +11,8 @@ import tyro
 from justimage.commands.console import console, interruptible, say
 from justimage.commands.line import parse
 from justimage.commands.main import DONE
-from justimage.runs.doctor import Diagnosis, diagnose
+from justimage.runs.doctor import diagnose
+from justimage.runs.findings import Diagnosis
 from justimage.runs.record import Record, nearest_run, read_run
 
 
@@ -22,8 +23,8 @@ class Doctor:
     The first finding is the verdict. Nothing is written, and a running run goes on.
     """
 
-    run: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="RUN")] = None
-    """A run folder, such as runs/mnist-demo."""
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """A run folder, such as runs/mnist-demo; `jit runs` lists them."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print the findings as JSON."""
 
@@ -32,8 +33,6 @@ def main(arguments: Sequence[str]) -> int:
     """Diagnose; returns the exit code."""
     asked = parse(Doctor, arguments, "jit doctor")
     interruptible()
-    if asked.run is None:
-        raise ValueError("give a RUN: the folder of a run, such as runs/mnist-demo; `jit runs` lists them")
     record = read_run(nearest_run(asked.run))
     found = diagnose(record)
     if asked.json:

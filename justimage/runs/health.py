@@ -27,7 +27,7 @@ from justimage.process import Density
 from justimage.runs.glance import Glance, glance_at
 from justimage.runs.preview import weights_of
 from justimage.runs.recipes import Recipe
-from justimage.training.grid import TIMES, Samples, activations, losses, others, shifted, without
+from justimage.training.grid import TIMES, Samples, activations, losses, neighbours, others, shifted, without
 from justimage.training.loop import Tick
 from justimage.training.state import TrainingState
 from justimage.training.step import watch_next
@@ -35,6 +35,7 @@ from justimage.training.step import watch_next
 SAMPLES = 32  # on the grid, and fewer where they would be more bytes than the next line says
 MOST_BYTES = 2**28
 NOISY = TIMES[1:4]  # where labels, and what was learned by heart, matter most
+ALIKE = 0.5  # correlation of neighbours below which samples have no order that moving them would keep
 FAILED = "failed"  # the key of the line that says why training failed
 SHARE = 0.01  # of the work of training that measuring may be, at the default interval
 
@@ -86,7 +87,7 @@ class Measured:
     """The standard errors of the raw weights' losses on what is trained on."""
     unseen: Gap | None = None
     """Of samples held out, or else of those trained on moved by a pixel, over those trained on, at noisy times. None
-    for fields that lie on fixed coordinates, which cannot be moved, with none held out."""
+    where none are held out and moving makes others of them: fields on fixed coordinates, and numbers in no order."""
     null: Gap | None = None
     """Of no condition over the sample's own, at noisy times."""
     other: Gap | None = None
@@ -165,7 +166,7 @@ class Health:
             found["held_out"] = (_curve("raw", full),)
             unseen = full[[TIMES.index(t) for t in NOISY]].mean(0)
             found["unseen"] = _gap_of_two(unseen, noisy)
-        elif _has_places(raw.spec):
+        elif _has_places(raw.spec) or neighbours(samples.x) < ALIKE:
             away, unseen = samples, noisy
         else:
             away = shifted(samples)

@@ -73,6 +73,14 @@ def shifted(samples: Samples) -> Samples:
     return Samples(move(samples.x), moved)
 
 
+def neighbours(x: Tensor) -> float:
+    """The correlation of numbers beside each other along the last axis of x (B, C, *S), over all of it."""
+    if x.shape[-1] < 2:
+        return 0.0
+    centred = x - x.mean()
+    return float((centred[..., 1:] * centred[..., :-1]).mean() / centred.square().mean().clamp_min(1e-12))
+
+
 def others(samples: Samples) -> Samples:
     """The samples, each with what comes with another one, of another label wherever there are enough."""
     count = len(samples.x)
