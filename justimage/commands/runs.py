@@ -14,6 +14,7 @@ from justimage.commands.line import parse
 from justimage.commands.main import DONE
 from justimage.runs.record import Record, read_run, runs_in
 
+WORDS = ("run", "state", "evaluation", "written")  # columns that are no numbers
 SCALES = ((86_400, "d"), (3_600, "h"), (60, "min"))
 
 
@@ -32,7 +33,9 @@ def main(arguments: Sequence[str]) -> int:
     folders = runs_in(asked.folder)
     if not folders:
         raise ValueError(f"there are no runs in {asked.folder}; `jit train RECIPE` begins one, in runs/RECIPE")
-    table = Table("run", "state", "images", "of", "img/s", "loss", "evaluation", "last written", box=None)
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for name in ("run", "state", "images/of", "done", "img/s", "loss", "evaluation", "written"):
+        table.add_column(name, no_wrap=True, overflow="fold", justify="left" if name in WORDS else "right")
     damaged = []
     for folder in folders:
         try:
@@ -54,8 +57,8 @@ def row(record: Record, now: float) -> tuple[str, ...]:
     return (
         str(record.folder),
         record.state,
-        f"{record.nimg:,}",
-        f"{record.total:,} ({record.nimg / max(record.total, 1):.0%})",
+        f"{record.nimg:,}/{record.total:,}",
+        f"{record.nimg / max(record.total, 1):.0%}",
         f"{tick.img_per_second:,.0f}" if tick else "",
         f"{tick.loss:.4g}" if tick else "",
         figure,

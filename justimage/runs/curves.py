@@ -32,7 +32,7 @@ def draw_curves(records: Sequence[Record], path: Path) -> None:
     colours = figures.rcParams["axes.prop_cycle"].by_key()["color"]
     for panel, axes in zip(PANELS, places.flat, strict=True):
         for k, record in enumerate(records):
-            panel.draw(axes, record, {"color": colours[k % len(colours)], "marker": ".", "markersize": 3})
+            panel.draw(axes, record, {"color": colours[k % len(colours)], "marker": ".", "markersize": 5})
         axes.set_title(panel.title, fontsize=10)
         if axes.lines:
             axes.set_yscale(panel.scale)
