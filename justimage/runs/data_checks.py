@@ -22,11 +22,15 @@ def value_range(record: Record) -> Finding | None:
             "look at them with `jit data inspect`; write 8-bit pixels with their full range 0..255, or arrays as "
             "floats, which are scaled by their own mean and spread",
         )
-    if not LIMITS.least_spread <= spread <= LIMITS.most_spread:
+    mean = max(glance.mean, key=abs)
+    if not LIMITS.least_spread <= spread <= LIMITS.most_spread or abs(mean) > LIMITS.furthest_mean:
         return Finding(
             "value range",
-            (f"{seen}, with a spread of {spread:.2g} where about 0.5 is usual (health.jsonl, data)",),
-            "look at them with `jit data inspect`: they hardly change, or were not scaled",
+            (
+                f"{seen}, with a spread of {spread:.2g} where about 0.5 is usual, and a channel's mean of {mean:.2g} "
+                "(health.jsonl, data)",
+            ),
+            "look at them with `jit data inspect`: they hardly change, or were scaled by other numbers than their own",
         )
     return None
 
@@ -80,8 +84,11 @@ def labels_off(record: Record) -> Finding | None:
             f"a linear discriminant guesses {glance.guessed:.1%} of the labels of {glance.count:,} samples, and "
             f"{glance.chance:.1%} \N{PLUS-MINUS SIGN} {glance.chance_error:.1%} of labels dealt out anew"
         )
-    elif progress_of(last) > LIMITS.unlearned or last.other.error > LIMITS.label_gap / 2:
-        return None
+    elif (
+        progress_of(last) > LIMITS.unlearned
+        or last.other.value + LIMITS.deviations * last.other.error > LIMITS.label_gap
+    ):
+        return None  # it may have learned too little to tell
     else:
         data = f"the network has learned: {how_learned(record)}"
     return Finding(

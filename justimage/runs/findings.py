@@ -31,6 +31,8 @@ class Limits:
     noise of scale 1 drowns everything but the last times."""
     most_spread: float = 2.0
     """The same the other way: four times the usual, such as pixels 0..255 that nobody scaled."""
+    furthest_mean: float = 1.0
+    """Mean of a channel. Values in [-1, 1] cannot have one beyond, and that of standardised data is 0."""
     noise_off: float = 4.0
     """Factor between the noise scale and what the paper's rule (size / 256 for images, and 1 below 256; for data of the
     spread 0.5) says. The paper's own ablation shows a factor of 2 to matter little."""
