@@ -172,6 +172,11 @@ def test_weights_that_were_learned_before_may_be_tuned_slowly():
     assert diagnose(record).verdict == "healthy"
 
 
+def test_a_damaged_setting_is_named():
+    with pytest.raises(ValueError, match=r"recipe.json is damaged: recipe.training.lr is 'fast'; a number is needed"):
+        diagnose(but(settings={"training.lr": "fast"}))
+
+
 def test_every_limit_has_a_reason():
     text = Path(__file__).parents[1] / "justimage" / "runs" / "findings.py"
     body = text.read_text().split("class Limits:")[1].split("LIMITS = ")[0]

@@ -2,7 +2,7 @@
 
 from justimage.runs.findings import LIMITS, Finding
 from justimage.runs.glance import Glance
-from justimage.runs.readings import glance_of, how_learned, in_percent, newest, progress_of
+from justimage.runs.readings import glance_of, how_learned, in_percent, newest, number_of, progress_of
 from justimage.runs.record import Record
 
 
@@ -37,7 +37,7 @@ def value_range(record: Record) -> Finding | None:
 
 def noise_scale(record: Record) -> Finding | None:
     """A scale far from the paper's rule."""
-    size, noise = record.settings.get("network.size"), float(record.settings["noise_scale"])
+    size, noise = record.settings.get("network.size"), number_of(record, "noise_scale")
     if not isinstance(size, list | tuple):
         return None
     rule = max(size) / 256 if len(size) == 2 else 1.0

@@ -12,6 +12,7 @@ from justimage.runs.readings import (
     losses_of,
     most_update,
     newest,
+    number_of,
     progress_of,
     rate_off,
     rise_of,
@@ -41,11 +42,11 @@ def rate_too_high(record: Record) -> Finding | None:
     strong = stream > LIMITS.exploding or diverged > LIMITS.diverged or update > LIMITS.wild
     if not seen or (off < LIMITS.rate_off and not (strong and off > LIMITS.rate_off / 4)):
         return None
-    lr, usual = float(record.settings["training.lr"]), float(record.settings["training.lr"]) / off
+    lr = number_of(record, "training.lr")
     return Finding(
         "learning rate too high",
         (f"lr is {lr:g}, {off:.3g} times 0.3 / width, near which the recipes' rates are (recipe.json)", *seen),
-        f"a new run with --training.lr {rounded(usual)}, for batches of {batch_size_of(record):,}"
+        f"a new run with --training.lr {rounded(lr / off)}, for batches of {batch_size_of(record):,}"
         + ("" if record.settings.get("training.clip_norm") else " and --training.clip-norm 1"),
     )
 
@@ -70,7 +71,7 @@ def exploding(record: Record) -> Finding | None:
     return Finding(
         "exploding parts",
         (f"the residual stream has grown to {in_digits(stream)}; after each block it is {blocks} (health.jsonl)",),
-        f"a lower learning rate than {record.settings['training.lr']:g}, or weight decay",
+        f"a lower learning rate than {number_of(record, 'training.lr'):g}, or weight decay",
     )
 
 
@@ -94,7 +95,7 @@ def rate_too_low(record: Record) -> Finding | None:
         return None
     if update:
         seen.append(f"no step moved any part by more than {update:.2g} of its weights ({part}; health.jsonl, parts)")
-    lr = float(record.settings["training.lr"])
+    lr = number_of(record, "training.lr")
     return Finding(
         "learning rate too low",
         (f"lr is {lr:g}, one {1 / off:.0f}th of 0.3 / width, near which the recipes' rates are (recipe.json)", *seen),

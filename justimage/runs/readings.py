@@ -3,14 +3,26 @@
 from collections.abc import Sequence
 from math import nan
 
+from justimage.runs.folder import RECIPE
 from justimage.runs.glance import Glance
 from justimage.runs.health import Curve, Gap, Measured
 from justimage.runs.record import Record
 
 
+TRAINED = 0.02  # share of the training times in a bin below which its loss says little about training
+
+
+def number_of(record: Record, name: str) -> float:
+    """A number of the recipe. Raises ValueError, naming it, where recipe.json has another thing there."""
+    value = record.settings.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{record.folder / RECIPE} is damaged: recipe.{name} is {value!r}; a number is needed")
+    return value
+
+
 def batch_size_of(record: Record) -> int:
     """The size of a batch."""
-    return int(record.settings["training.batch_size"])
+    return max(int(number_of(record, "training.batch_size")), 1)
 
 
 def steps_of(record: Record) -> float:
@@ -35,7 +47,7 @@ def losses_of(curves: Sequence[Curve], weights: str = "raw") -> tuple[float, ...
 
 def as_trained(losses: Sequence[float], density: Sequence[float]) -> float:
     """The mean over the bins that the run trains on, weighted as it does; nan where there is nothing."""
-    used = [(loss, share) for loss, share in zip(losses, density, strict=False) if share >= 0.02]
+    used = [(loss, share) for loss, share in zip(losses, density, strict=False) if share >= TRAINED]
     return sum(loss * share for loss, share in used) / sum(share for _, share in used) if used else nan
 
 
@@ -55,7 +67,7 @@ def in_digits(value: float) -> str:
 def rate_off(record: Record) -> float:
     """The peak learning rate over 0.3 / width, the middle of those that recipes have."""
     width = record.settings.get("network.width")
-    return float(record.settings["training.lr"]) * max(width, 128) / 0.3 if isinstance(width, int) else 1.0
+    return number_of(record, "training.lr") * max(width, 128) / 0.3 if isinstance(width, int) else 1.0
 
 
 def how_learned(record: Record) -> str:

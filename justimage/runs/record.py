@@ -50,7 +50,8 @@ class Record:
     @property
     def total(self) -> int:
         """Samples to be seen."""
-        return int(self.settings.get("training.duration_nimg", 0))
+        total = self.settings.get("training.duration_nimg")
+        return total if isinstance(total, int) else 0
 
     @property
     def state(self) -> str:
