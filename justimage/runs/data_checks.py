@@ -67,7 +67,8 @@ def labels_off(record: Record) -> Finding | None:
     last, glance = newest(record), glance_of(record)
     if last is None or last.other is None or last.null is None or record.nimg < LIMITS.label_nimg:
         return None
-    classes = int(record.settings.get("network.num_classes") or 0)
+    classes = record.settings.get("network.num_classes")
+    classes = classes if isinstance(classes, int) else 0
     needed = max(LIMITS.label_gap, LIMITS.deviations * last.other.error)
     if classes < 2 or not last.other.value <= needed:  # nor where one is NaN
         return None

@@ -106,7 +106,7 @@ def rate_too_low(record: Record) -> Finding | None:
 def average_too_long(record: Record) -> Finding | None:
     """An average that is still its start, or that never is what was asked for."""
     decays = record.settings.get("training.ema_decays") or ()
-    batch, start = batch_size_of(record), int(record.settings.get("training.ema_start_nimg", 0))
+    batch, start = batch_size_of(record), int(number_of(record, "training.ema_start_nimg"))
     last = newest(record)
     for decay in sorted(map(float, decays), reverse=True):
         spans = batch / (1 - decay)  # images

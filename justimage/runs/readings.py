@@ -8,7 +8,6 @@ from justimage.runs.glance import Glance
 from justimage.runs.health import Curve, Gap, Measured
 from justimage.runs.record import Record
 
-
 TRAINED = 0.02  # share of the training times in a bin below which its loss says little about training
 
 
