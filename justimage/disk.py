@@ -186,6 +186,26 @@ def held(folder: Path, *, only: str = "", below: Iterable[str] = ()) -> Iterator
         _remove_empty(made)
 
 
+def is_held(folder: Path) -> bool:
+    """Whether a command holds a folder now. It is not held for that, and nothing is written."""
+    path = folder / ".jit.lock"
+    if fcntl is None or not path.is_file():  # whoever holds a folder has this file in it, until the end
+        return False
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks: the file is all there is to go by
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _lock(path: Path) -> int:
     """Lock a file, made if it is not there -> its descriptor. Raises ValueError where another process has the lock."""
     while True:

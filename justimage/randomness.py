@@ -25,6 +25,8 @@ class Purpose(IntEnum):
     DROPOUT = 6
     SHARDS = 7
     PLACES = 8
+    HELD_OUT = 9
+    GRID = 10
 
 
 def mix(h: np.ndarray) -> np.ndarray:

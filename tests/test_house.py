@@ -13,10 +13,13 @@ from conftest import script
 from justimage.commands.bench import Bench
 from justimage.commands.convert import Convert
 from justimage.commands.data import Inspect, Pack
+from justimage.commands.doctor import Doctor
 from justimage.commands.evaluate import Evaluate
 from justimage.commands.line import parse
+from justimage.commands.plot import Plot
 from justimage.commands.replay import Replay
 from justimage.commands.reproduce import Reproduce
+from justimage.commands.runs import Runs
 from justimage.commands.sample import Sample
 from justimage.commands.sweep import SweepCommand
 from justimage.commands.train import Train
@@ -253,6 +256,6 @@ def test_the_readmes_commands_parse():
         else:
             kinds = {"sample": Sample, "convert": Convert, "inspect": Inspect, "pack": Pack}
             kinds |= {"evaluate": Evaluate, "sweep": SweepCommand, "reproduce": Reproduce, "bench": Bench}
-            kinds |= {"posthoc": Posthoc, "replay": Replay}
+            kinds |= {"posthoc": Posthoc, "replay": Replay, "doctor": Doctor, "runs": Runs, "plot": Plot}
             skipped = 2 if words[0] in ("data", "weights") else 1
             parse(kinds[words[skipped - 1]], words[skipped:], "jit")

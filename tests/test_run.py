@@ -71,6 +71,7 @@ def test_a_killed_run_resumes_bit_for_bit(tmp_path, monkeypatch, capsys):
     assert {path.name for path in (tmp_path / "whole").iterdir()} == {
         "recipe.json",
         "log.jsonl",
+        "health.jsonl",
         "samples",
         "state",
         "weights",
@@ -259,6 +260,7 @@ DAMAGES: list[tuple[str, Any, str]] = [
     ("log.jsonl", "[1]\n", "log.jsonl is damaged: line 1 is not a tick with its nimg but '[1]'"),
     ("log.jsonl", "null\n", "line 1"),
     ("log.jsonl", '{"nimg": "x"}\n', "line 1"),
+    ("health.jsonl", "[1]\n", "health.jsonl is damaged: line 1"),
     ("log.jsonl", 'half a li\n{"nimg": 1}\n', "line 1"),
     ("state.json", "{}", "state.json is damaged: nimg is None"),
     ("state.json", "[]", "nimg is None"),

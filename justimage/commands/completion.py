@@ -6,9 +6,11 @@ from pathlib import Path
 
 from justimage.commands.convert import Convert
 from justimage.commands.data import Inspect, Pack
+from justimage.commands.doctor import Doctor
 from justimage.commands.evaluate import Evaluate
 from justimage.commands.line import options_of
 from justimage.commands.main import COMMANDS, DATA_COMMANDS, DONE, WEIGHTS_COMMANDS
+from justimage.commands.plot import Plot
 from justimage.commands.replay import Replay
 from justimage.commands.reproduce import Reproduce
 from justimage.commands.sample import Sample
@@ -58,6 +60,7 @@ def script(shell: str) -> str:
     commands |= {"weights posthoc": Posthoc(Path()), "replay *": Replay(Path(), 0)}
     commands |= {"sample *": Sample(""), "evaluate *": Evaluate(), "sweep *": SweepCommand(())}
     commands |= {f"reproduce {name}": Reproduce(()) for name in (*FAMILIES, "all")}
+    commands |= {"doctor *": Doctor(Path()), "plot *": Plot(())}
     commands["convert *"] = Convert(Path(), Path())
     options = {name: dict(options_of(values)) for name, values in commands.items()}
     cases = _cases({name: [f"--{option}" for option in each] for name, each in options.items()})

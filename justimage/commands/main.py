@@ -106,6 +106,24 @@ def _bench(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def _doctor(arguments: list[str]) -> int:
+    from justimage.commands.doctor import main
+
+    return main(arguments)
+
+
+def _runs(arguments: list[str]) -> int:
+    from justimage.commands.runs import main
+
+    return main(arguments)
+
+
+def _plot(arguments: list[str]) -> int:
+    from justimage.commands.plot import main
+
+    return main(arguments)
+
+
 def _completion(arguments: list[str]) -> int:
     from justimage.commands.completion import main
 
@@ -132,6 +150,9 @@ COMMANDS: Commands = {
     "replay": ("Run one training step of a run again: which sample and module is not finite first.", _replay),
     "reproduce": ("Run a table or figure of the paper, and say whether its claim holds.", _reproduce),
     "bench": ("Measure the speed of training and sampling on this machine, and what of.", _bench),
+    "doctor": ("Name what ails a run, from what it has recorded, and what to do.", _doctor),
+    "runs": ("List runs: state, how far, speed, loss, the last evaluation.", _runs),
+    "plot": ("Draw the curves of runs side by side, as a PNG.", _plot),
     "completion": ("Print a script that completes commands and options: jit completion bash, or zsh.", _completion),
 }
 

@@ -35,6 +35,7 @@ class Crops(Source):
         self.spec = _crop_spec(source.spec, size, self._cut(0), moving=at == "random")
         self.planes = {each.name for each in source.spec.given if each.kind == "planes"}
         self.on_error, self.skipped, self.gaps = source.on_error, source.skipped, source.gaps
+        self.held_out = None if source.held_out is None else Crops(source.held_out, size, at)
         whole_samples = "random crops are not packed; pack whole samples, and give --data-options.crop when training"
         self.not_packed = whole_samples if at == "random" else source.not_packed
 

@@ -16,6 +16,7 @@ from justimage.data.containers import IMAGES, TARS, holds, is_tar, suffix_of
 from justimage.data.crops import At, Crops
 from justimage.data.fields import NETCDF, FieldOptions, is_zarr, read_fields
 from justimage.data.files import Files, find_files
+from justimage.data.held_out import without_held_out
 from justimage.data.images import Deep, Images, Policy
 from justimage.data.labels import TABLES_OF_LABELS
 from justimage.data.packed import Packed, is_pack
@@ -62,6 +63,9 @@ class DataOptions:
     """Images of 16 bits: scale 0..65535 to 0..255, or stop with their name."""
     memory_gb: float = 2.0
     """Data below this size are read once into memory, so that every image is checked before the first step."""
+    held_out: float = 0.0
+    """Share of the samples that is never trained on: the loss is measured on it (health.jsonl), which shows
+    over-fitting. Which ones depends on their order alone; neighbours in a time series are still alike."""
     workers: int = field(default_factory=lambda: min(8, os.cpu_count() or 1))
     """Threads that read ahead, in each process; by default one for each core, at most 8."""
     table: TableOptions = field(default_factory=TableOptions)
@@ -74,6 +78,8 @@ class DataOptions:
                 f"workers ({self.workers}) must be from 0 to {MOST_WORKERS}, and memory_gb ({self.memory_gb}) a number "
                 "from 0 on"
             )
+        if not 0 <= self.held_out < 1:
+            raise ValueError(f"held_out is {self.held_out}; it must be at least 0 and below 1, such as 0.02")
         if isinstance(self.missing, float) and not abs(self.missing) < float(np.finfo(np.float32).max):
             raise ValueError(f"missing is {self.missing}; it must be stop, mean, or a finite number of float32")
         if not all(map(isfinite, self.fill_values)):
@@ -113,8 +119,7 @@ def _open(
     if path in NAMED and options.kind == "auto":
         if options.conditions:
             raise ValueError(f"conditions are arrays of an .npz, beside x; {path} has none")
-        named = NAMED[path]()
-        return Crops(named, options.crop, options.crop_at) if options.crop else named
+        return _parted(NAMED[path](), options)
     paths = _paths(path)
     kind = _kind(path, paths) if options.kind == "auto" else options.kind
     _check_options(path, kind, options)
@@ -123,7 +128,7 @@ def _open(
         options = replace(options, on_error="skip", missing=missing)
 
     def images(files: Files) -> Source:
-        return Images(
+        found = Images(
             files,
             size,
             channels=channels,
@@ -131,8 +136,14 @@ def _open(
             memory_gb=options.memory_gb if decode_ahead else 0.0,
             deep=options.deep,
         )
+        return _parted(found, options)
 
     if kind == "stream" or (kind == "table" and options.stream.on):
+        if options.held_out:
+            raise ValueError(
+                f"--data-options.held-out {options.held_out:g}: {path} is a stream, whose samples cannot be told apart "
+                "before they come; use 0, or pack the data"
+            )
         if path.startswith(REMOTE) or is_tar(Path(path)):
             return open_shards(path, size, channels, options.stream, options.on_error, options.image)
         return stream_rows(path, paths, size, channels, options.split, options.table, options.stream, options.on_error)
@@ -183,6 +194,12 @@ def _open(
             place, ARRAY_FILES, labels=labels, split=options.split, others=_others(options, images=IMAGES)
         )
         source = stack_arrays(files, options.missing, options.fill_values)
+    return _parted(source, options)
+
+
+def _parted(source: Source, options: DataOptions) -> Source:
+    """A source without what is held out, whole samples, and then cropped."""
+    source = without_held_out(source, options.held_out)
     return Crops(source, options.crop, options.crop_at) if options.crop else source
 
 

@@ -301,6 +301,8 @@ class Source(Protocol):
     """In words, the missing values that were found on opening; empty where there are none."""
     not_packed: str = ""
     """Why it cannot be packed, and what to do instead; empty where it can."""
+    held_out: "Source | None" = None
+    """Samples that were left out of it, for measuring (`data.held_out`); None where there are none."""
 
     def __len__(self) -> int: ...
 

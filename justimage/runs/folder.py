@@ -2,6 +2,7 @@
 
 recipe.json            the resolved recipe, versions, and hashes of the data and of a sample of their content
 log.jsonl              one line for each tick
+health.jsonl           one line for each measurement of the run's health, and one where training failed
 evaluations.jsonl      one line for each evaluation, while training or by `jit evaluate`
 skipped.jsonl          one line for each step that was skipped as its loss or gradient was not finite, with its samples
 samples/000025600.png  fixed seeds: raw weights and average, without and with guidance
@@ -35,6 +36,7 @@ from justimage.runs.recipes import Recipe
 from justimage.training.adapters import LoRA
 
 RECIPE, LOG, RESULTS, SKIPPED = "recipe.json", "log.jsonl", "evaluations.jsonl", "skipped.jsonl"
+HEALTH = "health.jsonl"
 
 # What may differ when a run is resumed: it changes how fast, how often or how long, but no number that was computed.
 FREE_TO_CHANGE = (
@@ -57,6 +59,7 @@ CAME_LATER: dict[str, Any] = {
     "training.ema_warmup": lambda old, spec: 9,
     "training.ema_every": lambda old, spec: 1,
     "training.ema_stds": lambda old, spec: (),
+    "data_options.held_out": lambda old, spec: 0.0,
 }
 PAPER = "flow_matching"  # the loss where none is named
 REPLACED = ("training.flip", "training.flip_fields")  # fields that it may have, since replaced by others
@@ -178,7 +181,8 @@ def read_facts(folder: Path) -> dict[str, Any] | None:
     for name in ("state", "samples", "weights", "snapshots"):
         if os.path.lexists(folder / name) and not (folder / name).is_dir():
             raise ValueError(f"{folder / name} is not a folder, and a run keeps its {name} there; remove it")
-    for name, what in ((LOG, "log"), (RESULTS, "evaluations"), (SKIPPED, "skipped steps")):
+    kept = {LOG: "log", RESULTS: "evaluations", SKIPPED: "skipped steps", HEALTH: "health"}
+    for name, what in kept.items():
         if os.path.lexists(folder / name) and not (folder / name).is_file():
             raise ValueError(f"{folder / name} is not a file, and a run keeps its {what} there; remove it")
     try:

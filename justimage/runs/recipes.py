@@ -54,11 +54,15 @@ class Report:
     """Between evaluations, and one at the end: lines of evaluations.jsonl, and weights/best. 0: none."""
     evaluate_count: int = 1000
     """Samples drawn for each; more where the classes would not share them out equally."""
+    health_nimg: int | None = None
+    """Between lines of health.jsonl, which `jit doctor` reads: the loss on a fixed grid, gradients, updates, memory. By
+    default as often as costs 1 % of training, and at the end. 0: none."""
 
     def __post_init__(self) -> None:
         for item in fields(self):
-            least = 0 if item.name in ("evaluate_nimg", "milestone_nimg", "snapshot_nimg", "save_minutes") else 1
-            if not least <= getattr(self, item.name) < inf:
+            may_be_zero = ("evaluate_nimg", "milestone_nimg", "snapshot_nimg", "save_minutes", "health_nimg")
+            least, value = 0 if item.name in may_be_zero else 1, getattr(self, item.name)
+            if value is not None and not least <= value < inf:
                 raise ValueError(f"report.{item.name} is {getattr(self, item.name)}; it must be at least {least}")
         Sampling(steps=self.preview_steps)  # raises now, not at the first grid
 

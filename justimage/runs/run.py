@@ -24,6 +24,7 @@ from justimage.networks.protocol import NetworkClass, name_of
 from justimage.parallel import FailedElsewhere, Processes, fail_together, in_the_first, wait
 from justimage.runs.evaluations import Evaluations, NotEvaluated, Stopped, evaluations_of
 from justimage.runs.folder import (
+    HEALTH,
     LOG,
     RECIPE,
     RESULTS,
@@ -38,6 +39,7 @@ from justimage.runs.folder import (
     read_facts,
     with_older_defaults,
 )
+from justimage.runs.health import Health, note_failure, without_failures
 from justimage.runs.preview import preview
 from justimage.runs.recipes import Recipe
 from justimage.runs.saving import Saves, passed, save_all
@@ -133,6 +135,7 @@ def train_run(
         value = loss(state.model, recipe.training)  # may refuse the recipe, so before it is written
         changes, log = changes_of(old, facts, changed, state.nimg), log_until(folder / LOG, state.nimg)
         skipped = log_until(folder / SKIPPED, state.nimg - 1)
+        health = without_failures(log_until(folder / HEALTH, state.nimg))
         facts |= {"changed": changes} if changes else {}
         facts |= {"init_from": asdict(begun.origin)} if begun.origin else {}
         _announce(console, recipe, source, state, folder, as_before, begun)
@@ -148,6 +151,8 @@ def train_run(
             if (folder / SKIPPED).is_file():
                 write_text(folder / SKIPPED, skipped)
             drop_later(folder, state.nimg)
+            if (folder / HEALTH).is_file():
+                write_text(folder / HEALTH, health)
             if (folder / RESULTS).is_file():  # read now: `jit evaluate` may have added to it meanwhile
                 write_text(folder / RESULTS, log_until(folder / RESULTS, state.nimg, others=True))
             if begun.new and begun.origin:  # from now on the run does not need the weights that it began from
@@ -207,6 +212,7 @@ def _train_and_keep(
             stop=stop,
         )
         before = state.nimg
+        health = Health(recipe, source, state, folder / HEALTH) if report.health_nimg != 0 else None
         try:
             if evaluations is not None and evaluations.due(state.nimg):  # the run was stopped before it
                 with _failing_together(state.processes):
@@ -230,6 +236,8 @@ def _train_and_keep(
                     saves(due)
                     if last or evaluating:
                         saves.write.wait()
+                    if health is not None:  # the state is saved already: this takes a while
+                        health(tick)
                     if evaluations is not None and evaluating:
                         evaluate(evaluations)
                 if tick.stopping:
@@ -243,9 +251,13 @@ def _train_and_keep(
             stays = _kept_in_the_end(state, folder, recipe, error, source.describe())
             if isinstance(error, NonFiniteLoss) and first:
                 note(error.skipped)
+            if first:
+                note_failure(folder / HEALTH, state.nimg, str(error))
             _leave_together(state.processes)
             raise Failed(f"{error}\n{stays}") from error
         except OSError as error:  # of writing: one of reading is an UnreadableSample
+            if first:
+                note_failure(folder / HEALTH, state.nimg, in_words(error))
             _leave_together(state.processes)
             raise Failed(_what_stays(error, folder)) from error
 

@@ -48,6 +48,8 @@ class Tick:
     skipped: tuple[int, ...] = ()
     """Where the steps began whose loss or gradient was not finite: they changed no weight, and are in none of these
     means, which are NaN where there was no other step."""
+    clipped: float = 0.0
+    """Share of the steps whose gradient was scaled down to clip_norm."""
 
 
 class NonFiniteLoss(RuntimeError):
@@ -109,7 +111,7 @@ def train(
             torch.manual_seed(key(config.seed, Purpose.DROPOUT, batch.positions.start))
         norm, losses = gradients(state, batch, loss, config, dtype)
         bad = ~torch.isfinite(norm)
-        meter.add(began, losses, norm, bad)
+        meter.add(began, losses, norm, bad, config.clip_norm)
         lr = _update(state, config, bad)
         if processes.device.type == "cpu" and bad:
             _check_row(row, meter, source, config)
@@ -220,6 +222,7 @@ class _Meter:
 
     def __init__(self, device: torch.device):
         self.loss, self.norm = torch.zeros((), device=device), torch.zeros((), device=device)
+        self.clipped = torch.zeros((), device=device)
         self.terms: dict[str, Tensor] = {}
         self.began_at: list[int] = []
         self.bad: list[Tensor] = []
@@ -231,7 +234,7 @@ class _Meter:
         yield
         self.waited += time.perf_counter() - asked
 
-    def add(self, nimg: int, parts: list[Part], norm: Tensor, bad: Tensor) -> None:
+    def add(self, nimg: int, parts: list[Part], norm: Tensor, bad: Tensor, clip_norm: float) -> None:
         """Add a step that began at nimg; one that is bad is only counted."""
         loss, terms = self.loss, dict(self.terms)
         for mean, found in parts:
@@ -241,6 +244,8 @@ class _Meter:
         self.terms = {
             name: torch.where(bad, self.terms.get(name, torch.zeros_like(term)), term) for name, term in terms.items()
         }
+        if clip_norm:
+            self.clipped += torch.where(bad, False, norm > clip_norm)
         self.began_at.append(nimg)
         self.bad.append(bad)
 
@@ -269,4 +274,5 @@ class _Meter:
             stopping=stopping,
             terms={name: mean(total) for name, total in self.terms.items()},
             skipped=skipped,
+            clipped=float(self.clipped) / good,
         )

@@ -1,0 +1,253 @@
+"""The health of a run, measured while it trains: lines of health.jsonl, which `jit doctor` reads.
+
+At intervals, and at the end: the loss on a fixed grid of times for every set of weights (`training.grid`), what labels
+and unseen samples change in it, how strong gradients and updates are in each part (`training.step`), the scale of the
+residual stream, and memory. Training computes the same numbers with it and without.
+"""
+
+import contextlib
+import json
+import resource
+import sys
+import time
+from dataclasses import asdict, dataclass
+from functools import partial
+from math import ceil, prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from justimage.data.spec import DataSpec, Source, StreamSource, Unreadable, evenly
+from justimage.denoiser import Denoiser
+from justimage.disk import append_json
+from justimage.execution import autocast
+from justimage.process import Density
+from justimage.runs.glance import Glance, glance_at
+from justimage.runs.preview import weights_of
+from justimage.runs.recipes import Recipe
+from justimage.training.grid import TIMES, Samples, activations, losses, neighbours, others, shifted, without
+from justimage.training.loop import Tick
+from justimage.training.state import TrainingState
+from justimage.training.step import watch_next
+
+SAMPLES = 32  # on the grid, and fewer where they would be more bytes than the next line says
+MOST_BYTES = 2**28
+NOISY = TIMES[1:4]  # where labels, and what was learned by heart, matter most
+ALIKE = 0.5  # correlation of neighbours below which samples have no order that moving them would keep
+FAILED = "failed"  # the key of the line that says why training failed
+SHARE = 0.01  # of the work of training that measuring may be, at the default interval
+
+
+@dataclass(frozen=True)
+class Gap:
+    """How much more the loss is on one thing than on another, as a share of it, and the standard error of that."""
+
+    value: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the network in one ordinary step. Norms; update and most_update as shares of the weights' norm."""
+
+    name: str
+    gradient: float
+    """As the optimizer gets it, clipped."""
+    weight: float
+    update: float
+    most_update: float
+    """The largest since the last line, of one step after each tick."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Losses of a set of weights, one for each time of the grid."""
+
+    weights: str
+    losses: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A line of health.jsonl. Losses are errors of v at `times`, comparable across runs on the same data."""
+
+    nimg: int
+    time: int
+    """Seconds since 1970."""
+    times: tuple[float, ...] = TIMES
+    density: tuple[float, ...] = ()
+    """Share of the run's own training times in the bin around each; they say which of them it learns."""
+    trained: tuple[Curve, ...] = ()
+    """On samples that are trained on; empty for a stream."""
+    held_out: tuple[Curve, ...] = ()
+    """On samples that are held out, if any are."""
+    errors: tuple[float, ...] = ()
+    """The standard errors of the raw weights' losses on what is trained on."""
+    unseen: Gap | None = None
+    """Of samples held out, or else of those trained on moved by a pixel, over those trained on, at noisy times. None
+    where none are held out and moving makes others of them: fields on fixed coordinates, and numbers in no order."""
+    null: Gap | None = None
+    """Of no condition over the sample's own, at noisy times."""
+    other: Gap | None = None
+    """Of another sample's condition over the sample's own."""
+    parts: tuple[Part, ...] = ()
+    activations: tuple[float, ...] = ()
+    """Root mean square of the residual stream after each block."""
+    data: Glance | None = None
+    host_gb: float = 0.0
+    """The largest memory of the process so far, in 10^9 bytes."""
+    device_gb: float = 0.0
+    """The same of the accelerator; 0 on a CPU."""
+
+
+class Health:
+    """Measures a run at intervals. A stream cannot be asked for the same samples again: only steps are measured."""
+
+    def __init__(self, recipe: Recipe, source: Source | StreamSource, state: TrainingState, path: Path):
+        self.path, self.state, self.total = path, state, recipe.training.duration_nimg
+        self.dtype = recipe.training.dtype(state.processes.device)
+        share = recipe.training.batch_size // state.processes.world
+        self.batch = min(SAMPLES, recipe.training.microbatch or share)
+        self.density = _density(recipe.training.times)
+        self.samples = self.unseen = None
+        self.data: Glance | None = None
+        if source.indexed is True:
+            self.data = glance_at(source, recipe.noise_scale)
+            self.samples = _read(source, state.model)
+            self.unseen = _read(source.held_out, state.model) if source.held_out is not None else None
+        self.every = recipe.report.health_nimg or self._affordable(recipe)
+        self.done = state.nimg
+        self.most: dict[str, float] = {}
+        self.result = watch_next(state.model.net, state.optimizer)
+
+    def _affordable(self, recipe: Recipe) -> int:
+        """The interval at which measuring is SHARE of training, whose steps are three evaluations a sample."""
+        sets = 1 + len(recipe.training.ema_decays)
+        rows = len(TIMES) * (sets + (self.unseen is not None)) + len(NOISY) * 3
+        return ceil(rows * SAMPLES / 3 / SHARE)
+
+    def __call__(self, tick: Tick) -> None:
+        """Take the step that was watched since the last tick; measure and write a line where one is due."""
+        norms = self.result()
+        for name, (_, weight, update) in norms.items():
+            self.most[name] = max(self.most.get(name, 0.0), _share(update, weight))
+        last = tick.stopping or tick.nimg >= self.total
+        if last or tick.nimg // self.every > self.done // self.every:
+            sets = weights_of(self.state)  # in every process
+            parts = tuple(Part(n, g, w, _share(u, w), self.most[n]) for n, (g, w, u) in norms.items())
+            if self.state.processes.first:
+                append_json(self.path, _rounded(asdict(self._measure(sets, parts))))
+            self.done, self.most = tick.nimg, {}
+        if not last:
+            self.result = watch_next(self.state.model.net, self.state.optimizer)
+
+    def _measure(self, sets: dict[str, Denoiser], parts: tuple[Part, ...]) -> Measured:
+        device = self.state.processes.device
+        facts: dict[str, Any] = {"density": self.density, "parts": parts, "data": self.data, **_memory(device)}
+        if self.samples is not None:
+            for model in sets.values():
+                model.eval()
+            with autocast(device, self.dtype):
+                facts |= self._on_grid(sets, self.samples)
+        return Measured(self.state.nimg, round(time.time()), **facts)
+
+    def _on_grid(self, sets: dict[str, Denoiser], samples: Samples) -> dict[str, Any]:
+        raw, found = sets["raw"], {}
+        measure = partial(losses, batch=self.batch)
+        found["activations"] = activations(raw, samples, lambda: found.setdefault("own", measure(raw, samples)))
+        own = found.pop("own")  # (T, B)
+        found["errors"] = tuple((own.std(1) / own.shape[1] ** 0.5).tolist())
+        found["trained"] = (_curve("raw", own),)
+        noisy = own[[TIMES.index(t) for t in NOISY]].mean(0)  # (B,)
+        if self.unseen is not None:
+            away, full = self.unseen, measure(raw, self.unseen)
+            found["held_out"] = (_curve("raw", full),)
+            unseen = full[[TIMES.index(t) for t in NOISY]].mean(0)
+            found["unseen"] = _gap_of_two(unseen, noisy)
+        elif _has_places(raw.spec) or neighbours(samples.x) < ALIKE:
+            away, unseen = samples, noisy
+        else:
+            away = shifted(samples)
+            unseen = measure(raw, away, NOISY).mean(0)
+            found["unseen"] = _gap(unseen, noisy)
+        if raw.needs:  # asked of unseen samples: those trained on may be known by heart, their labels too
+            found["null"] = _gap(measure(raw, without(raw, away), NOISY).mean(0), unseen)
+            found["other"] = _gap(measure(raw, others(away), NOISY).mean(0), unseen)
+        where, on = ("trained", samples) if self.unseen is None else ("held_out", self.unseen)
+        found[where] += tuple(_curve(name, measure(model, on)) for name, model in sets.items() if name != "raw")
+        return found
+
+
+def note_failure(path: Path, nimg: int, why: str) -> None:
+    """Add a line that says why training failed, if there is room for it; resuming removes it."""
+    with contextlib.suppress(OSError):
+        append_json(path, {"nimg": nimg, "time": round(time.time()), FAILED: why})
+
+
+def without_failures(lines: str) -> str:
+    """Lines of health.jsonl without those that say why training failed."""
+    return "".join(line for line in lines.splitlines(keepends=True) if FAILED not in json.loads(line))
+
+
+def _read(source: Source, model: Denoiser) -> Samples:
+    """Up to SAMPLES of a source, evenly spread, as model values on the model's device."""
+    most = max(2, min(SAMPLES, MOST_BYTES // (4 * prod(source.spec.shape))))
+    looks = [source.look(i) for i in evenly(len(source), most).tolist()]
+    items = [each for each in looks if not isinstance(each, Unreadable)]
+    raw = torch.stack([torch.from_numpy(raw.copy()) for raw, _ in items])
+    y = {name: torch.stack([torch.as_tensor(each[name]) for _, each in items]) for name in items[0][1]}
+    x, y = source.spec.encode(raw), source.spec.encode_given(y)
+    return Samples(x.to(model.device), {name: each.to(model.device) for name, each in y.items()})
+
+
+def _has_places(spec: DataSpec | None) -> bool:
+    """Whether a value's place on the grid is a place of the world: then samples that are moved are others."""
+    origin = spec.origin if spec is not None else None
+    return origin is not None and any(set(each.dims) & set(origin.dims) for each in origin.coordinates)
+
+
+def _curve(weights: str, losses: Tensor) -> Curve:
+    return Curve(weights, tuple(losses.mean(1).tolist()))
+
+
+def _density(times: Density) -> tuple[float, ...]:
+    """The share of a density of training times that falls to each time of the grid."""
+    uniform = (torch.arange(4000) + 0.5) / 4000
+    drawn = times.times(torch.special.ndtri(uniform))
+    counts = torch.histc(drawn.float(), bins=len(TIMES), min=0, max=1)
+    return tuple((counts / len(drawn)).tolist())
+
+
+def _gap(changed: Tensor, own: Tensor) -> Gap:
+    """Of the same samples (B,): the errors of both have most in common, and it drops out."""
+    difference = changed - own
+    return Gap(float(difference.mean() / own.mean()), float(difference.std() / len(own) ** 0.5 / own.mean()))
+
+
+def _gap_of_two(changed: Tensor, own: Tensor) -> Gap:
+    """Of different samples, (A,) and (B,)."""
+    ratio = changed.mean() / own.mean()
+    parts = [(each.std() / each.mean()) ** 2 / len(each) for each in (changed, own)]
+    return Gap(float(ratio - 1), float(ratio * sum(parts) ** 0.5))
+
+
+def _share(update: float, weight: float) -> float:
+    return update / weight if weight else 0.0
+
+
+def _memory(device: torch.device) -> dict[str, float]:
+    unit = 1 if sys.platform == "darwin" else 1024
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    held = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+    return {"host_gb": round(host / 1e9, 3), "device_gb": round(held / 1e9, 3)}
+
+
+def _rounded(value: Any) -> Any:
+    """Plain values, numbers with a fraction to six digits; NaN and infinity stay, as Python's JSON has them."""
+    if isinstance(value, dict):
+        return {name: _rounded(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(each) for each in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
