@@ -54,7 +54,7 @@ def fine_tuned(training: Training, share: int) -> Training:
 
 def with_adapters(training: Training, share: int) -> Training:
     """The same with adapters, which are few and start at zero: at a higher rate."""
-    return replace(fine_tuned(training, share), lr=2e-2, lora=LoRA(rank=6))
+    return replace(fine_tuned(training, share), lr=2e-2, lora=LoRA(rank=8))
 
 
 def ways(training: Training) -> dict[str, tuple[bool, Training]]:
