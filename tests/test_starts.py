@@ -510,7 +510,7 @@ def test_what_is_new_is_trained_beside_adapters_also_when_resumed(tmp_path, base
     assert trained[0] == {"condition.table", "embedding.down.weight", "head.linear.weight", "head.linear.bias"}
 
 
-def test_adapters_of_weights_that_changed_or_moved(tmp_path, base):
+def test_adapters_of_weights_that_changed_or_moved(tmp_path, base, monkeypatch):
     borrowed, moved = tmp_path / "borrowed", tmp_path / "moved"
     shutil.copytree(base, borrowed)
     run(tmp_path / "lora", NAMES[:4], borrowed, **LORA)
@@ -526,6 +526,9 @@ def test_adapters_of_weights_that_changed_or_moved(tmp_path, base):
         read(adapters, base=moved / "weights" / "raw")
     with pytest.raises(ValueError, match="needs no base"):
         read(moved, base=moved)
+    command = ["convert", str(adapters), "merged", "--base", str(moved)]
+    assert jit_here(*command, cwd=tmp_path, monkeypatch=monkeypatch) == 0
+    assert torch.equal(drawn(read(tmp_path / "merged"), [0, 3]), expected)
     # They are a start like any other.
     state, _ = run(tmp_path / "again", NAMES[:4], moved, lora=LoRA(rank=2), duration_nimg=16)
     assert state.nimg == 16

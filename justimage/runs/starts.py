@@ -98,11 +98,12 @@ def _arguments(init_from: InitFrom) -> dict[str, Any]:
 
 def _origin(init_from: InitFrom, base: Denoiser, found: Transfer) -> Origin:
     said = base.training_summary
+    nimg = said.get("nimg")
     of_a_run = (Path(init_from.path) / RECIPE).is_file()
     return Origin(
         **{**asdict(init_from), "weights": init_from.weights or (said.get("weights") if of_a_run else None)},
         sum=sum_of(base.net.state_dict()),
-        nimg=said.get("nimg"),
+        nimg=nimg if isinstance(nimg, int) else None,
         licence=base.licence,
         loaded=len(found.loaded),
         resized=found.resized,
