@@ -79,7 +79,7 @@ def test_training_goes_on_while_a_save_is_written(tmp_path, monkeypatch):
 
     monkeypatch.setattr(saving, "overlaps", lambda device: True)
     monkeypatch.setattr(saving, "keep", keep)
-    run_of_waves(tmp_path / "r", sinks=[tick], save_nimg=48)
+    run_of_waves(tmp_path / "r", sinks=[tick], stds=(), save_nimg=48)
     assert seen == list(range(16, 161, 16))
     assert states(tmp_path / "r") == [144, 160]
 

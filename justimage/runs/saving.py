@@ -110,10 +110,10 @@ class Saves:
 
     def __call__(self, due: Due) -> None:
         """Keep what is due; in the process that writes, after `check_finite`. Raises what an earlier write did."""
-        self.write.wait()  # for the one before, so that no more than one copy is held
         if due.save:
             self.saved_at = time.monotonic()
         if any(due) and self.state.processes.first:
+            self.write.wait()  # for the one before, so that no more than one copy is held
             contents = contents_of(self.state, self.data, self.folder)
             complete: Callable[[], None] = _at_once
             if self.write.threaded:
