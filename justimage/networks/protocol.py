@@ -12,6 +12,11 @@ A network with names in `beside` gives the values in training mode: (raw, {name:
 first; the prediction carries them to the loss. In evaluation mode it gives raw alone and computes nothing else, so that
 sampling pays for none of them. One name has a meaning here: "logits" (B, num_classes), of an auxiliary classifier that
 does not see the labels (`Training.classification`).
+
+A module in a network that draws random numbers in training, and has an attribute `sample_keys`, finds there two words
+for each sample, (B, 2) int32, during the forward and the backward pass; outside of training it is None
+(networks.dropout). What it draws from them is the same for any number of processes and any microbatch. Plain nn.Dropout
+works too: resuming then repeats its masks, other numbers of processes do not.
 """
 
 from collections.abc import Callable, Mapping

@@ -21,6 +21,7 @@ from justimage.execution import autocast
 from justimage.parallel import any_of, fail_together, mean_over, without_exchange
 from justimage.randomness import Purpose, key
 from justimage.training.loss import Loss
+from justimage.training.masks import keyed_dropouts, masks_of, unkeyed_dropouts
 from justimage.training.optim import learning_rate
 from justimage.training.settings import Training
 from justimage.training.state import TrainingState
@@ -88,15 +89,15 @@ def train(
         pinned=processes.device.type == "cuda",
     )
     meter = _Meter(processes.device)
-    masks, dtype = _draws_masks(model.net), config.dtype(processes.device)
+    dtype, dropouts, unkeyed = config.dtype(processes.device), keyed_dropouts(model.net), unkeyed_dropouts(model.net)
     state.runner.train()
     while state.nimg < config.duration_nimg:
         began = state.nimg
         with meter.waiting():
             batch = _next_batch(reader, state)
-        if masks:  # a function of the position, but, unlike the other draws, also of the process
+        if unkeyed:  # a function of the position, but, unlike the other draws, also of the process
             torch.manual_seed(key(config.seed, Purpose.DROPOUT, batch.positions.start))
-        norm = _gradients(state, batch, loss, config, dtype, meter)
+        norm = _gradients(state, batch, loss, config, dtype, meter, dropouts)
         bad = ~torch.isfinite(norm)
         meter.add_norm(norm, torch.where(bad, began, -1))
         if processes.device.type == "cpu" and bad:
@@ -130,7 +131,13 @@ def _next_batch(reader: Generator[Batch, None, None], state: TrainingState) -> B
 
 
 def _gradients(
-    state: TrainingState, batch: Batch, loss: Loss, config: Training, dtype: torch.dtype, meter: "_Meter"
+    state: TrainingState,
+    batch: Batch,
+    loss: Loss,
+    config: Training,
+    dtype: torch.dtype,
+    meter: "_Meter",
+    dropouts: list[nn.Module],
 ) -> Tensor:
     """Leave the gradients of a batch in the parameters, clipped; returns their norm before."""
     model, device = state.model, state.processes.device
@@ -144,7 +151,8 @@ def _gradients(
     for start in range(0, share, micro):
         part = slice(start, start + micro)
         last = start + micro >= share
-        with contextlib.nullcontext() if last else without_exchange(state.runner):
+        masks = masks_of(dropouts, config.seed, batch.positions[part], device)
+        with masks, contextlib.nullcontext() if last else without_exchange(state.runner):
             with autocast(device, dtype):
                 some = {name: each[part] for name, each in y.items()} or None
                 losses = loss(state.runner, x[part], some, batch.positions[part])
@@ -176,14 +184,6 @@ def _update(state: TrainingState, config: Training, bad: Tensor) -> float:
     state.nimg += config.batch_size
     state.ema.update(state.nimg)
     return lr
-
-
-def _draws_masks(net: nn.Module) -> bool:
-    """Whether a network draws random numbers in training: dropout of features, or of attention probabilities."""
-    rates = (
-        getattr(module, "drop_scores", 0) or (isinstance(module, nn.Dropout) and module.p) for module in net.modules()
-    )
-    return any(rate > 0 for rate in rates)
 
 
 def _not_finite(source: Source | StreamSource, config: Training, nimg: int) -> NonFiniteLoss:
