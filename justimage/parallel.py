@@ -68,6 +68,21 @@ def replicate(model: nn.Module, processes: Processes) -> nn.Module:
         )
 
 
+def shard(net: nn.Module, processes: Processes) -> None:
+    """Share out a network over the processes, in place: each keeps a part of every parameter, gradient and moment.
+
+    Each of its `blocks`, and the rest, is gathered when it is used (FSDP, arXiv 2304.11277), and gradients are averaged
+    as in `replicate`. The names of parameters stay, and the network may lie on the CPU: no device ever holds all of it.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(processes.device.type, (processes.world,))
+    blocks = getattr(net, "blocks", ())
+    for part in (*blocks, net):
+        fully_shard(part, mesh=mesh)
+
+
 def mean_over(value: torch.Tensor, processes: Processes) -> torch.Tensor:
     """The mean of a tensor over the processes; itself if there is only one."""
     if processes.world > 1:

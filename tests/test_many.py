@@ -1,15 +1,38 @@
 """Many processes: one run however it is shared out, and what is said when a process is missing, dies or hangs."""
 
+import io
 import itertools
+import json
+import os
+import socket
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from conftest import small_config
+from PIL import Image
+from rich.console import Console
+from safetensors.torch import load_file, save_file
 from test_train import ALONE, CONFIG, CPU, begin, equal, go_on, waves
 
+from justimage.denoiser import Denoiser
+from justimage.disk import sum_of
 from justimage.networks.dropout import Dropout, kept
+from justimage.parallel import Processes
+from justimage.runs.recipes import Recipe, Report
+from justimage.runs.run import train_run
+from justimage.samplers import Sampling
+from justimage.training.build import build
 from justimage.training.masks import keyed_dropouts, masks_of
+from justimage.training.state import TrainingState, saved_states
+from justimage.weights.load import load
 
+ROOT = Path(__file__).parents[1]
 DROPPING = {"dropout": 0.2, "dropout_scores": 0.2, "depth": 4}
 
 
@@ -96,10 +119,6 @@ class WithPlainDropout(torch.nn.Module):
 
 
 def test_plain_dropout_repeats_itself_when_a_run_is_resumed(tmp_path):
-    from justimage.denoiser import Denoiser
-    from justimage.training.build import build
-    from justimage.training.state import saved_states
-
     source = waves()
 
     def started():
@@ -114,3 +133,145 @@ def test_plain_dropout_repeats_itself_when_a_run_is_resumed(tmp_path):
     resumed.restore(saved_states(tmp_path)[-1])
     go_on(resumed, source)
     assert equal(whole, resumed)
+
+
+# Two processes and one
+
+
+def together(folder: Path, code: str, *arguments: Any, count: int = 2, **environment: str) -> list[subprocess.Popen]:
+    """Processes that run the same code, as torchrun would start them, each with its output in `out-RANK`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    (folder / "code.py").write_text(PREAMBLE + code)
+    started = []
+    for rank in range(count):
+        ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+        said = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **ranks, **environment}
+        with (folder / f"out-{rank}").open("w") as out:
+            started.append(
+                subprocess.Popen(
+                    [sys.executable, str(folder / "code.py"), *map(str, arguments)],
+                    env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", **said},
+                    stdout=out,
+                    stderr=subprocess.STDOUT,
+                )
+            )
+    return started
+
+
+def run_together(folder: Path, code: str, *arguments: Any, **environment: str) -> None:
+    for process in together(folder, code, *arguments, **environment):
+        assert process.wait(timeout=300) == 0, (folder / "out-0").read_text() + (folder / "out-1").read_text()
+
+
+PREAMBLE = """
+import json, sys, torch
+torch.set_num_threads(1)
+from dataclasses import replace
+from pathlib import Path
+from justimage.parallel import join, leave
+from test_many import DROPPING, run_until
+from test_train import CONFIG, CPU, begin, go_on, waves
+processes = join(CPU)
+"""
+TWENTY_STEPS = """
+from safetensors.torch import save_file
+from justimage.training.shards import part_of, whole_together
+for shard in (False, True):
+    config = replace(CONFIG, duration_nimg=320, microbatch=4, shard=shard)
+    state = begin(waves(), config, processes, **DROPPING)
+    assert state.sharded == shard
+    go_on(state, waves(), config)
+    parts = {name: part_of(tensor).numel() for name, tensor in state.tensors().items()}
+    whole = {name: whole_together(tensor).clone() for name, tensor in state.tensors().items()}
+    if processes.first:
+        save_file(whole, Path(sys.argv[1]) / f"shard-{shard}")
+    if shard:  # about half of each kind of tensors is here
+        for kind in ("net/blocks", "ema/0.9/blocks", "optimizer/exp_avg/blocks"):
+            share = sum(n for name, n in parts.items() if name.startswith(kind))
+            assert 0.45 < share / sum(t.numel() for name, t in whole.items() if name.startswith(kind)) < 0.55, kind
+leave(processes)
+"""
+
+
+def test_two_processes_are_one_with_dropout_replicated_and_sharded(tmp_path):
+    """Weights, averages and moments after 20 steps, to 1e-5 of the weights' own size."""
+    run_together(tmp_path, TWENTY_STEPS, tmp_path)
+    config = replace(CONFIG, duration_nimg=320)
+    alone = begin(waves(), config, **DROPPING)
+    go_on(alone, waves(), config)
+    for shard in (False, True):
+        found = load_file(tmp_path / f"shard-{shard}")
+        assert found.keys() == alone.tensors().keys()
+        for name, tensor in alone.tensors().items():
+            torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=1e-5)
+
+
+def run_until(folder: Path, nimg: int, processes: Processes = ALONE, *, shard: bool = False) -> TrainingState:
+    """A run with dropout in a folder, from where it stands to nimg."""
+    training = replace(CONFIG, duration_nimg=nimg, microbatch=4, shard=shard, label_dropout=0.5)
+    report = Report(tick_nimg=16, sample_nimg=160, save_nimg=10_000, preview_steps=1)
+    network = small_config((8, 8), num_classes=2, **DROPPING)
+    recipe = Recipe(network, training, Sampling(1, guidance=2.0), report=report)
+    return train_run(recipe, waves(), folder, processes=processes, console=Console(file=io.StringIO()))
+
+
+LEG = """
+for folder, shard in (("a", sys.argv[2] == "a"), ("b", sys.argv[2] == "b")):
+    run_until(Path(sys.argv[1]) / folder, int(sys.argv[3]), processes, shard=shard)
+leave(processes)
+"""
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (folder / "log.jsonl").open()]
+
+
+def test_two_then_one_then_two_processes_are_an_uninterrupted_run(tmp_path):
+    """Each save is read by another number of processes, and by the other of replicated and sharded networks."""
+    run_until(tmp_path / "whole", 320)
+    run_together(tmp_path, LEG, tmp_path, "a", 128)
+    names = {path.name for path in (tmp_path / "a" / "state" / "000000128").iterdir()}
+    assert len(names) == 3
+    assert "state.safetensors" not in names
+    for folder in ("a", "b"):
+        run_until(tmp_path / folder, 224)
+    run_together(tmp_path, LEG, tmp_path, "b", 320)
+    whole = load_file(saved_states(tmp_path / "whole" / "state")[-1] / "state.safetensors")
+    for folder in ("a", "b"):
+        assert losses(tmp_path / folder) == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
+        for name in ("raw", "ema-0.9", "ema-0.99"):
+            said, told = (load(tmp_path / run, weights=name).net.state_dict() for run in (folder, "whole"))
+            for tensor in said:
+                torch.testing.assert_close(said[tensor], told[tensor], atol=1e-4, rtol=1e-4)
+        picture, expected = (Image.open(tmp_path / run / "samples" / "000000320.png") for run in (folder, "whole"))
+        assert np.abs(np.asarray(picture, int) - np.asarray(expected, int)).max() <= 1
+        state = run_until(tmp_path / folder, 320)  # read once more, by one process
+        for name, tensor in state.tensors().items():
+            torch.testing.assert_close(whole[name], tensor, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("damage", ["lost", "cut", "other"])
+def test_a_damaged_part_of_a_sharded_state_is_named(tmp_path, damage):
+    """Of three files that together hold a state."""
+    source = waves()
+    state = begin(source)
+    go_on(state, source, until=32)
+    place = tmp_path / "000000032"
+    place.mkdir()
+    tensors = state.tensors()
+    for number in range(3):
+        save_file(dict(list(tensors.items())[number::3]), place / f"shard-0000{number}.safetensors")
+    sums = {path.name: sum_of(load_file(path)) for path in place.iterdir()}
+    (place / "state.json").write_text(json.dumps({"nimg": 32, "parts": sums}))
+    begin(source).restore(place)
+    part = place / "shard-00001.safetensors"
+    if damage == "lost":
+        part.unlink()
+    elif damage == "cut":
+        part.write_bytes(part.read_bytes()[:-9])
+    else:
+        part.write_bytes(part.read_bytes()[:-9] + b"\x01" * 9)
+    with pytest.raises(ValueError, match=r"is damaged: shard-00001.safetensors"):
+        begin(source).restore(place)

@@ -32,7 +32,7 @@ from justimage.runs.recipes import Recipe
 RECIPE, LOG, RESULTS = "recipe.json", "log.jsonl", "evaluations.jsonl"
 
 # What may differ when a run is resumed: it changes how fast, how often or how long, but no number that was computed.
-FREE_TO_CHANGE = ("promise.", "report.", "data_options.", "training.compile", "training.checkpoint")
+FREE_TO_CHANGE = ("promise.", "report.", "data_options.", "training.compile", "training.checkpoint", "training.shard")
 # Fields that a recipe.json may lack, since they came later -> the value that means "as before", given the older recipe
 # and the data.
 CAME_LATER: dict[str, Any] = {

@@ -11,6 +11,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.text import Text
 
@@ -19,7 +20,7 @@ from justimage.denoiser import Denoiser, Scalings
 from justimage.disk import held, in_words, write_text
 from justimage.execution import best_device
 from justimage.networks.protocol import NetworkClass, name_of
-from justimage.parallel import FailedElsewhere, Processes, fail_together, in_the_first, wait
+from justimage.parallel import FailedElsewhere, Processes, any_of, fail_together, in_the_first, wait
 from justimage.runs.evaluations import Evaluations, NotEvaluated, Stopped, evaluations_of
 from justimage.runs.folder import (
     LOG,
@@ -34,7 +35,7 @@ from justimage.runs.folder import (
     read_facts,
     with_older_defaults,
 )
-from justimage.runs.preview import preview, weights_of
+from justimage.runs.preview import names_of, preview, weights_named
 from justimage.runs.recipes import Recipe
 from justimage.runs.sinks import Shown, Sink, log_to, progress, unseen, working
 from justimage.sampling.pictures import save
@@ -185,11 +186,12 @@ def _train_and_keep(
                     saving = last or evaluating or _passed(before, tick, report.save_nimg)
                     if drawing or saving:
                         state.check_finite()  # in every process: they have the same, and stop together
-                    if first and drawing:
-                        dtype = recipe.training.dtype(state.model.device)
+                    if drawing:
+                        dtype = recipe.training.dtype(state.processes.device)
                         image = preview(state, source.spec, report.preview_steps, dtype)
-                        save(image, folder / "samples" / f"{tick.nimg:09d}.png")
-                    if first and saving:
+                        if image is not None:
+                            save(image, folder / "samples" / f"{tick.nimg:09d}.png")
+                    if saving:
                         save_all(state, folder, source.describe(), report.keep_states)
                     if evaluations is not None and evaluating:
                         evaluations(state, stop, shown.work, console)
@@ -199,19 +201,20 @@ def _train_and_keep(
         except Stopped:
             message = f"stopped at nimg = {state.nimg:,} and saved; the same command resumes it"
             raise Interrupted(message, in_time=not caught) from None
-        except (NonFiniteLoss, NotFinite, UnreadableSample, FailedElsewhere, NotEvaluated) as error:
+        except (NonFiniteLoss, NotFinite, UnreadableSample, FailedElsewhere, NotEvaluated, OSError) as error:
+            # An OSError is of writing: one of reading is an UnreadableSample.
+            if any_of(isinstance(error, OSError), state.processes):
+                _leave_together(state.processes)
+                raise Failed(_what_stays(error, folder)) from error
             unfit = _why_not_kept(state, error)
             stays = _how_to_go_on(state, folder, recipe, error, unfit)
-            if first and not unfit:
+            if not unfit:
                 try:
                     save_all(state, folder, source.describe(), report.keep_states)
-                except OSError as unwritten:
+                except (OSError, FailedElsewhere) as unwritten:
                     stays = _what_stays(unwritten, folder)
             _leave_together(state.processes)
             raise Failed(f"{error}\n{stays}") from error
-        except OSError as error:  # of writing: one of reading is an UnreadableSample
-            _leave_together(state.processes)
-            raise Failed(_what_stays(error, folder)) from error
 
 
 def _leave_together(processes: Processes) -> None:
@@ -220,11 +223,12 @@ def _leave_together(processes: Processes) -> None:
         wait(processes)
 
 
-def _what_stays(error: OSError, folder: Path) -> str:
+def _what_stays(error: Exception, folder: Path) -> str:
     """What could not be written, and where the same command goes on."""
     states = saved_states(folder / "state")
     nimg = int(states[-1].name) if states else 0
-    return f"{in_words(error)}\nThe same command goes on from nimg = {nimg:,}, the newest state in {folder}"
+    what = in_words(error) if isinstance(error, OSError) else str(error)
+    return f"{what}\nThe same command goes on from nimg = {nimg:,}, the newest state in {folder}"
 
 
 @contextmanager
@@ -233,7 +237,7 @@ def _failing_together(processes: Processes) -> Iterator[None]:
     problem = None
     try:
         yield
-    except OSError as error:
+    except (OSError, FailedElsewhere) as error:
         problem = error
     fail_together(problem, processes)
 
@@ -273,14 +277,24 @@ def _how_to_go_on(state: TrainingState, folder: Path, recipe: Recipe, error: Exc
 def save_all(state: TrainingState, folder: Path, data: str, keep_states: int) -> None:
     """Save weights and state. The weights first: a run that has a state has its weights.
 
-    Raises NotFinite, before anything is written, where the state is not finite.
+    All processes call this, and share the sets of weights out. The first one writes the state, unless it is sharded:
+    then each writes its part. Raises NotFinite, before anything is written, where the state is not finite; OSError
+    where a process cannot write, and FailedElsewhere in the others.
     """
+    processes = state.processes
     state.check_finite()
-    for name, weights in weights_of(state).items():
-        weights.training_summary = {"nimg": state.nimg, "data": data, "weights": name}
-        weights.save_pretrained(folder / "weights" / name)
-    state.save(folder / "state")
-    keep_newest(folder / "state", keep_states)
+    with _failing_together(processes):
+        for number, name in enumerate(names_of(state)):
+            ours = number % processes.world == processes.rank
+            weights = weights_named(state, name, needed=ours, on=torch.device("cpu")) if ours or state.sharded else None
+            if ours and weights is not None:
+                weights.training_summary = {"nimg": state.nimg, "data": data, "weights": name}
+                weights.save_pretrained(folder / "weights" / name)
+    with _failing_together(processes):
+        if processes.first or state.sharded:
+            state.save(folder / "state")
+        if processes.first:
+            keep_newest(folder / "state", keep_states)
 
 
 def _announce(
@@ -300,10 +314,11 @@ def _announce(
     def say(title: str, text: str) -> None:
         console.print(Text.assemble((f"{title:7}", "bold"), text), soft_wrap=True)
 
-    config, device, name = state.model.config, state.processes.device, name_of(state.model.net)
+    config, device, name = state.model.config, state.processes.device, name_of(state.plain.net)
     parameters = sum(p.numel() for p in state.model.net.parameters()) / 1e6
     patch = f", patch {'x'.join(map(str, config.patch))}" if hasattr(config, "patch") else ""
     world = f", {state.processes.world} processes" if state.processes.world > 1 else ""
+    world += ", sharded" if state.sharded else ""
     dtype = str(recipe.training.dtype(device)).removeprefix("torch.")
     size = "x".join(map(str, config.size))
     say("data", source.describe())

@@ -1,9 +1,9 @@
 """Building the state of a training run: one place, one order.
 
-    weights -> checkpointing -> compiling -> replicating -> optimizer and averages
+    weights -> checkpointing -> compiling -> replicating or sharding -> optimizer and averages
 
-Each step is a function over an unmodified module, so that another one (sharding, adapters) is a line in its place, and
-the names of saved tensors stay those of the plain network.
+Each step is a function over an unmodified module, so that another one (adapters) is a line in its place, and the names
+of saved tensors stay those of the plain network.
 """
 
 from math import prod
@@ -14,11 +14,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from justimage.denoiser import Denoiser
 from justimage.execution import best_device, check_memory, checkpoint_blocks, compile_blocks, compiling_pays
-from justimage.parallel import Processes, replicate
+from justimage.parallel import Processes, replicate, shard
 from justimage.randomness import Purpose, key
 from justimage.training.ema import EMA
 from justimage.training.optim import adamw
 from justimage.training.settings import Training
+from justimage.training.shards import outline
 from justimage.training.state import TrainingState
 
 
@@ -45,7 +46,9 @@ def build(
     _check_memory(model, config, processes)
     if not adopt:
         initialise(net, config.seed)
-    model.to(processes.device)
+    sharded = config.shard and processes.world > 1
+    if not sharded:
+        model.to(processes.device)
     if config.checkpoint:
         checkpoint_blocks(net)
     dtype, compiled = config.dtype(processes.device), config.compile
@@ -53,10 +56,13 @@ def build(
         compiled = compiling_pays(net, processes.device, dtype, lambda: _planned(model, config))
     if compiled:
         compile_blocks(net)
-    runner = replicate(model, processes)
+    plain = outline(model) if sharded else None
+    if sharded:
+        shard(net, processes)
+    runner = model if sharded else replicate(model, processes)
     optimizer = adamw(net, betas=config.betas, weight_decay=config.weight_decay)
     ema = EMA(net, config.ema_decays, start_nimg=config.ema_start_nimg, batch_size=config.batch_size)
-    return TrainingState(model, runner, processes, optimizer, ema)
+    return TrainingState(model, runner, processes, optimizer, ema, plain=plain)
 
 
 @torch.no_grad()
@@ -75,7 +81,7 @@ def _check_memory(model: Denoiser, config: Training, processes: Processes) -> No
     sizes = [(each.numel() * each.element_size(), each.requires_grad) for each in model.net.parameters()]
     trained = sum(size for size, learns in sizes if learns)
     weights = sum(size for size, _ in sizes)
-    state = weights + trained * (3 + len(config.ema_decays))
+    state = (weights + trained * (3 + len(config.ema_decays))) // (processes.world if config.shard else 1)
     check_memory(
         state,
         processes.device,

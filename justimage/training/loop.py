@@ -24,6 +24,7 @@ from justimage.training.loss import Loss
 from justimage.training.masks import keyed_dropouts, masks_of, unkeyed_dropouts
 from justimage.training.optim import learning_rate
 from justimage.training.settings import Training
+from justimage.training.shards import whole_together
 from justimage.training.state import TrainingState
 
 STOP_STEPS = 16  # steps after which several processes ask each other whether to stop
@@ -160,7 +161,7 @@ def _gradients(
             mean.backward()
         meter.add_loss(mean.detach(), {name: term.detach().sum() / share for name, term in losses.terms.items()})
     parameters = [p for p in model.net.parameters() if p.grad is not None]
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = whole_together(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
     if config.clip_norm:
         nn.utils.clip_grads_with_norm_(parameters, config.clip_norm, norm)
     return norm

@@ -65,6 +65,9 @@ class Training:
     """torch.compile the blocks; by default where it pays: large networks on GPUs and in bfloat16, long runs on CPUs."""
     checkpoint: bool = False
     """Recompute activations in the backward pass: less memory, a third more work."""
+    shard: bool = False
+    """Of several processes each keeps a part of weights, gradients, moments and averages (FSDP): for networks that do
+    not fit otherwise, at the cost of more traffic. It may change whenever a run is resumed."""
 
     def __post_init__(self) -> None:
         for name, least in SAMPLES.items():
