@@ -4,9 +4,14 @@ import io
 import itertools
 import json
 import os
+import re
+import shlex
+import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,16 +19,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import small_config
+import torch.distributed as dist
+from conftest import jit_here, small_config
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file, save_file
+from test_run import TINY
 from test_train import ALONE, CONFIG, CPU, begin, equal, go_on, waves
 
 from justimage.denoiser import Denoiser
 from justimage.disk import sum_of
+from justimage.meeting import Seat, device_of, meet, seat_of
 from justimage.networks.dropout import Dropout, kept
 from justimage.parallel import Processes
+from justimage.pulse import Pulse
 from justimage.runs.recipes import Recipe, Report
 from justimage.runs.run import train_run
 from justimage.samplers import Sampling
@@ -138,31 +147,38 @@ def test_plain_dropout_repeats_itself_when_a_run_is_resumed(tmp_path):
 # Two processes and one
 
 
-def together(folder: Path, code: str, *arguments: Any, count: int = 2, **environment: str) -> list[subprocess.Popen]:
-    """Processes that run the same code, as torchrun would start them, each with its output in `out-RANK`."""
+def started(
+    folder: Path, arguments: list[Any], numbers: tuple[str, ...] = ("RANK", "WORLD_SIZE", "LOCAL_RANK"), **more: str
+) -> list[subprocess.Popen]:
+    """Two Python processes, told who they are as torchrun would, or by other `numbers`; they write into `out-RANK`."""
+    said = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()} | more
+    processes = []
+    for rank in "01":
+        environment = {**os.environ, **said, **dict(zip(numbers, (rank, "2", rank), strict=True))}
+        with (folder / f"out-{rank}").open("w") as out:
+            command = [sys.executable, *map(str, arguments)]
+            processes.append(
+                subprocess.Popen(command, cwd=folder, env=environment, stdout=out, stderr=subprocess.STDOUT)
+            )
+    return processes
+
+
+def free_port() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+        return str(free.getsockname()[1])
+
+
+def ended(folder: Path, processes: list[subprocess.Popen]) -> list[int]:
+    """The exit codes; what the processes wrote is shown where a test fails."""
+    codes = [process.wait(timeout=300) for process in processes]
+    print(*((folder / f"out-{rank}").read_text() for rank in (0, 1)), sep="\n--\n")
+    return codes
+
+
+def run_together(folder: Path, code: str, *arguments: Any) -> None:
     (folder / "code.py").write_text(PREAMBLE + code)
-    started = []
-    for rank in range(count):
-        ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
-        said = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, **ranks, **environment}
-        with (folder / f"out-{rank}").open("w") as out:
-            started.append(
-                subprocess.Popen(
-                    [sys.executable, str(folder / "code.py"), *map(str, arguments)],
-                    env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", **said},
-                    stdout=out,
-                    stderr=subprocess.STDOUT,
-                )
-            )
-    return started
-
-
-def run_together(folder: Path, code: str, *arguments: Any, **environment: str) -> None:
-    for process in together(folder, code, *arguments, **environment):
-        assert process.wait(timeout=300) == 0, (folder / "out-0").read_text() + (folder / "out-1").read_text()
+    assert ended(folder, started(folder, [folder / "code.py", *arguments])) == [0, 0]
 
 
 PREAMBLE = """
@@ -275,3 +291,181 @@ def test_a_damaged_part_of_a_sharded_state_is_named(tmp_path, damage):
         part.write_bytes(part.read_bytes()[:-9] + b"\x01" * 9)
     with pytest.raises(ValueError, match=r"is damaged: shard-00001.safetensors"):
         begin(source).restore(place)
+
+
+# Who comes, and who is gone
+
+SLURM = "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"
+COMMAND = ["-m", "justimage", "train", "mnist-demo", *TINY, "--run", "run", "--patience.silence", "8"]
+COMMAND += shlex.split("--training.schedule constant --network.dropout 0.2 --network.depth 4")
+
+
+def wait_for_a_state(folder: Path, processes: list[subprocess.Popen]) -> None:
+    while not saved_states(folder / "run" / "state"):
+        time.sleep(0.05)
+        if any(process.poll() is not None for process in processes):
+            ended(folder, processes)
+            raise AssertionError("the run ended before anything could happen to it")
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_stopped_process_is_named_and_the_same_command_resumes(tmp_path, stopped):
+    """Started by the variables of SLURM. The other process ends within the stated time, and a margin, with code 1."""
+    slurm = {"SLURM_JOB_ID": "4711", "SLURM_NNODES": "1", "SLURM_JOB_NODELIST": "somewhere"}
+    long = [*COMMAND, "--training.duration-nimg", "64000"]
+    processes = started(tmp_path, long, SLURM, **slurm)
+    wait_for_a_state(tmp_path, processes)
+    processes[stopped].send_signal(signal.SIGSTOP)
+    began = time.monotonic()
+    assert processes[1 - stopped].wait(timeout=60) == 1
+    assert time.monotonic() - began < 8 + 12
+    processes[stopped].kill()
+    ended(tmp_path, processes)
+    told = (tmp_path / f"out-{1 - stopped}").read_text()
+    name = f"process {stopped} ({socket.gethostname()}, pid {processes[stopped].pid})"
+    assert f"{name} has given no sign of life for" in told
+    assert "the same command resumes from the newest state" in told
+    assert f"`kill -9 {processes[stopped].pid}`" in told
+    nimg = int(saved_states(tmp_path / "run" / "state")[-1].name)
+    short = [*COMMAND, "--training.duration-nimg", str(nimg + 640)]
+    assert ended(tmp_path, started(tmp_path, short, SLURM, **slurm)) == [0, 0]
+    assert f"resumed at nimg = {nimg:,}" in (tmp_path / "out-0").read_text()
+
+
+def test_a_killed_process_is_named(tmp_path):
+    processes = started(tmp_path, [*COMMAND, "--training.duration-nimg", "64000", "--training.shard", "True"])
+    wait_for_a_state(tmp_path, processes)
+    processes[0].kill()
+    began = time.monotonic()
+    assert processes[1].wait(timeout=60) == 1
+    assert time.monotonic() - began < 20
+    ended(tmp_path, processes)
+    told = (tmp_path / "out-1").read_text()
+    assert f"process 0 ({socket.gethostname()}, pid {processes[0].pid}) has given no sign of life" in told
+    assert "Traceback" not in told
+
+
+@pytest.mark.parametrize(
+    ("rank", "message"),
+    [
+        ("0", "1 of 2 processes came within 1 s; missing: process 1"),
+        ("1", "process 1 of 2 on .* has waited 1 s for process 0 at 127.0.0.1:.*, which does not answer"),
+    ],
+)
+def test_a_missing_process_is_named(tmp_path, monkeypatch, capsys, rank, message):
+    said = {"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    words = [*COMMAND[2:], "--patience.arrival", "1"]
+    assert jit_here(*words, cwd=tmp_path, monkeypatch=monkeypatch) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not list(tmp_path.iterdir())
+
+
+def test_who_a_process_is():
+    torchrun = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+    torchrun |= {"MASTER_ADDR": "there", "MASTER_PORT": "29500", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    slurm = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "4711"}
+    assert seat_of({}) is None
+    assert seat_of({"WORLD_SIZE": "1", **slurm}) is None  # torchrun inside of srun
+    assert seat_of(slurm | {"SLURM_NTASKS": "1"}) is None
+    assert seat_of(torchrun | slurm) == seat_of(torchrun) == Seat(5, 8, 1, 4, "there", 29500, True)
+    hosts = {
+        "node[003-005,007],gpu1": "node003",
+        "gpu1,node[1-2]": "gpu1",
+        "a[01,03]-ib": "a01-ib",
+        "gpu-3": "gpu-3",
+    }
+    for listed, host in hosts.items():
+        seat = seat_of(slurm | {"SLURM_JOB_NODELIST": listed, "SLURM_NNODES": "2"})
+        assert seat == Seat(5, 8, 1, 0, host, 20_000 + 4711 * 7 % 12_000, False), listed
+    assert seat_of(slurm | {"SLURM_LAUNCH_NODE_IPADDR": "10.0.0.7"}) == replace(seat, address="10.0.0.7")  # type: ignore[type-var]
+    own = seat_of(slurm | {"MASTER_ADDR": "mine", "MASTER_PORT": "7"})
+    assert own is not None
+    assert (own.address, own.port) == ("mine", 7)
+    with pytest.raises(ValueError, match="RANK is not set; start the processes with torchrun"):
+        seat_of({"WORLD_SIZE": "8"})
+    with pytest.raises(ValueError, match="SLURM_NTASKS is 'x', not a number"):
+        seat_of(slurm | {"SLURM_NTASKS": "x"})
+    with pytest.raises(ValueError, match="RANK is 8, and WORLD_SIZE is 8: the processes are 0 to 7"):
+        seat_of(torchrun | {"RANK": "8"})
+
+
+def test_fewer_devices_than_processes_are_named():
+    third = Seat(2, 4, 2, 4, "there", 1, False)
+    with pytest.raises(ValueError, match=r"4 processes on .*, but it has 2 GPUs .*; start at most 2 there"):
+        device_of(third, "cuda", 2)
+    assert device_of(third, "cuda", 4) == torch.device("cuda", 2)
+    assert device_of(replace(third, local_world=0), "cuda", 1) == torch.device("cuda", 0)  # srun --gpus-per-task 1
+    assert device_of(third, "cpu", 0) == CPU
+
+
+def met(*of_each: tuple[str, str]) -> list[Any]:
+    """What each process of (device, refusal) gets from meeting the others in one store: who they are, or an error."""
+    store, found = dist.HashStore(), [None] * len(of_each)
+
+    def come(rank: int) -> None:
+        try:
+            found[rank] = meet(Seat(rank, len(of_each), rank, 0, "", 0, False), store, *of_each[rank], 20)  # type: ignore[arg-type]
+        except ValueError as error:
+            found[rank] = str(error)  # type: ignore[assignment]
+
+    threads = [threading.Thread(target=come, args=(rank,)) for rank in range(len(of_each))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+def test_one_refusal_is_everyones():
+    """Processes that refuse, or share a GPU, are told by all of them, and nobody waits."""
+    assert [each["pid"] for each in met(("", ""), ("", ""))[1]] == [os.getpid()] * 2
+    assert met(("", "too few GPUs"), ("", "")) == ["too few GPUs", "process 0 refuses: too few GPUs"]
+    first, second = met(("GPU-1", ""), ("GPU-1", ""))
+    assert first == second
+    assert "processes 0 and 1 have the same GPU" in first
+
+
+def test_signs_of_life(capsys):
+    """Two processes of which one stops, and before that waits for the other, as their threads see it."""
+    store, told = dist.HashStore(), []
+    members = [{"host": "here", "pid": 11}, {"host": "there", "pid": 22}]
+    first, second = (Pulse(store, members, rank, 0.6, end=told.append) for rank in (0, 1))
+    first.nimg, first.entered = 320, 8
+    second.nimg, second.entered = 320, 7
+    time.sleep(5 * 0.6 + 1)
+    said = capsys.readouterr().err
+    assert "the others wait for process 1 (there, pid 22); all processes are alive" in said
+    assert "process 0 (here, pid 11) is at nimg = 320, in " in said
+    assert not told
+    assert first.gone(0.3) == ""
+    second.stop()
+    assert "process 1 (there, pid 22) has ended; it was at nimg = 320" in first.gone(2)
+    time.sleep(1.2)
+    assert len(told) == 1
+    assert "process 1 (there, pid 22)" in told[0]
+    first.stop()
+
+
+@pytest.mark.slow
+def test_the_rehearsal_of_the_page_about_clusters(tmp_path):
+    """Its commands, as they stand there."""
+    text = (ROOT / "docs" / "clusters.md").read_text().partition("## Rehearsal")[2]
+    commands = "".join(re.findall(r"```bash\n(.*?)```", text, re.DOTALL))
+    assert commands.count("jit train") == 1
+    jit = tmp_path / "bin" / "jit"
+    jit.parent.mkdir()
+    jit.write_text(f'#!/bin/sh\nexec {sys.executable} -m justimage "$@"\n')
+    jit.chmod(0o755)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{jit.parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-euc", commands], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900
+    )
+    print(done.stdout, done.stderr)
+    assert done.returncode == 0
+    assert "process 1 (" in done.stderr
+    assert "the first process ended with 1" in done.stdout
+    assert done.stdout.count("resumed at nimg") == 2
+    ticks = [json.loads(line)["nimg"] for line in (tmp_path / "rehearsal" / "log.jsonl").open()]
+    assert ticks == list(range(640, 9601, 640))

@@ -170,6 +170,13 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"jit: {error}", file=sys.stderr)
         return REFUSED
+    except RuntimeError as error:
+        from justimage.pulse import Gone
+
+        if not isinstance(error, Gone):
+            raise
+        print(f"jit: {error}", file=sys.stderr)  # in every process: the first one may be the one that is gone
+        return FAILED
     except BrokenPipeError:  # whoever read what is printed, such as `head`, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return FAILED

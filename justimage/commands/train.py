@@ -1,6 +1,6 @@
 """`jit train`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +11,8 @@ from justimage.commands.line import parse
 from justimage.commands.main import DONE, FAILED, INTERRUPTED
 from justimage.data.sources import open_source
 from justimage.execution import find_device
-from justimage.parallel import first_then_others, join, leave
+from justimage.meeting import Patience
+from justimage.parallel import first_then_others, join, leave, naming_the_gone
 from justimage.runs.recipes import RECIPES, Recipe
 from justimage.runs.run import Failed, Interrupted, hold_run, train_run
 
@@ -34,6 +35,8 @@ class Train:
     records each change; afterwards the new settings are the run's, and need no --changed."""
     device: Annotated[str | None, tyro.conf.arg(metavar="DEVICE")] = None
     """cpu, cuda, ...; the accelerator by default, if there is one."""
+    patience: Patience = field(default_factory=Patience)
+    """Of several processes (docs/clusters.md)."""
 
 
 def main(name: str, arguments: list[str]) -> int:
@@ -44,24 +47,25 @@ def main(name: str, arguments: list[str]) -> int:
     data = asked.data or recipe.default_data
     if not data:
         raise ValueError(f"{name} needs --data: a folder or archive of images, a table, arrays, fields or a pack")
-    processes = join(find_device(asked.device))
+    processes = join(find_device(asked.device), asked.patience)
     try:
-        with hold_run(folder, processes):  # tried before the data are opened, which may take long
-            pass
-        network = recipe.network
-        source = first_then_others(
-            processes, lambda: open_source(data, network.size, network.channels, recipe.data_options)
-        )
-        train_run(
-            recipe,
-            source,
-            folder,
-            processes=processes,
-            console=console,
-            minutes=asked.minutes,
-            data=data,
-            changed=asked.changed,
-        )
+        with naming_the_gone(processes):
+            with hold_run(folder, processes):  # tried before the data are opened, which may take long
+                pass
+            network = recipe.network
+            source = first_then_others(
+                processes, lambda: open_source(data, network.size, network.channels, recipe.data_options)
+            )
+            train_run(
+                recipe,
+                source,
+                folder,
+                processes=processes,
+                console=console,
+                minutes=asked.minutes,
+                data=data,
+                changed=asked.changed,
+            )
     except (Interrupted, Failed) as stop:
         if processes.first:
             say(str(stop))

@@ -105,6 +105,8 @@ def train(
             state.optimizer.zero_grad(set_to_none=True)
             raise _not_finite(source, config, began)
         lr = _update(state, config, bad)
+        if processes.pulse is not None:
+            processes.pulse.nimg = state.nimg
 
         step = state.nimg // config.batch_size
         asked_to_stop = (processes.world == 1 or step % STOP_STEPS == 0) and any_of(stop(), processes)
