@@ -68,7 +68,7 @@ class Pulse:
         while time.monotonic() < deadline:
             time.sleep(self.every)
             left = [rank for rank, said in self._said.items() if said.get("left")]
-            silent = self._silent(min(5 * self.every, 0.8 * seconds))
+            silent = self._silent(min(self.silence / 3, 0.8 * seconds))
             if silent or left:
                 self.found = True
                 return self._told([*silent, *left])
@@ -138,7 +138,7 @@ class Pulse:
         )
 
     def _waiting(self, seconds: float) -> str:
-        behind = min(said["entered"] for said in self._said.values())
+        behind = min((said["entered"] for said in self._said.values()), default=0)
         late = [rank for rank, said in self._said.items() if said["entered"] == behind]
         rows = [
             f"  {self._name(rank)} is at nimg = {said['nimg']:,}, in {said['where']}"

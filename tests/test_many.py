@@ -431,18 +431,18 @@ def test_signs_of_life(capsys):
     """Two processes of which one stops, and before that waits for the other, as their threads see it."""
     store, told = dist.HashStore(), []
     members = [{"host": "here", "pid": 11}, {"host": "there", "pid": 22}]
-    first, second = (Pulse(store, members, rank, 0.6, end=told.append) for rank in (0, 1))
+    first, second = (Pulse(store, members, rank, 1.0, end=told.append) for rank in (0, 1))
     first.nimg, first.entered = 320, 8
     second.nimg, second.entered = 320, 7
-    time.sleep(5 * 0.6 + 1)
+    time.sleep(5 * 1.0 + 1)
     said = capsys.readouterr().err
     assert "the others wait for process 1 (there, pid 22); all processes are alive" in said
     assert "process 0 (here, pid 11) is at nimg = 320, in " in said
     assert not told
-    assert first.gone(0.3) == ""
+    assert first.gone(1.0) == ""
     second.stop()
     assert "process 1 (there, pid 22) has ended; it was at nimg = 320" in first.gone(2)
-    time.sleep(1.2)
+    time.sleep(1.5)
     assert len(told) == 1
     assert "process 1 (there, pid 22)" in told[0]
     first.stop()

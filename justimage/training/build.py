@@ -37,7 +37,10 @@ def build(
     """
     processes = processes or Processes(device=best_device())
     if config.batch_size % processes.world:
-        raise ValueError(f"a batch of {config.batch_size} does not split over {processes.world} processes")
+        raise ValueError(
+            f"a batch of {config.batch_size} does not split over {processes.world} processes; choose a batch_size that "
+            "their number divides, or another number of processes"
+        )
     if adopt is None and model.training_summary:
         raise ValueError(
             "this model has been trained: build(..., adopt=True) continues from its weights, adopt=False draws new ones"

@@ -122,10 +122,16 @@ def read_together(folder: Path, into: Mapping[str, Tensor], processes: Processes
             raise ValueError(f"{folder} is damaged: {error}") from error
 
 
-def check_together(folder: Path, sums: Mapping[str, str] | None, processes: Processes) -> None:
-    """Raises ValueError, in all processes, where a file is missing or damaged. sums: of those that there must be."""
+def check_together(folder: Path, sums: Any, processes: Processes) -> None:
+    """Raises ValueError, in all processes, where a file is missing or damaged.
+
+    sums: file -> its sum, for those that there must be; None for the one file of a plain state, which has its own.
+    """
+    if sums is not None and not isinstance(sums, dict):
+        raise ValueError(f"{folder} is damaged: its parts are {sums!r}; copy it again")
     found = _sums_together(folder, processes)
     wrong = [f"{name} {text}" for name, text in found.items() if text.startswith("cannot")]
+    wrong += [] if found else ["its tensors are missing"]
     if sums is not None:
         wrong += [f"{name} is missing" for name in sums if name not in found]
         wrong += [f"{name} is not what was written" for name in found if not wrong and found[name] != sums.get(name)]

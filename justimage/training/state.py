@@ -151,9 +151,10 @@ class TrainingState:
 
         Raises ValueError, in all processes, where the state is damaged.
         """
-        if not self.sharded and (place / TENSORS).is_file():
+        parts = read_json(place / FACTS).get("parts")
+        if not self.sharded and parts is None:
             return read_tensors(place / TENSORS)
-        check_together(place, read_json(place / FACTS).get("parts"), self.processes)
+        check_together(place, parts, self.processes)
         shapes, like = read_shapes(place), self._alike() if self.sharded else {}
         held = {
             name: torch.empty_like(like[name])
