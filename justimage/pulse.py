@@ -43,14 +43,15 @@ class Pulse:
     ):
         self.store, self.members, self.rank, self.silence, self.end = store, members, rank, silence, end or _end
         self.every = silence / BEATS
-        self.found = False
-        """Whether another process is known to be gone."""
+        self.found = ""
+        """What is known of another process that is gone."""
         self.nimg, self.entered = 0, 0
         """Where the main thread is: nimg, and how often it has met the others, or waits to do so."""
         now = time.monotonic()
         self._answered = now  # the store
         self._changed = dict.fromkeys(range(len(members)), now)  # of each process, when it last wrote something new
-        self._said: dict[int, dict[str, Any]] = {}
+        unheard = {"count": 0, "nimg": 0, "entered": 0, "where": "its beginning"}
+        self._said: dict[int, dict[str, Any]] = {rank: unheard for rank in self._changed}
         self._main = threading.main_thread().ident
         self._stopped = threading.Event()
         self._threads = [threading.Thread(target=each, daemon=True) for each in (self._beat, self._watch)]
@@ -67,12 +68,12 @@ class Pulse:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             time.sleep(self.every)
-            left = [rank for rank, said in self._said.items() if said.get("left")]
+            left = {rank: said["left"] for rank, said in self._said.items() if "left" in said}
             silent = self._silent(min(self.silence / 3, 0.8 * seconds))
-            if silent or left:
-                self.found = True
-                return self._told([*silent, *left])
-        return ""
+            if silent or left:  # one that left since it found another one gone says which
+                self.found = next((why for why in left.values() if why), "") or self._told([*silent, *left])
+                break
+        return self.found
 
     def _beat(self) -> None:
         count, unseen, there = 0, [f"pulse/{rank}" for rank in range(len(self.members))], []
@@ -81,14 +82,14 @@ class Pulse:
                 count += 1
                 leaving = self._stopped.wait(self.every if count > 1 else 0)
                 said = {"count": count, "nimg": self.nimg, "entered": self.entered, "where": self._where()}
-                self.store.set(f"pulse/{self.rank}", json.dumps(said | ({"left": True} if leaving else {})))
+                self.store.set(f"pulse/{self.rank}", json.dumps(said | ({"left": self.found} if leaving else {})))
                 if leaving:
                     return
                 there += [name for name in unseen if self.store.check([name])]
                 unseen = [name for name in unseen if name not in there]
                 for name, text in zip(there, self.store.multi_get(there), strict=True):
                     rank, found = int(name.partition("/")[2]), json.loads(text)
-                    if self._said.get(rank, {}).get("count") != found["count"]:
+                    if self._said[rank]["count"] != found["count"]:
                         self._said[rank], self._changed[rank] = found, time.monotonic()
                 self._answered = time.monotonic()
         except Exception:  # whatever it is: the store no longer answers, and the other thread sees that
@@ -126,9 +127,9 @@ class Pulse:
     def _told(self, silent: list[int]) -> str:
         lines, kills = [], []
         for rank in dict.fromkeys(silent):
-            said, seconds = self._said.get(rank, {}), time.monotonic() - self._changed[rank]
-            what = "has ended" if said.get("left") else f"has given no sign of life for {seconds:.0f} s"
-            lines.append(f"{self._name(rank)} {what}; it was at nimg = {said.get('nimg', 0):,}, in {said.get('where')}")
+            said, seconds = self._said[rank], time.monotonic() - self._changed[rank]
+            what = "has ended" if "left" in said else f"has given no sign of life for {seconds:.0f} s"
+            lines.append(f"{self._name(rank)} {what}; it was at nimg = {said['nimg']:,}, in {said['where']}")
             kills.append(f"`kill -9 {self.members[rank]['pid']}` on {self.members[rank]['host']}")
         told = "\n".join(lines)
         return (
@@ -138,7 +139,7 @@ class Pulse:
         )
 
     def _waiting(self, seconds: float) -> str:
-        behind = min((said["entered"] for said in self._said.values()), default=0)
+        behind = min(said["entered"] for said in self._said.values())
         late = [rank for rank, said in self._said.items() if said["entered"] == behind]
         rows = [
             f"  {self._name(rank)} is at nimg = {said['nimg']:,}, in {said['where']}"

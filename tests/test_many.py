@@ -29,6 +29,7 @@ from test_train import ALONE, CONFIG, CPU, begin, equal, go_on, waves
 
 from justimage.denoiser import Denoiser
 from justimage.disk import sum_of
+from justimage.execution import compiler_works
 from justimage.meeting import Seat, device_of, meet, seat_of
 from justimage.networks.dropout import Dropout, kept
 from justimage.parallel import Processes
@@ -99,6 +100,19 @@ def test_masks_are_the_same_in_any_microbatch_and_when_activations_are_computed_
     go_on(other, source, replace(CONFIG, **changes))
     for name, tensor in plain.tensors().items():
         torch.testing.assert_close(other.tensors()[name], tensor, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_masks_are_the_same_in_compiled_blocks():
+    """To rounding, in training with dropout of features and of probabilities; a mask that differs would be seen."""
+    if not compiler_works():
+        pytest.skip("no compiler")
+    source, config = waves(), replace(CONFIG, duration_nimg=64)
+    plain, compiled = begin(source, config, **DROPPING), begin(source, replace(config, compile=True), **DROPPING)
+    losses = [[tick.loss for tick in go_on(state, source, config)] for state in (plain, compiled)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    for name, tensor in plain.tensors().items():
+        torch.testing.assert_close(compiled.tensors()[name], tensor, atol=5e-5, rtol=1e-3)
 
 
 def test_accumulating_four_times_eight_is_thirty_two():
