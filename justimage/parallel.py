@@ -41,9 +41,9 @@ class Processes:
 def join(device: torch.device, patience: Patience | None = None) -> Processes:
     """Join the other processes if torchrun or SLURM started this one with others, else stand alone on `device`.
 
-    From then on each gives signs of life, until it calls `leave`; where one gives none for `patience.silence` seconds, the
-    others say so and exit with code 1. Raises ValueError, in every process, where one does not come in time, or there
-    are fewer devices than processes.
+    From then on each gives signs of life, until it calls `leave`; where one gives none for `patience.silence` seconds,
+    the others say so and exit with code 1. Raises ValueError, in every process, where one does not come in time, or
+    there are fewer devices than processes.
     """
     seat, patience = seat_of(os.environ), patience or Patience()
     if seat is None:
