@@ -36,6 +36,10 @@ def find_device(name: str | None) -> torch.device:
         raise ValueError(f"{name!r} is not a device; this machine has {' and '.join({'cpu', best.type})}") from error
     if device.type not in ("cpu", best.type):
         raise ValueError(f"this machine has no {name!r}; it has {' and '.join({'cpu', best.type})}")
+    if device.index and device.type != "cpu" and device.index >= torch.accelerator.device_count():
+        raise ValueError(
+            f"this machine has no {name!r}: it has {torch.accelerator.device_count()} of them, counted from 0"
+        )
     return device
 
 

@@ -1,10 +1,10 @@
-"""Several processes: one per device, started by torchrun, each with its part of every batch."""
+"""Several processes: one per device, started by torchrun or SLURM, each with its part of every batch."""
 
 import contextlib
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -12,7 +12,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-PATIENCE = timedelta(hours=2)  # the first process may be looking at all the data
+from justimage.meeting import Patience, connect, device_of, meet, seat_of
+from justimage.pulse import Gone, Pulse
+
+PATIENCE = timedelta(hours=2)  # of the library, whose messages name nobody; `pulse` finds who is dead or stopped sooner
+SEARCH = 15.0  # seconds in which it is found out who has left, once a connection is broken
 Made = TypeVar("Made")
 
 
@@ -25,6 +29,8 @@ class Processes:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     control: Any = None
     """A group for messages between the processes, which pass through memory and so never wait for a GPU."""
+    pulse: Pulse | None = None
+    """Signs of life to and from the others."""
 
     @property
     def first(self) -> bool:
@@ -32,24 +38,62 @@ class Processes:
         return self.rank == 0
 
 
-def join(device: torch.device) -> Processes:
-    """Join the other processes if torchrun started this one, else stand alone on `device`."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
+def join(device: torch.device, patience: Patience | None = None) -> Processes:
+    """Join the other processes if torchrun or SLURM started this one with others, else stand alone on `device`.
+
+    From then on each gives signs of life, until it calls `leave`; where one gives none for `patience.silence` seconds,
+    the others say so and exit with code 1. Raises ValueError, in every process, where one does not come in time, or
+    there are fewer devices than processes.
+    """
+    seat, patience = seat_of(os.environ), patience or Patience()
+    if seat is None:
         return Processes(device=device)
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
+    pulse = None
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        refusal, identity = "", ""
+        try:
+            device = device_of(seat, device.type, torch.cuda.device_count() if device.type == "cuda" else 0)
+            if device.type == "cuda":
+                torch.cuda.set_device(device)
+                identity = str(torch.cuda.get_device_properties(device).uuid)
+        except ValueError as error:
+            refusal = str(error)
+        attempt = f"justimage/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        store = dist.PrefixStore(attempt, connect(seat, patience.arrival))  # pyright: ignore[reportPrivateImportUsage]
+        members = meet(seat, store, identity, refusal, patience.arrival)
+        own = dist.PrefixStore(attempt, connect(replace(seat, hosted=True), patience.arrival))  # pyright: ignore[reportPrivateImportUsage]
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            store=store,
+            rank=seat.rank,
+            world_size=seat.world,
+            timeout=PATIENCE,
+        )
+        pulse = Pulse(own, members, seat.rank, patience.silence)
     control = dist.new_group(backend="gloo", timeout=PATIENCE) if device.type == "cuda" else dist.group.WORLD
-    return Processes(dist.get_rank(), world, device, control)
+    return Processes(dist.get_rank(), dist.get_world_size(), device, control, pulse)
 
 
 def leave(processes: Processes) -> None:
     """Leave the group, if there is one."""
+    if processes.pulse is not None:
+        processes.pulse.stop()
+        if processes.pulse.found:  # the group would wait for them
+            return
     if processes.world > 1 and dist.is_initialized():
         dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def naming_the_gone(processes: Processes) -> Iterator[None]:
+    """Where a connection breaks in the block, since a process has died or left, raise Gone with its name."""
+    try:
+        yield
+    except RuntimeError as error:
+        told = "" if processes.pulse is None else processes.pulse.gone(SEARCH)
+        if not told:
+            raise
+        raise Gone(told) from error
 
 
 def replicate(model: nn.Module, processes: Processes) -> nn.Module:
@@ -66,6 +110,21 @@ def replicate(model: nn.Module, processes: Processes) -> nn.Module:
         return nn.parallel.DistributedDataParallel(
             model, device_ids=devices, gradient_as_bucket_view=True, broadcast_buffers=False
         )
+
+
+def shard(net: nn.Module, processes: Processes) -> None:
+    """Share out a network over the processes, in place: each keeps a part of every parameter, gradient and moment.
+
+    Each of its `blocks`, and the rest, is gathered when it is used (FSDP, arXiv 2304.11277), and gradients are averaged
+    as in `replicate`. The names of parameters stay, and the network may lie on the CPU: no device ever holds all of it.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(processes.device.type, (processes.world,))
+    blocks = getattr(net, "blocks", ())
+    for part in (*blocks, net):
+        fully_shard(part, mesh=mesh)
 
 
 def mean_over(value: torch.Tensor, processes: Processes) -> torch.Tensor:
@@ -86,6 +145,8 @@ def any_of(yes: bool, processes: Processes) -> bool:
     """Whether any of the processes says yes; all of them get the same answer."""
     if processes.world == 1:
         return yes
+    if processes.pulse is not None:
+        processes.pulse.entered += 1
     answer = torch.tensor(float(yes))
     dist.all_reduce(answer, dist.ReduceOp.MAX, group=processes.control)
     return bool(answer)
@@ -106,6 +167,17 @@ def fail_together(error: Exception | None, processes: Processes) -> None:
             raise error
         rank = next(i for i, message in enumerate(messages) if message is not None)
         raise FailedElsewhere(f"process {rank}: {messages[rank]}")
+
+
+@contextlib.contextmanager
+def failing_together(processes: Processes) -> Iterator[None]:
+    """Where the block cannot write in one process, all processes raise: none waits for it."""
+    problem = None
+    try:
+        yield
+    except (OSError, FailedElsewhere) as error:
+        problem = error
+    fail_together(problem, processes)
 
 
 def same_everywhere(value: Made, processes: Processes) -> Made:

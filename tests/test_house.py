@@ -56,6 +56,8 @@ ROOT_ROOMS = {
     "samplers": "paper",
     "denoiser": "denoiser",
     "execution": "running",
+    "meeting": "running",
+    "pulse": "running",
     "parallel": "running",
     "precision": "running",
     "disk": "running",

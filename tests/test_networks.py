@@ -85,7 +85,7 @@ def test_every_switch_changes_the_network_and_all_of_it_learns(switches):
 
 def test_dropout_sits_in_the_middle_half():
     net = JiT(small_config(depth=8, dropout=0.2, dropout_scores=0.1))
-    rates = [(block.attention.dropout.p, block.mlp.dropout.p, block.attention.drop_scores) for block in net.blocks]  # type: ignore[union-attr]
+    rates = [(block.attention.dropout.p, block.mlp.dropout.p, block.attention.drop_scores.p) for block in net.blocks]  # type: ignore[union-attr]
     assert rates == [(0, 0, 0)] * 2 + [(0.2, 0.2, 0.1)] * 4 + [(0, 0, 0)] * 2
 
 

@@ -213,6 +213,7 @@ def test_a_run_without_classes_is_evaluated_too(tmp_path):
 
 SCRIPT = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
@@ -223,19 +224,21 @@ from justimage.parallel import join, leave
 pool = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
 here.evaluations.open_features = lambda name, data, **_: ModuleFeatures(pool, "means", data.spec)
 processes = join(torch.device("cpu"))
-here.train_run(here.RECIPE, here.source(), Path(sys.argv[2]), processes=processes)
+recipe = replace(here.RECIPE, training=replace(here.RECIPE.training, shard=sys.argv[3] == "sharded"))
+here.train_run(recipe, here.source(), Path(sys.argv[2]), processes=processes)
 leave(processes)
 """
 
 
-def test_two_processes_evaluate_as_one(tmp_path):
+@pytest.mark.parametrize("how", ["replicated", "sharded"])
+def test_two_processes_evaluate_as_one(tmp_path, how):
     """The first evaluation of one training, made by two processes: the same samples, to rounding."""
     train(RECIPE, tmp_path / "one")
     (tmp_path / "train.py").write_text(SCRIPT)
     tests = Path(__file__).parent
     environment = {**os.environ, "PYTHONPATH": str(tests.parent)}
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29617"]
-    command += [str(tmp_path / "train.py"), str(tests), str(tmp_path / "two")]
+    command += [str(tmp_path / "train.py"), str(tests), str(tmp_path / "two"), how]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     ours, theirs = (lines(tmp_path / name / "evaluations.jsonl") for name in ("two", "one"))

@@ -16,6 +16,7 @@ from justimage import execution, precision
 from justimage.data.loader import Batch, batches
 from justimage.execution import blocks_of
 from justimage.networks.conditions import Part
+from justimage.networks.dropout import Dropout
 from justimage.networks.layers import FEW_TOKENS, Attention, RMSNorm, attend
 from justimage.networks.mlp import MLPConfig, ToyMLP
 from justimage.parallel import Processes
@@ -139,14 +140,14 @@ def test_attention_in_bfloat16_is_that_of_float32_to_rounding(masked, tokens):
 
     def both(dtype: torch.dtype) -> tuple[Tensor, ...]:
         a, b, c = (each.to(dtype).requires_grad_() for each in (q, k, v))
-        out = attend(a, b, c, mask, 0.0)
+        out = attend(a, b, c, mask)
         return out, *torch.autograd.grad(out, (a, b, c), gradient.to(dtype))
 
     for half, full in zip(both(torch.bfloat16), both(torch.float32), strict=True):
         assert half.dtype == torch.bfloat16
         assert (half.float() - full).norm() < 0.02 * full.norm()
     with torch.no_grad():
-        out = attend(q.bfloat16(), k.bfloat16(), v.bfloat16(), mask, 0.0)
+        out = attend(q.bfloat16(), k.bfloat16(), v.bfloat16(), mask)
     assert (out.float() - both(torch.float32)[0]).norm() < 0.02 * out.float().norm()
 
 
@@ -154,8 +155,8 @@ def test_dropped_probabilities_keep_their_mean():
     q, k, v = (torch.randn(1, 1, 8, 16, generator=torch.Generator().manual_seed(0)).bfloat16() for _ in range(3))
     ones = torch.ones_like(v).requires_grad_()
     torch.manual_seed(0)
-    mean = torch.stack([attend(q, k, ones, None, 0.5) for _ in range(400)]).float().mean()
-    assert float(mean) == pytest.approx(1, abs=0.05)
+    mean = torch.stack([attend(q, k, ones, None, Dropout(0.5)) for _ in range(400)]).float().mean()
+    assert mean.item() == pytest.approx(1, abs=0.05)
 
 
 # The plain version

@@ -28,7 +28,7 @@ from justimage.evaluation.rows import RowStore
 from justimage.evaluation.samples import open_samples
 from justimage.evaluation.scores import Scores
 from justimage.execution import find_device
-from justimage.parallel import Processes, first_then_others, in_the_first, join, leave
+from justimage.parallel import Processes, first_then_others, in_the_first, join, leave, naming_the_gone
 from justimage.precision import SAMPLING_PRECISIONS
 from justimage.samplers import PRESETS, Preset, Sampling, with_settings
 from justimage.sampling.draw import check_samples
@@ -136,7 +136,8 @@ def main(arguments: Sequence[str]) -> int:
     processes = join(find_device(asked.device))
     try:
         if asked.samples is None:
-            return _of_model(asked, arguments, processes)
+            with naming_the_gone(processes):
+                return _of_model(asked, arguments, processes)
         return _of_samples(asked) if processes.first else DONE
     finally:
         leave(processes)

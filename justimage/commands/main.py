@@ -17,7 +17,10 @@ def _train(arguments: list[str]) -> int:
 
     if not arguments or arguments[0] in ("-h", "--help"):
         rows = "\n".join(f"  {name:<12} {promise.what}" for name, promise in PROMISES.items())
-        print(f"usage: jit train RECIPE [--data PATH] [--run DIR] [--init-from WEIGHTS] [OPTIONS]\n\n{TRAIN}\n\nrecipes:\n{rows}\n")
+        print(
+            "usage: jit train RECIPE [--data PATH] [--run DIR] [--init-from WEIGHTS] [OPTIONS]\n\n"
+            f"{TRAIN}\n\nrecipes:\n{rows}\n"
+        )
         print("Every field of a recipe is an option: jit train RECIPE --help")
         return DONE if arguments else REFUSED
     recipe, rest = arguments[0], arguments[1:]
@@ -212,6 +215,13 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"jit: {error}", file=sys.stderr)
         return REFUSED
+    except RuntimeError as error:
+        from justimage.pulse import Gone
+
+        if not isinstance(error, Gone):
+            raise
+        print(f"jit: {error}", file=sys.stderr)  # in every process: the first one may be the one that is gone
+        return FAILED
     except BrokenPipeError:  # whoever read what is printed, such as `head`, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return FAILED

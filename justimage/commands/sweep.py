@@ -23,7 +23,7 @@ from justimage.evaluation.rows import RowStore
 from justimage.evaluation.scores import Scores, plain
 from justimage.evaluation.sweep import Halving, Space, Sweep, Trial, sweep
 from justimage.execution import find_device
-from justimage.parallel import Processes, first_then_others, in_the_first, join, leave
+from justimage.parallel import Processes, first_then_others, in_the_first, join, leave, naming_the_gone
 from justimage.runs.evaluations import BEST
 from justimage.samplers import Sampling
 from justimage.sampling.draw import check_samples
@@ -85,7 +85,8 @@ def main(arguments: Sequence[str]) -> int:
     sets = _sets(asked)
     processes = join(find_device(asked.device))
     try:
-        return _sweep(asked, sets, processes)
+        with naming_the_gone(processes):
+            return _sweep(asked, sets, processes)
     except KeyboardInterrupt:
         if processes.first:
             say("interrupted; the same command goes on from what was drawn")

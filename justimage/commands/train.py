@@ -1,6 +1,6 @@
 """`jit train`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,7 +11,8 @@ from justimage.commands.line import parse
 from justimage.commands.main import DONE, FAILED, INTERRUPTED
 from justimage.data.sources import open_source
 from justimage.execution import find_device
-from justimage.parallel import first_then_others, join, leave
+from justimage.meeting import Patience
+from justimage.parallel import first_then_others, join, leave, naming_the_gone
 from justimage.runs.folder import origin_of, read_facts
 from justimage.runs.recipes import RECIPES, Recipe
 from justimage.runs.run import Failed, Interrupted, hold_run, train_run
@@ -51,6 +52,8 @@ class Train:
     """Show numbers, evaluations and grids in tensorboard, wandb or trackio as well (extra `track`)."""
     device: Annotated[str | None, tyro.conf.arg(metavar="DEVICE")] = None
     """cpu, cuda, ...; the accelerator by default, if there is one."""
+    patience: Patience = field(default_factory=Patience)
+    """Of several processes (docs/clusters.md)."""
 
 
 def main(name: str, arguments: list[str]) -> int:
@@ -67,26 +70,27 @@ def main(name: str, arguments: list[str]) -> int:
             "--weights and --context-start say which weights of --init-from are meant, and it is not given"
         )
     init_from = InitFrom(asked.init_from, asked.weights, asked.context_start) if asked.init_from else None
-    processes = join(find_device(asked.device))
+    processes = join(find_device(asked.device), asked.patience)
     try:
-        with hold_run(folder, processes):  # tried before the data are opened, which may take long
-            check_start(recipe, folder, init_from, origin_of(read_facts(folder)))
-        network = recipe.network
-        source = first_then_others(
-            processes, lambda: open_source(data, network.size, network.channels, recipe.data_options)
-        )
-        train_run(
-            recipe,
-            source,
-            folder,
-            processes=processes,
-            console=console,
-            minutes=asked.minutes,
-            data=data,
-            track=trackers,
-            changed=asked.changed,
-            init_from=init_from,
-        )
+        with naming_the_gone(processes):
+            with hold_run(folder, processes):  # tried before the data are opened, which may take long
+                check_start(recipe, folder, init_from, origin_of(read_facts(folder)))
+            network = recipe.network
+            source = first_then_others(
+                processes, lambda: open_source(data, network.size, network.channels, recipe.data_options)
+            )
+            train_run(
+                recipe,
+                source,
+                folder,
+                processes=processes,
+                console=console,
+                minutes=asked.minutes,
+                data=data,
+                track=trackers,
+                changed=asked.changed,
+                init_from=init_from,
+            )
     except (Interrupted, Failed) as stop:
         if processes.first:
             say(str(stop))

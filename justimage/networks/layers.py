@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from justimage.networks.dropout import Dropout
 from justimage.networks.position import rotate
 
 FEW_TOKENS = 512  # up to here the scores of attention fit beside the activations of its block
@@ -91,8 +92,8 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(width // heads) if qk_norm else nn.Identity()
         self.out = nn.Linear(width, width)
         self.in_float32 = in_float32
-        self.dropout = nn.Dropout(dropout)
-        self.drop_scores = drop_scores
+        self.dropout = Dropout(dropout)
+        self.drop_scores = Dropout(drop_scores)
 
     def forward(self, x: Tensor, rotation: Tensor | None, mask: Tensor | None = None) -> Tensor:
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # (B, T, 3, H, d)
@@ -101,22 +102,27 @@ class Attention(nn.Module):
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
         dtype = torch.float32 if self.in_float32 else v.dtype
-        drop = self.drop_scores if self.training else 0.0
+        drop = self.drop_scores if self.training and self.drop_scores.p > 0 else None
         with torch.autocast(x.device.type, enabled=False):
             y = attend(q.to(dtype), k.to(dtype), v.to(dtype), mask, drop)
         return self.dropout(self.out(y.transpose(1, 2).flatten(2).to(v.dtype)))
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, drop: float) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v: (B, H, T, d) each -> (B, H, T, d); mask as in `Attention`, drop: of probabilities."""
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, drop: Dropout | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v: (B, H, T, d) each -> (B, H, T, d); mask as in `Attention`, drop: of probabilities.
+
+    With drop the probabilities are all in memory at once, (B, H, T, T): the masks of fused attentions are their own.
+    """
     # PyTorch's own is the fastest but for one backward pass: in bfloat16 on CPUs it takes 2 to 7 times as long as this.
     short = q.shape[-2] <= FEW_TOKENS
-    if not (q.device.type == "cpu" and q.dtype == torch.bfloat16 and short and torch.is_grad_enabled()):
-        return F.scaled_dot_product_attention(q, k, v, mask, dropout_p=drop)
+    written_out = q.device.type == "cpu" and q.dtype == torch.bfloat16 and short and torch.is_grad_enabled()
+    if drop is None and not written_out:
+        return F.scaled_dot_product_attention(q, k, v, mask)
     scores = (q * q.shape[-1] ** -0.5) @ k.mT
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
-    return F.dropout(scores.softmax(-1), drop) @ v
+    weights = scores.softmax(-1)
+    return (weights if drop is None else drop(weights)) @ v
 
 
 class SwiGLU(nn.Module):
@@ -127,7 +133,7 @@ class SwiGLU(nn.Module):
         hidden = int(hidden * 2 / 3)
         self.up = nn.Linear(width, 2 * hidden)
         self.out = nn.Linear(hidden, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         a, b = self.up(x).chunk(2, -1)
@@ -141,7 +147,7 @@ class MLP(nn.Module):
         super().__init__()
         self.up = nn.Linear(width, hidden)
         self.out = nn.Linear(hidden, width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(self.dropout(F.gelu(self.up(x), approximate="tanh")))

@@ -19,6 +19,11 @@ Of `axes`, "classes" has an entry for each class in the order of the labels, and
 one for each number of a patch, ordered (C, *patch), and perhaps more for planes beside the channels; "planes" only
 these. To a "shift", the row of the class is added wherever it is used. By them, a network starts from the weights of
 one for other classes, channels or patches (weights.transfer).
+
+A module in a network that draws random numbers in training, and has an attribute `sample_keys`, finds there two words
+for each sample, (B, 2) int32, during the forward and the backward pass; outside of training it is None
+(networks.dropout). What it draws from them is the same for any number of processes and any microbatch. Plain nn.Dropout
+works too: resuming then repeats its masks, other numbers of processes do not.
 """
 
 from collections.abc import Callable, Mapping

@@ -26,7 +26,7 @@ from justimage.evaluation.reference import reference_of
 from justimage.evaluation.scores import Scores, now
 from justimage.execution import cast_parameters
 from justimage.networks.protocol import NETWORKS, name_of
-from justimage.parallel import any_of, fail_together, first_then_others, same_everywhere
+from justimage.parallel import FailedElsewhere, any_of, fail_together, first_then_others, same_everywhere
 from justimage.runs.folder import RESULTS, log_until
 from justimage.runs.preview import default_weights
 from justimage.runs.recipes import Recipe
@@ -96,6 +96,7 @@ class Evaluations:
             work(done, total, what)
 
         with ExitStack() as stack:
+            scores, problem = None, None
             rows = Path(stack.enter_context(TemporaryDirectory(prefix="justimage-rows-"))) if processes.first else None
             try:
                 scores = evaluate(
@@ -108,26 +109,34 @@ class Evaluations:
                     progress=progress,
                 )
             except ValueError as error:
-                raise NotEvaluated(f"the weights {name} cannot be evaluated: {error}; {OFF}") from error
+                problem = NotEvaluated(f"the weights {name} cannot be evaluated: {error}; {OFF}")
+            except FailedElsewhere as error:
+                problem = error
+            fail_together(problem, processes)
+        best = self._keep_best(state, scores)
         if scores is not None:
-            best = self._keep_best(state, scores)
             self._add(state.nimg, name, scores)
             said = f"evaluated {name} at nimg = {state.nimg:,}: {in_short(scores)}" + (", the best so far" * best)
             console.print(said, markup=False, soft_wrap=True)
         self.done_nimg = state.nimg
         return scores
 
-    def _keep_best(self, state: TrainingState, scores: Scores) -> bool:
-        """Save the weights where no earlier ones had a lower distance; whether it did."""
-        ours = {"fd": scores["fd"].value, "features": self.judge.features.name, "count": len(self.draws.seeds)}
+    def _keep_best(self, state: TrainingState, scores: Scores | None) -> bool:
+        """Save the weights where no earlier ones had a lower distance; whether it did. The first process has scores."""
+        fd = None if scores is None else scores["fd"].value
+        ours = {"fd": fd, "features": self.judge.features.name, "count": len(self.draws.seeds)}
+        if not same_everywhere(fd is not None and self._is_best(ours), state.processes):
+            return False
+        name, weights = default_weights(state)  # in all processes: a sharded run gathers them
+        if state.processes.first:
+            weights.training_summary = {"nimg": state.nimg, "data": self.data, "weights": name, **ours}
+            weights.save_pretrained(self.folder / BEST)
+        return True
+
+    def _is_best(self, ours: dict) -> bool:
         best = read_best(self.folder)
         comparable = best is not None and all(best[name] == ours[name] for name in ("features", "count"))
-        if best is not None and comparable and best["fd"] <= ours["fd"]:
-            return False
-        name, weights = default_weights(state)
-        weights.training_summary = {"nimg": state.nimg, "data": self.data, "weights": name, **ours}
-        weights.save_pretrained(self.folder / BEST)
-        return True
+        return best is None or not comparable or best["fd"] > ours["fd"]
 
     def _add(self, nimg: int, weights: str, scores: Scores) -> None:
         line = {"time": now(), "nimg": nimg, "model": str(self.folder), "weights": weights, **scores.to_json()}
@@ -168,7 +177,7 @@ def evaluations_of(
     except ValueError as error:
         raise ValueError(f"this run cannot be evaluated: {error}. {OFF}") from error
     # A network of the user's own need not know of any precision but float32.
-    dtype = recipe.training.dtype(processes.device) if name_of(state.model.net) in NETWORKS else torch.float32
+    dtype = recipe.training.dtype(processes.device) if name_of(state.plain.net) in NETWORKS else torch.float32
     asked = report.evaluate_count
     return Evaluations(folder, report.evaluate_nimg, total, done, asked, judge, draws, dtype, source.describe())
 

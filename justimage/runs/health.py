@@ -10,6 +10,7 @@ import json
 import resource
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from math import ceil, prod
@@ -25,7 +26,7 @@ from justimage.disk import append_json
 from justimage.execution import autocast
 from justimage.process import Density
 from justimage.runs.glance import Glance, glance_at
-from justimage.runs.preview import weights_of
+from justimage.runs.preview import names_of, weights_named
 from justimage.runs.recipes import Recipe
 from justimage.training.grid import TIMES, Samples, activations, losses, neighbours, others, shifted, without
 from justimage.training.loop import Tick
@@ -135,26 +136,28 @@ class Health:
             self.most[name] = max(self.most.get(name, 0.0), _share(update, weight))
         last = tick.stopping or tick.nimg >= self.total
         if last or tick.nimg // self.every > self.done // self.every:
-            sets = weights_of(self.state)  # in every process
+            first = self.state.processes.first
+            # One set of weights after another: those of a sharded run are gathered then, in every process.
+            sets = ((name, weights_named(self.state, name, needed=first)) for name in names_of(self.state))
             parts = tuple(Part(n, g, w, _share(u, w), self.most[n]) for n, (g, w, u) in norms.items())
-            if self.state.processes.first:
+            if first:
                 append_json(self.path, _rounded(asdict(self._measure(sets, parts))))
+            for _ in sets:  # what was not asked for, or in the other processes all
+                pass
             self.done, self.most = tick.nimg, {}
         if not last:
             self.result = watch_next(self.state.model.net, self.state.optimizer)
 
-    def _measure(self, sets: dict[str, Denoiser], parts: tuple[Part, ...]) -> Measured:
+    def _measure(self, sets: Iterator[tuple[str, Denoiser]], parts: tuple[Part, ...]) -> Measured:
         device = self.state.processes.device
         facts: dict[str, Any] = {"density": self.density, "parts": parts, "data": self.data, **_memory(device)}
         if self.samples is not None:
-            for model in sets.values():
-                model.eval()
             with autocast(device, self.dtype):
                 facts |= self._on_grid(sets, self.samples)
         return Measured(self.state.nimg, round(time.time()), **facts)
 
-    def _on_grid(self, sets: dict[str, Denoiser], samples: Samples) -> dict[str, Any]:
-        raw, found = sets["raw"], {}
+    def _on_grid(self, sets: Iterator[tuple[str, Denoiser]], samples: Samples) -> dict[str, Any]:
+        raw, found = next(sets)[1].eval(), {}
         measure = partial(losses, batch=self.batch)
         found["activations"] = activations(raw, samples, lambda: found.setdefault("own", measure(raw, samples)))
         own = found.pop("own")  # (T, B)
@@ -176,7 +179,7 @@ class Health:
             found["null"] = _gap(measure(raw, without(raw, away), NOISY).mean(0), unseen)
             found["other"] = _gap(measure(raw, others(away), NOISY).mean(0), unseen)
         where, on = ("trained", samples) if self.unseen is None else ("held_out", self.unseen)
-        found[where] += tuple(_curve(name, measure(model, on)) for name, model in sets.items() if name != "raw")
+        found[where] += tuple(_curve(name, measure(model.eval(), on)) for name, model in sets)
         return found
 
 

@@ -28,8 +28,9 @@ from justimage.runs.recipes import Recipe, Report
 from justimage.runs.sinks import Work, unseen
 from justimage.samplers import Sampling
 from justimage.training.build import build
-from justimage.training.loop import draws_masks, gradients, train
+from justimage.training.loop import gradients, train
 from justimage.training.loss import Loss, Losses, flow_matching
+from justimage.training.masks import keyed_dropouts, unkeyed_dropouts
 from justimage.training.settings import MOST_NIMG, Training
 from justimage.training.state import TrainingState, saved_states
 
@@ -179,9 +180,10 @@ def _step(state: TrainingState, batch: Batch, loss: Loss, config: Training) -> t
     """The loss of a batch and the norm of its gradient, which is left in the parameters."""
     state.optimizer.zero_grad(set_to_none=True)
     state.runner.train()
-    if draws_masks(state.model.net):
+    net = state.model.net
+    if unkeyed_dropouts(net):
         torch.manual_seed(key(config.seed, Purpose.DROPOUT, batch.positions.start))
-    norm, parts = gradients(state, batch, loss, config, config.dtype(state.processes.device))
+    norm, parts = gradients(state, batch, loss, config, config.dtype(state.processes.device), keyed_dropouts(net))
     return float(sum(float(mean) for mean, _ in parts)), float(norm)
 
 

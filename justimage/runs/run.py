@@ -21,7 +21,7 @@ from justimage.denoiser import Denoiser, Scalings
 from justimage.disk import held, in_words, write_text
 from justimage.execution import best_device
 from justimage.networks.protocol import NetworkClass, name_of
-from justimage.parallel import FailedElsewhere, Processes, fail_together, in_the_first, wait
+from justimage.parallel import FailedElsewhere, Processes, any_of, failing_together, in_the_first, wait
 from justimage.runs.evaluations import Evaluations, NotEvaluated, Stopped, evaluations_of
 from justimage.runs.folder import (
     HEALTH,
@@ -215,24 +215,25 @@ def _train_and_keep(
         health = Health(recipe, source, state, folder / HEALTH) if report.health_nimg != 0 else None
         try:
             if evaluations is not None and evaluations.due(state.nimg):  # the run was stopped before it
-                with _failing_together(state.processes):
+                with failing_together(state.processes):
                     evaluate(evaluations)
             for tick in ticks:
                 last = tick.stopping or tick.nimg >= total
                 drawing = last or passed(before, tick.nimg, report.sample_nimg)
                 evaluating = evaluations is not None and evaluations.due(tick.nimg) and not tick.stopping
                 due = saves.due(before, tick, save=last or evaluating)
-                with _failing_together(state.processes):
+                with failing_together(state.processes):
                     saves.write.check()
                     for listener in listening:
                         listener(tick)
                     if drawing or any(due):
                         state.check_finite()  # in every process: they have the same, and stop together
-                    if first and drawing:
-                        dtype = recipe.training.dtype(state.model.device)
+                    if drawing:
+                        dtype = recipe.training.dtype(state.processes.device)
                         image = preview(state, source.spec, report.preview_steps, dtype)
-                        save(image, folder / "samples" / f"{tick.nimg:09d}.png")
-                        track(tick.nimg, {}, {"samples": image})
+                        if image is not None:
+                            save(image, folder / "samples" / f"{tick.nimg:09d}.png")
+                            track(tick.nimg, {}, {"samples": image})
                     saves(due)
                     if last or evaluating:
                         saves.write.wait()
@@ -246,30 +247,30 @@ def _train_and_keep(
         except Stopped:
             message = f"stopped at nimg = {state.nimg:,} and saved; the same command resumes it"
             raise Interrupted(message, in_time=not caught) from None
-        except (NonFiniteLoss, NotFinite, UnreadableSample, FailedElsewhere, NotEvaluated) as error:
+        except (NonFiniteLoss, NotFinite, UnreadableSample, FailedElsewhere, NotEvaluated, OSError) as error:
+            # An OSError is of writing: one of reading is an UnreadableSample.
+            unwritten = any_of(isinstance(error, OSError), state.processes)
             saves.write.close()
-            stays = _kept_in_the_end(state, folder, recipe, error, source.describe())
+            if first:
+                note_failure(folder / HEALTH, state.nimg, in_words(error) if isinstance(error, OSError) else str(error))
+            if unwritten:
+                stays = _what_stays(error, folder)
+            else:
+                stays = f"{error}\n{_kept_in_the_end(state, folder, recipe, error, source.describe())}"
             if isinstance(error, NonFiniteLoss) and first:
                 note(error.skipped)
-            if first:
-                note_failure(folder / HEALTH, state.nimg, str(error))
             _leave_together(state.processes)
-            raise Failed(f"{error}\n{stays}") from error
-        except OSError as error:  # of writing: one of reading is an UnreadableSample
-            if first:
-                note_failure(folder / HEALTH, state.nimg, in_words(error))
-            _leave_together(state.processes)
-            raise Failed(_what_stays(error, folder)) from error
+            raise Failed(stays) from error
 
 
 def _kept_in_the_end(state: TrainingState, folder: Path, recipe: Recipe, error: Exception, data: str) -> str:
     """Save the state that a run failed with, where one can go on from it; says what stays, and how to go on."""
     unfit = _why_not_kept(state, error)
     stays = _how_to_go_on(state, folder, recipe, error, unfit)
-    if state.processes.first and not unfit:
+    if not unfit:
         try:
             save_all(state, folder, data, recipe.report.keep_states)
-        except OSError as unwritten:
+        except (OSError, FailedElsewhere) as unwritten:
             return _what_stays(unwritten, folder)
     return stays
 
@@ -280,22 +281,12 @@ def _leave_together(processes: Processes) -> None:
         wait(processes)
 
 
-def _what_stays(error: OSError, folder: Path) -> str:
+def _what_stays(error: Exception, folder: Path) -> str:
     """What could not be written, and where the same command goes on."""
     states = saved_states(folder / "state")
     nimg = int(states[-1].name) if states else 0
-    return f"{in_words(error)}\nThe same command goes on from nimg = {nimg:,}, the newest state in {folder}"
-
-
-@contextmanager
-def _failing_together(processes: Processes) -> Iterator[None]:
-    """Where the block cannot write in one process, all processes raise: none waits for it."""
-    problem = None
-    try:
-        yield
-    except OSError as error:
-        problem = error
-    fail_together(problem, processes)
+    what = in_words(error) if isinstance(error, OSError) else str(error)
+    return f"{what}\nThe same command goes on from nimg = {nimg:,}, the newest state in {folder}"
 
 
 def _why_not_kept(state: TrainingState, error: Exception) -> str:
@@ -349,10 +340,11 @@ def _announce(
     def say(title: str, text: str) -> None:
         console.print(Text.assemble((f"{title:7}", "bold"), text), soft_wrap=True)
 
-    config, device, name = state.model.config, state.processes.device, name_of(state.model.net)
+    config, device, name = state.model.config, state.processes.device, name_of(state.plain.net)
     parameters = sum(p.numel() for p in state.model.net.parameters()) / 1e6
     patch = f", patch {'x'.join(map(str, config.patch))}" if hasattr(config, "patch") else ""
     world = f", {state.processes.world} processes" if state.processes.world > 1 else ""
+    world += ", sharded" if state.sharded else ""
     dtype = str(recipe.training.dtype(device)).removeprefix("torch.")
     size = "x".join(map(str, config.size))
     for i, line in enumerate(begun.lines):

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from justimage.disk import check_room, write_tensors, writing
-from justimage.parallel import any_of
+from justimage.parallel import any_of, failing_together
 from justimage.runs.folder import SKIPPED, origin_of, read_facts
+from justimage.runs.preview import names_of, weights_named
 from justimage.runs.recipes import Report
 from justimage.runs.snapshots import snapshot_path
 from justimage.training.adapters import is_adapter, low_rank, merged, scales_of
@@ -112,7 +113,9 @@ class Saves:
         """Keep what is due; in the process that writes, after `check_finite`. Raises what an earlier write did."""
         if due.save:
             self.saved_at = time.monotonic()
-        if any(due) and self.state.processes.first:
+        if any(due) and self.state.sharded:
+            keep_together(self.state, self.folder, due, self.data, self.report.keep_states, self.skipped_nimg)
+        elif any(due) and self.state.processes.first:
             self.write.wait()  # for the one before, so that no more than one copy is held
             contents = contents_of(self.state, self.data, self.folder)
             complete: Callable[[], None] = _at_once
@@ -186,9 +189,19 @@ def copied(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], Callable[[], 
 
 
 def save_all(state: TrainingState, folder: Path, data: str, keep_states: int) -> None:
-    """Save weights and state, at once. Raises NotFinite, before anything is written, where the state is not finite."""
+    """Save weights and state, at once; all processes call this.
+
+    Raises NotFinite, before anything is written, where the state is not finite; OSError where a process cannot write,
+    and FailedElsewhere in the others.
+    """
     state.check_finite()
-    keep(contents_of(state, data, folder), folder, Due(save=True), keep_states)
+    due = Due(save=True)
+    if state.sharded:
+        keep_together(state, folder, due, data, keep_states)
+        return
+    with failing_together(state.processes):
+        if state.processes.first:
+            keep(contents_of(state, data, folder), folder, due, keep_states)
 
 
 def contents_of(state: TrainingState, data: str, folder: Path) -> Contents:
@@ -225,6 +238,38 @@ def keep(contents: Contents, folder: Path, due: Due, keep_states: int, skipped_n
     if due.save:
         write_state(folder / "state", nimg, contents.tensors, milestone=due.milestone)
         keep_newest(folder / "state", keep_states, skipped_nimg)
+
+
+def keep_together(
+    state: TrainingState, folder: Path, due: Due, data: str, keep_states: int, skipped_nimg: int | None = None
+) -> None:
+    """What `keep` does, of a sharded state, in all processes: they gather a set of weights at a time, share the sets
+    out, and each write their part of the state. Raises as `save_all`.
+    """
+    processes, cpu, averaged = state.processes, torch.device("cpu"), state.ema.updated_nimg(state.nimg)
+    with failing_together(processes):
+        if processes.first:
+            folder.mkdir(parents=True, exist_ok=True)
+            raw = {name: each for name, each in state.tensors().items() if name.startswith("net/")}
+            places = {folder / "weights" / name: raw for name in names_of(state)} if due.save else {}
+            _check_room(folder, {}, places, state.tensors() if due.save else {})
+    with failing_together(processes):
+        for number, name in enumerate(names_of(state)):
+            ours = number % processes.world == processes.rank
+            weights = weights_named(state, name, needed=ours, on=cpu)
+            if not ours:
+                continue
+            if due.snapshot and averaged and name.startswith("ema-std-"):
+                trained = {each: p.detach() for each, p in weights.net.named_parameters() if each in state.ema.names}
+                write_tensors(snapshot_path(folder, name.removeprefix("ema-"), averaged), trained)
+            for place in (name, f"{name}@{state.nimg:09d}")[: 2 if due.milestone else 1] if due.save else ():
+                weights.training_summary = {"nimg": state.nimg, "data": data, "weights": place}
+                weights.save_pretrained(folder / "weights" / place)
+    if due.save:
+        with failing_together(processes):
+            state.save(folder / "state", milestone=due.milestone)
+            if processes.first:
+                keep_newest(folder / "state", keep_states, skipped_nimg)
 
 
 def _keep_adapters(contents: Contents, place: Path, tensors: dict[str, Tensor]) -> None:

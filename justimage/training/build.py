@@ -1,8 +1,8 @@
 """Building the state of a training run: one place, one order.
 
-    weights -> adapters -> checkpointing -> compiling -> replicating -> optimizer and averages
+    weights -> adapters -> checkpointing -> compiling -> replicating or sharding -> optimizer and averages
 
-Each step is a function over an unmodified module, so that another one (sharding) is a line in its place, and the names
+Each step is a function over an unmodified module, so that another one is a line in its place, and the names
 of saved tensors stay those of the plain network.
 """
 
@@ -15,12 +15,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from justimage.denoiser import Denoiser
 from justimage.execution import best_device, check_memory, checkpoint_blocks, compile_blocks, compiling_pays
-from justimage.parallel import Processes, replicate
+from justimage.parallel import Processes, replicate, shard
 from justimage.randomness import Purpose, key
 from justimage.training.adapters import add_adapters, freeze
 from justimage.training.ema import EMA
 from justimage.training.optim import adamw
 from justimage.training.settings import Training
+from justimage.training.shards import outline
 from justimage.training.state import TrainingState
 
 
@@ -44,7 +45,10 @@ def build(
     """
     processes = processes or Processes(device=best_device())
     if config.batch_size % processes.world:
-        raise ValueError(f"a batch of {config.batch_size} does not split over {processes.world} processes")
+        raise ValueError(
+            f"a batch of {config.batch_size} does not split over {processes.world} processes; choose a batch_size that "
+            "their number divides, or another number of processes"
+        )
     if adopt is None and model.training_summary:
         raise ValueError(
             "this model has been trained: build(..., adopt=True) continues from its weights, adopt=False draws new ones"
@@ -57,7 +61,9 @@ def build(
         initialise(net, config.seed)
     if config.lora.rank:
         add_adapters(net, config.lora, config.seed)
-    model.to(processes.device)
+    sharded = config.shard and processes.world > 1
+    if not sharded:
+        model.to(processes.device)
     if config.checkpoint:
         checkpoint_blocks(net)
     dtype, compiled = config.dtype(processes.device), config.compile
@@ -65,7 +71,10 @@ def build(
         compiled = compiling_pays(net, processes.device, dtype, lambda: _planned(model, config))
     if compiled:
         compile_blocks(net)
-    runner = replicate(model, processes)
+    plain = outline(model) if sharded else None
+    if sharded:
+        shard(net, processes)
+    runner = model if sharded else replicate(model, processes)
     optimizer = adamw(net, betas=config.betas, weight_decay=config.weight_decay)
     ema = EMA(
         net,
@@ -76,7 +85,7 @@ def build(
         every=config.ema_every,
         warmup=config.ema_warmup,
     )
-    return TrainingState(model, runner, processes, optimizer, ema)
+    return TrainingState(model, runner, processes, optimizer, ema, plain=plain)
 
 
 @torch.no_grad()
@@ -96,6 +105,7 @@ def _check_memory(model: Denoiser, config: Training, processes: Processes) -> No
     trained = sum(size for size, learns in sizes if learns)
     weights = sum(size for size, _ in sizes)
     state = weights + trained * (3 + len(config.ema_decays) + len(config.ema_stds))
+    state //= processes.world if config.shard else 1
     check_memory(
         state,
         processes.device,

@@ -8,7 +8,7 @@ Algorithm 1 of arXiv 2511.13720. Every random number is a function of (seed, pos
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import nan
 
@@ -22,8 +22,10 @@ from justimage.execution import autocast
 from justimage.parallel import any_of, fail_together, mean_over, without_exchange
 from justimage.randomness import Purpose, key
 from justimage.training.loss import Loss
+from justimage.training.masks import keyed_dropouts, masks_of, unkeyed_dropouts
 from justimage.training.optim import learning_rate
 from justimage.training.settings import Training
+from justimage.training.shards import whole_together
 from justimage.training.state import TrainingState
 
 STOP_STEPS = 16  # steps after which several processes ask each other whether to stop
@@ -101,20 +103,22 @@ def train(
         pinned=processes.device.type == "cuda",
     )
     meter, row = _Meter(processes.device), ()
-    masks, dtype = draws_masks(model.net), config.dtype(processes.device)
+    dtype, dropouts, unkeyed = config.dtype(processes.device), keyed_dropouts(model.net), unkeyed_dropouts(model.net)
     state.runner.train()
     while state.nimg < config.duration_nimg:
         began = state.nimg
         with meter.waiting():
             batch = _next_batch(reader, state)
-        if masks:  # a function of the position, but, unlike the other draws, also of the process
+        if unkeyed:  # a function of the position, but, unlike the other draws, also of the process
             torch.manual_seed(key(config.seed, Purpose.DROPOUT, batch.positions.start))
-        norm, losses = gradients(state, batch, loss, config, dtype)
+        norm, losses = gradients(state, batch, loss, config, dtype, dropouts)
         bad = ~torch.isfinite(norm)
         meter.add(began, losses, norm, bad, config.clip_norm)
         lr = _update(state, config, bad)
         if processes.device.type == "cpu" and bad:
             _check_row(row, meter, source, config)
+        if processes.pulse is not None:
+            processes.pulse.nimg = state.nimg
 
         step = state.nimg // config.batch_size
         asked_to_stop = (processes.world == 1 or step % STOP_STEPS == 0) and any_of(stop(), processes)
@@ -141,9 +145,12 @@ def _next_batch(reader: Generator[Batch, None, None], state: TrainingState) -> B
 
 
 def gradients(
-    state: TrainingState, batch: Batch, loss: Loss, config: Training, dtype: torch.dtype
+    state: TrainingState, batch: Batch, loss: Loss, config: Training, dtype: torch.dtype, dropouts: Sequence[nn.Module]
 ) -> tuple[Tensor, list[Part]]:
-    """Leave the gradients of a batch in the parameters, clipped; returns their norm before, and each part's losses."""
+    """Leave the gradients of a batch in the parameters, clipped; returns their norm before, and each part's losses.
+
+    dropouts: the network's modules that draw masks (`masks.keyed_dropouts`).
+    """
     model, device = state.model, state.processes.device
     assert model.spec is not None
     share = len(batch.positions)
@@ -156,7 +163,8 @@ def gradients(
     for start in range(0, share, micro):
         part = slice(start, start + micro)
         last = start + micro >= share
-        with contextlib.nullcontext() if last else without_exchange(state.runner):
+        masks = masks_of(dropouts, config.seed, batch.positions[part], device)
+        with masks, contextlib.nullcontext() if last else without_exchange(state.runner):
             with autocast(device, dtype):
                 some = {name: each[part] for name, each in y.items()} or None
                 losses = loss(state.runner, x[part], some, batch.positions[part])
@@ -166,7 +174,7 @@ def gradients(
         terms = {name: term.detach().sum() / share for name, term in losses.terms.items()}
         found.append((mean.detach(), terms))
     parameters = [p for p in model.net.parameters() if p.grad is not None]
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = whole_together(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
     if config.clip_norm:
         nn.utils.clip_grads_with_norm_(parameters, config.clip_norm, norm)
     return norm, found
@@ -190,14 +198,6 @@ def _update(state: TrainingState, config: Training, bad: Tensor) -> float:
     state.nimg += config.batch_size
     state.ema.update(state.nimg)
     return lr
-
-
-def draws_masks(net: nn.Module) -> bool:
-    """Whether a network draws random numbers in training: dropout of features, or of attention probabilities."""
-    rates = (
-        getattr(module, "drop_scores", 0) or (isinstance(module, nn.Dropout) and module.p) for module in net.modules()
-    )
-    return any(rate > 0 for rate in rates)
 
 
 def _check_row(

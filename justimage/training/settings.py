@@ -80,6 +80,9 @@ class Training:
     """torch.compile the blocks; by default where it pays: large networks on GPUs and in bfloat16, long runs on CPUs."""
     checkpoint: bool = False
     """Recompute activations in the backward pass: less memory, a third more work."""
+    shard: bool = False
+    """Of several processes each keeps a part of weights, gradients, moments and averages (FSDP): for networks that do
+    not fit otherwise, at the cost of more traffic. It may change whenever a run is resumed."""
     most_skipped: int = 16
     """A step whose loss or gradient is not finite changes no weight and is written down; after so many in a row the run
     stops. 1: at the first."""
@@ -99,6 +102,8 @@ class Training:
             raise ValueError(f"betas are {self.betas}; they are two numbers, each at least 0 and below 1")
         if not all(0 < decay < 1 for decay in self.ema_decays) or len(set(self.ema_decays)) != len(self.ema_decays):
             raise ValueError(f"ema_decays are {self.ema_decays}; each must lie between 0 and 1, and none come twice")
+        if self.shard and self.lora.rank:
+            raise ValueError("shard and lora.rank do not go together: adapters are small, and their base is frozen")
         if self.ema_stds and self.lora.rank:
             raise ValueError("ema_stds and lora.rank do not go together: snapshots of adapters cannot be summed")
         if len(set(self.ema_stds)) != len(self.ema_stds):

@@ -10,9 +10,18 @@ from justimage.data.records import read_json
 from justimage.denoiser import Denoiser
 from justimage.disk import discard, read_tensors, whole, write_tensors, write_text
 from justimage.execution import not_finite
-from justimage.parallel import Processes
+from justimage.parallel import Processes, any_of
 from justimage.training.ema import EMA
 from justimage.training.optim import MOMENTS
+from justimage.training.shards import (
+    check_together,
+    names_together,
+    part_of,
+    place_together,
+    read_shapes,
+    read_together,
+    write_together,
+)
 
 TENSORS, FACTS = "state.safetensors", "state.json"
 MILESTONE = "milestone"  # an empty file in a state that is kept
@@ -31,7 +40,8 @@ class NotFinite(RuntimeError):
 class TrainingState:
     """A model, its optimizer and its averages at one position of a run; the runner is how the processes run the model.
 
-    Everything else about a run is a function of its recipe and of nimg, so this is all that resuming restores.
+    Everything else about a run is a function of its recipe and of nimg, so this is all that resuming restores. plain: a
+    model to make copies of; the model itself, unless its network is sharded.
     """
 
     def __init__(
@@ -42,8 +52,11 @@ class TrainingState:
         optimizer: torch.optim.Optimizer,
         ema: EMA,
         nimg: int = 0,
+        *,
+        plain: Denoiser | None = None,
     ):
         self.model, self.optimizer, self.ema = model, optimizer, ema
+        self.plain, self.sharded = plain or model, plain is not None
         self.runner, self.processes = runner, processes
         self.nimg = nimg
 
@@ -61,14 +74,36 @@ class TrainingState:
     def check_finite(self) -> None:
         """Raises NotFinite where a weight, an average or a moment is NaN or infinite. Fixed tables may be anything."""
         fixed = {f"net/{name}" for name, _ in self.model.net.named_buffers()}
-        bad = not_finite({name: tensor for name, tensor in self.tensors().items() if name not in fixed})
+        bad = self._not_finite({name: tensor for name, tensor in self.tensors().items() if name not in fixed})
         if bad:
             raise NotFinite(self.nimg, bad)
 
-    def save(self, folder: Path) -> None:
-        """Write folder/NIMG/, under another name until it is complete. Raises NotFinite, and writes nothing."""
+    def _not_finite(self, tensors: dict[str, Tensor]) -> list[str]:
+        """The names of tensors that are not finite: in any process, where each has a part of them."""
+        bad = not_finite({name: part_of(tensor) for name, tensor in tensors.items()})
+        return names_together(bad, self.processes) if self.sharded else bad
+
+    def save(self, folder: Path, *, milestone: bool = False) -> None:
+        """Write folder/NIMG/, under another name until it is complete. Raises NotFinite, and writes nothing.
+
+        milestone: it is kept for good (`keep_newest`).
+
+        A sharded state is written by all processes together, each its part; otherwise one process calls this.
+        """
         self.check_finite()
-        write_state(folder, self.nimg, self.tensors())
+        if self.sharded:
+            self._save_together(folder / f"{self.nimg:09d}", milestone=milestone)
+        else:
+            write_state(folder, self.nimg, self.tensors(), milestone=milestone)
+
+    def _save_together(self, place: Path, *, milestone: bool) -> None:
+        if not any_of(place.exists(), self.processes):
+            with place_together(place, self.processes) as beside:
+                sums = write_together(beside, self.tensors(), self.processes)
+                if self.processes.first:
+                    write_text(beside / FACTS, json.dumps({"nimg": self.nimg, "parts": sums}) + "\n")
+        if milestone and self.processes.first:
+            write_text(place / MILESTONE, "")
 
     @torch.no_grad()
     def restore(self, place: Path) -> None:
@@ -78,7 +113,7 @@ class TrainingState:
         optimizer would have at this point.
         """
         nimg = _nimg_of(place)
-        saved = read_tensors(place / TENSORS)
+        saved = self._read(place)
         by_name = dict(self.model.net.named_parameters())
         moments = [name for name in saved if name.startswith("optimizer/")]
         ours = {name: tensor for name, tensor in self.tensors().items() if not name.startswith("optimizer/")}
@@ -96,8 +131,9 @@ class TrainingState:
                     f"of {tensor.dtype}; {REMOVE}"
                 )
         fixed = {f"net/{name}" for name, _ in self.model.net.named_buffers()}
-        bad = not_finite({name: tensor for name, tensor in saved.items() if name not in fixed})
-        bad += [name for name in moments if "/exp_avg_sq/" in name and bool((saved[name] < 0).any())]
+        bad = self._not_finite({name: tensor for name, tensor in saved.items() if name not in fixed})
+        negative = [name for name in moments if "/exp_avg_sq/" in name and bool((part_of(saved[name]) < 0).any())]
+        bad += names_together(negative, self.processes) if self.sharded else negative
         bad += [name for name in moments if "/step/" in name and not 0 <= float(saved[name]) <= nimg]
         if bad:
             raise ValueError(f"{place} is damaged: {bad[0]} holds numbers that no training leaves; {REMOVE}")
@@ -112,6 +148,31 @@ class TrainingState:
             self.optimizer.state[parameter][kind] = saved[full].to(parameter.device)
         self.nimg = nimg
 
+    def _read(self, place: Path) -> dict[str, Tensor]:
+        """The tensors of a saved state: whole ones on the CPU, or in a sharded run the parts of this process.
+
+        Raises ValueError, in all processes, where the state is damaged.
+        """
+        parts = read_json(place / FACTS).get("parts")
+        if not self.sharded and parts is None:
+            return read_tensors(place / TENSORS)
+        check_together(place, parts, self.processes)
+        shapes, like = read_shapes(place), self._alike() if self.sharded else {}
+        held = {
+            name: torch.empty_like(like[name])
+            if name in like and like[name].shape == shape
+            else torch.empty(shape, dtype=dtype)
+            for name, (shape, dtype) in shapes.items()
+        }
+        read_together(place, held, self.processes, sharded=self.sharded)
+        return held
+
+    def _alike(self) -> dict[str, Tensor]:
+        """What each tensor of a state is shared out as: moments as their parameters are, steps not at all."""
+        parameters = self.model.net.named_parameters()
+        moments = {f"optimizer/{kind}/{name}": p for name, p in parameters for kind in MOMENTS if kind != "step"}
+        return moments | self.tensors()
+
     def _moments_at(self, nimg: int, saved: dict[str, Tensor], place: Path) -> dict[str, Tensor]:
         """The moments that a state at nimg has, as tensors of their shapes. ValueError where it has others.
 
@@ -123,8 +184,7 @@ class TrainingState:
         for name, parameter in self.model.net.named_parameters():
             names = [f"optimizer/{kind}/{name}" for kind in MOMENTS]
             found = saved[f"net/{name}"]
-            still = found.shape == parameter.shape and torch.equal(found, parameter.detach().cpu())
-            unreached = still and bool(held) and not held & set(names)
+            unreached = bool(held) and not held & set(names) and self._is_still(found, parameter)
             if nimg and id(parameter) in trained and not unreached:
                 step = torch.zeros((), dtype=torch.float32)
                 expected |= {each: step if each.startswith("optimizer/step/") else parameter for each in names}
@@ -136,6 +196,12 @@ class TrainingState:
                 + f"; {REMOVE}"
             )
         return expected
+
+    def _is_still(self, found: Tensor, parameter: Tensor) -> bool:
+        """Whether a saved parameter is the one that this run begins with, in all of its parts."""
+        ours, theirs = part_of(parameter.detach()).cpu(), part_of(found).cpu()
+        still = found.shape == parameter.shape and torch.equal(theirs, ours)
+        return not any_of(not still, self.processes) if self.sharded else still
 
 
 def write_state(folder: Path, nimg: int, tensors: dict[str, Tensor], *, milestone: bool = False) -> None:

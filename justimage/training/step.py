@@ -9,6 +9,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from justimage.training.shards import whole_together
+
 THIRDS = 3  # groups of neighbouring blocks
 
 # part -> (gradient, as the optimizer gets it; weights; update), each the norm over the part
@@ -57,7 +59,7 @@ def watch_next(net: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[],
 
 
 def _norm(tensors: list[Tensor]) -> Tensor:
-    return nn.utils.get_total_norm(tensors)
+    return whole_together(nn.utils.get_total_norm(tensors))
 
 
 def _update(parameter: Tensor, moments: dict[str, Tensor], group: dict) -> Tensor:
