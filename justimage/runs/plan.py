@@ -1,0 +1,184 @@
+"""What a run will take: memory by group, and seconds by what they are spent on, from counts and a device's figures.
+
+A step is taken for a sequence of parts, each as fast as the part of the device that it waits for: matrix products by
+its FLOP/s, everything else by its memory, the exchange of gradients by its link (a roofline, doi 10.1145/1498765.1498785).
+What is measured instead of estimated is in justimage.speed.rehearsal.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from math import ceil
+from typing import Any
+
+from torch import nn
+
+from justimage.execution import LARGE, blocks_of
+from justimage.runs.hardware import Hardware
+from justimage.runs.recipes import Recipe
+from justimage.training.work import Held, Work
+
+SHARE = 0.5  # of the peak, that matrix products of a transformer reach
+BANDWIDTH = 0.85  # of the data sheet's, that kernels without products reach
+FUSED = 1.4  # bytes moved between products by compiled blocks, over what the products themselves read and write
+KEPT = 0.6  # activations that compiled blocks keep, over those that the same blocks keep as they are written
+HOST = 8e-6  # seconds for the host to ask for one kernel
+CONTEXT = 1.0e9  # bytes of a GPU that the driver and the libraries take
+USABLE = 0.95  # of a device's memory; the rest is lost between blocks of memory
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes that one process holds when it holds most."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    averages: int
+    activations: int
+    """Kept by the forward pass for the backward one; with batch and noise."""
+    workspace: int
+    """What the backward pass needs for itself."""
+    process: int
+    """Python, libraries and data; on a GPU, what its driver and libraries take there."""
+
+    @property
+    def total(self) -> int:
+        """All groups."""
+        return sum(asdict(self).values())
+
+
+def footprint(
+    held: Held, work: Work, process: float, *, world: int = 1, compiled: bool = False, sharded: int = 0
+) -> Footprint:
+    """The memory of a process at its peak.
+
+    work: of its share of the batch. compiled: activations as compiled blocks keep them. world: processes; with more
+    than one, gradients have their place all the time. sharded: bytes of the largest block, where weights, gradients,
+    moments and averages lie in as many parts as there are processes (two blocks are then whole at a time); 0: they are
+    not.
+    """
+    there = work.peak_gradients if world == 1 else held.gradients
+    kept = min(work.kept, work.peak - work.peak_gradients)
+    own = Footprint(
+        weights=held.weights,
+        gradients=there,
+        optimizer=held.optimizer,
+        averages=held.averages,
+        activations=round(kept * (KEPT if compiled else 1)),
+        workspace=work.peak - work.peak_gradients - kept,
+        process=round(process),
+    )
+    if not sharded:
+        return own
+    split = {name: ceil(getattr(own, name) / world) for name in ("weights", "gradients", "optimizer", "averages")}
+    return replace(own, **split, workspace=own.workspace + 2 * sharded)
+
+
+def largest_block(net: nn.Module) -> int:
+    """Bytes of the parameters of the largest block; of the whole network, where it has none."""
+    blocks = list(blocks_of(net)) if hasattr(net, "blocks") else [net]
+    return max(sum(p.numel() * p.element_size() for p in block.parameters()) for block in blocks)
+
+
+def largest_batch(needed: Callable[[int], int], there: float, start: int) -> int:
+    """The most samples for which `needed` bytes, which grow with them, are no more than there are; 0: not one fits.
+
+    Memory is nearly a straight line in the batch, so a few guesses do.
+    """
+    slope = max((needed(2 * start) - needed(start)) / start, 1.0)
+    fits, too_many, guess = 0, 0, start  # 0 too many: none is known
+    while not too_many or too_many - fits > 1:
+        spare = there - needed(guess)
+        fits, too_many = (guess, too_many) if spare >= 0 else (fits, guess)
+        guess = max(guess + int(spare // slope), fits + 1)
+        guess = min(guess, too_many - 1) if too_many else guess
+    return fits
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Seconds of one step, by what they are spent on."""
+
+    products: float
+    """Matrix products, attention among them."""
+    others: float
+    """Everything else in the forward and backward pass."""
+    optimizer: float
+    averages: float
+    exchange: float
+    """Gradients, between processes."""
+    host: float
+    """Waiting for the host, which asks for kernels more slowly than a small network's are done."""
+
+    @property
+    def total(self) -> float:
+        """All parts."""
+        return sum(asdict(self).values())
+
+
+def seconds_of(
+    held: Held, work: Work, hardware: Hardware, *, world: int = 1, compiled: bool = False, sharded: int = 0
+) -> Seconds:
+    """The seconds of a step on a device, estimated. compiled, sharded: as for `footprint`.
+
+    A ring of N processes moves (N - 1) / N of the bytes past each of them to gather or to add something up: gradients
+    are added up and gathered; where all is sharded, weights are gathered twice and gradients are added up.
+    """
+    speed, parts = BANDWIDTH * hardware.bandwidth, world if sharded else 1
+    products = 2 * (work.forward + work.backward) / (SHARE * hardware.products)
+    others = (FUSED * work.products_moved if compiled else work.others_moved) / speed
+    # AdamW reads four and writes three numbers for each; the norm and clipping read two and write one.
+    optimizer, averages = 10 * held.gradients / speed / parts, 3 * held.averages / speed / parts
+    moved = 2 * held.weights + held.gradients if sharded else 2 * held.gradients
+    exchange = (world - 1) / world * moved / hardware.link  # not hidden behind anything
+    host = 0.0 if compiled else max(0.0, HOST * work.operations - products - others)
+    return Seconds(products, others, optimizer, averages, exchange, host)
+
+
+def compiles(recipe: Recipe, net: nn.Module) -> bool:
+    """Whether training compiles this network's blocks on a GPU, as `execution.compiling_pays` decides."""
+    asked = recipe.training.compile
+    return sum(p.numel() for p in net.parameters()) >= LARGE if asked is None else asked
+
+
+def evaluations_beside(recipe: Recipe) -> int:
+    """Evaluations of the network that a run spends on grids of samples and on being evaluated, all together."""
+    report, sampling, duration = recipe.report, recipe.sampling, recipe.training.duration_nimg
+    shown = replace(sampling, sampler="deis", steps=report.preview_steps, interval=(0.0, 1.0))
+    guided = {sampling.guidance, 1.0}
+    rows = sum(replace(shown, guidance=scale).evaluations() for scale in guided)
+    grids = 10 * rows * (2 if recipe.training.ema_decays else 1) * ceil(duration / report.sample_nimg)
+    judged = ceil(duration / report.evaluate_nimg) if report.evaluate_nimg else 0
+    return grids + judged * report.evaluate_count * sampling.evaluations()
+
+
+def assumptions(hardware: Hardware, *, world: int, compiled: bool) -> list[str]:
+    """What an estimate rests on, in words."""
+    said = [
+        f"{hardware.name}: {hardware.products / 1e12:,.0f} TFLOP/s in bfloat16, {hardware.bandwidth / 1e9:,.0f} GB/s, "
+        f"{hardware.memory / 1e9:,.0f} GB, {hardware.watts:,.0f} W ({hardware.source})",
+        f"matrix products reach {SHARE:.0%} of the peak: published trainings of transformers of this width reach 29 to "
+        "46 % with everything else included (ViT-5-Base 29 %, Llama-3.1-8B 33 to 39 %, nanochat 41 to 46 %)",
+        f"everything else runs at {BANDWIDTH:.0%} of the memory's bandwidth, "
+        + (
+            f"fused by the compiler: {FUSED:g} times the bytes that products read and write"
+            if compiled
+            else "each operation by itself, not compiled"
+        ),
+        "the data come as fast as they are needed, and the device holds its clock",
+        f"memory: {CONTEXT / 1e9:g} GB for driver and libraries, {USABLE:.0%} of the device usable"
+        + (f", compiled blocks keep {KEPT:.0%} of the activations" if compiled else ""),
+    ]
+    if not compiled:
+        said.append(f"the host needs {HOST * 1e6:g} microseconds for each operation, and the device waits for it")
+    if world > 1:
+        said.append(
+            f"{world} devices in one machine exchange float32 gradients in a ring, {hardware.link / 1e9:,.0f} GB/s each "
+            "way, and nothing else goes on meanwhile"
+        )
+    return said
+
+
+def plainly(values: Any) -> dict[str, Any]:
+    """A footprint or seconds, with their sum, as JSON."""
+    return {**asdict(values), "total": values.total}
