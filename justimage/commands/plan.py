@@ -97,15 +97,18 @@ def duration(seconds: float) -> str:
 def _show(name: str, plan: Plan, told: dict, data: str) -> None:
     processes = f", {plan.processes} processes" if plan.processes > 1 else ""
     where = plan.where.get("hardware") or plan.where["device"]
-    say(f"{name} on {where}{processes}: " + ("an estimate, nothing was measured" if plan.estimate else "measured here"))
+    how = "an estimate, nothing was measured" if plan.estimate else "measured here"
+    say(f"{name} on {where}{processes}: {how}")
+    each = plan.multiply_adds / 1e9
     say(
-        f"{plan.parameters / 1e6:,.1f} M parameters, {plan.multiply_adds / 1e9:,.2f} G multiply-adds a sample in training; "
+        f"{plan.parameters / 1e6:,.1f} M parameters, {each:,.2f} G multiply-adds to train on a sample; "
         f"batch {plan.batch:,}, {plan.steps:,} steps{', compiled blocks' if plan.compiled else ''}"
     )
     say(f"data: {data}\n")
-    memory = Table("memory of a process", "MB", title_justify="left")
+    memory = Table("memory of a process", "MB at the peak", "MB at most", title_justify="left")
     for group, size in told["memory"].items():
-        memory.add_row(group if group != "total" else "at its peak", f"{size / 1e6:,.0f}")
+        most = max(size, plan.gradients) if group == "gradients" else size
+        memory.add_row("together" if group == "total" else group, f"{size / 1e6:,.0f}", f"{most / 1e6:,.0f}")
     console.print(memory)
     seconds = Table("a step", "ms", "%", title_justify="left")
     total = plan.seconds["total"]
@@ -116,7 +119,7 @@ def _show(name: str, plan: Plan, told: dict, data: str) -> None:
     beside = plan.beside_seconds / plan.total_seconds
     say(
         f"{plan.img_per_second:,.0f} img/s; the whole recipe: {duration(plan.total_seconds)}"
-        + (f", {beside:.0%} of it for samples and evaluations" if beside >= 0.005 else "")
+        + (f", {100 * beside:.0f} % of it for samples and evaluations" if beside >= 0.005 else "")
     )
     bill = [f"{told['device_hours']:,.1f} hours of a device"] if plan.processes > 1 else []
     bill += [] if told["kWh"] is None else [f"{told['kWh']:,.1f} kWh, with all devices at their full power"]

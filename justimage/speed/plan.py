@@ -1,6 +1,6 @@
 """A plan: what a recipe will take, measured in a rehearsal on this machine, or estimated for other hardware."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -27,8 +27,7 @@ from justimage.runs.plan import (
 from justimage.runs.recipes import Recipe
 from justimage.speed.bench import LIKELY_SHARE, facts
 from justimage.speed.rehearsal import Rehearsal, rehearse
-from justimage.training.settings import Training
-from justimage.training.work import Held, Work, work_of
+from justimage.training.work import Counts, Held, Work, counts_of
 
 LONGEST_STEP = 4.0  # seconds of a step that is measured as it is; a longer one with fewer samples
 SHARDS = 8  # processes in the row on sharding, where one process is planned for
@@ -58,6 +57,9 @@ class Plan:
     processes: int
     compiled: bool
     memory: Footprint
+    """Of one process, at its peak."""
+    gradients: int
+    """Bytes of all gradients; few of them may be there at the peak."""
     memory_there: float | None
     """Bytes that the device has."""
     seconds: dict[str, float]
@@ -89,21 +91,18 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Counted:
-    """Counts of a recipe on its data, made once for each setting that is asked for."""
+    """A recipe with its counts, as it is and with its blocks' activations kept, or computed again."""
 
     recipe: Recipe
     model: Denoiser
     held: Held
-    processes: int
-    fused: bool
-    known: dict[tuple[Training, int], Work]
+    counts: Mapping[bool, Counts]
+    """By `Training.checkpoint`."""
 
     def work(self, share: int, **changed: Any) -> Work:
         """Of one process with so many samples, with some settings changed."""
-        config = replace(self.recipe.training, batch_size=share, **changed)
-        if (config, share) not in self.known:
-            self.known[config, share] = work_of(self.model, config, share, fused_attention=self.fused)
-        return self.known[config, share]
+        config = replace(self.recipe.training, **changed)
+        return self.counts[config.checkpoint].work(share, config.microbatch)
 
 
 def plan_for(recipe: Recipe, spec: DataSpec, hardware: Hardware, processes: int) -> Plan:
@@ -111,7 +110,7 @@ def plan_for(recipe: Recipe, spec: DataSpec, hardware: Hardware, processes: int)
     share, training = _share(recipe, processes), recipe.training
     if training.precision == "auto":
         recipe = replace(recipe, training=replace(training, precision="bfloat16"))
-    counted = _counted(recipe, spec, processes, fused=True)
+    counted = _counted(recipe, spec, fused=True)
     compiled = compiles(recipe, counted.model.net)
     products = hardware.products
     if training.precision == "float32":
@@ -131,7 +130,7 @@ def plan_for(recipe: Recipe, spec: DataSpec, hardware: Hardware, processes: int)
             memory(work, compiled=not compiled).total,
             seconds(work, compiled=not compiled),
         ),
-        *_changes(counted, share, memory, seconds),
+        *_changes(counted, share, processes, memory, seconds),
     ]
     forward = work.forward / (work.forward + work.backward) * (parts.products + parts.others) / share
     return Plan(
@@ -143,6 +142,7 @@ def plan_for(recipe: Recipe, spec: DataSpec, hardware: Hardware, processes: int)
         processes=processes,
         compiled=compiled,
         memory=memory(work),
+        gradients=counted.held.gradients,
         memory_there=hardware.memory,
         seconds=plainly(parts),
         steps=-(-recipe.training.duration_nimg // recipe.training.batch_size),
@@ -166,7 +166,7 @@ def plan_here(
     dtype = str(recipe.training.dtype(device)).removeprefix("torch.")
     precise: Any = dtype
     counting = replace(recipe, training=replace(recipe.training, precision=precise))
-    counted = _counted(counting, spec, processes, fused=device.type != "cpu")
+    counted = _counted(counting, spec, fused=device.type != "cpu")
     there = memory_of(device)
     batch = _measurable(counted, share, device, dtype, there)
     found = rehearse(recipe, data, batch, seconds, device_name)
@@ -187,7 +187,7 @@ def plan_here(
     said = [
         f"measured on {facts(device)['device']}, {torch.get_num_threads()} threads: the median of {found.steps} steps "
         f"with {found.batch} samples, half of them between {found.spread[0]:.3g} and {found.spread[1]:.3g} s; "
-        f"{found.waiting_on_data:.0%} of the time waiting on {'data' if data else 'made-up data'}",
+        f"{100 * found.waiting_on_data:.0f} % of the time waiting on {'data' if data else 'made-up data'}",
     ]
     if found.batch != share:
         said.append(
@@ -205,6 +205,7 @@ def plan_here(
         processes=processes,
         compiled=found.compiled,
         memory=memory(work),
+        gradients=counted.held.gradients,
         memory_there=there,
         seconds={
             "forward and backward pass": step - found.update,
@@ -213,7 +214,7 @@ def plan_here(
         },
         steps=-(-recipe.training.duration_nimg // recipe.training.batch_size),
         beside_seconds=_forward(found, work, share) * evaluations_beside(recipe) / processes,
-        changes=tuple(_changes(counted, share, memory, changed)),
+        changes=tuple(_changes(counted, share, processes, memory, changed)),
         largest_batch=None
         if there is None
         else processes * largest_batch(lambda n: memory(counted.work(n)).total, USABLE * there, share),
@@ -242,12 +243,15 @@ def _measurable(counted: _Counted, share: int, device: torch.device, precision: 
 
 
 def _changes(
-    counted: _Counted, share: int, memory: Callable[..., Footprint], seconds: Callable[..., float | None]
+    counted: _Counted,
+    share: int,
+    processes: int,
+    memory: Callable[..., Footprint],
+    seconds: Callable[..., float | None],
 ) -> list[Change]:
     """Rows on checkpointing, accumulation and sharding."""
     config, rows = counted.recipe.training, []
-    has_blocks = hasattr(counted.model.net, "blocks")
-    if has_blocks:
+    if len(counted.counts) > 1:
         other = counted.work(share, checkpoint=not config.checkpoint)
         name = "checkpoint " + ("False" if config.checkpoint else "True")
         rows.append(Change(f"--training.{name}", memory(other).total, seconds(other)))
@@ -256,17 +260,19 @@ def _changes(
         if whole >= part:
             other = counted.work(share, microbatch=whole // part)
             rows.append(Change(f"--training.microbatch {whole // part}", memory(other).total, seconds(other)))
-    shards = counted.processes if counted.processes > 1 else SHARDS
+    shards = processes if processes > 1 else SHARDS
     work, sharded = counted.work(share), {"world": shards, "sharded": largest_block(counted.model.net)}
     what = f"weights and states sharded over {shards} processes"
     rows.append(Change(what, memory(work, **sharded).total, seconds(work, **sharded)))
     return rows
 
 
-def _counted(recipe: Recipe, spec: DataSpec, processes: int, *, fused: bool) -> _Counted:
-    model = recipe.model(spec)
-    held = Held.of(model.net, len(recipe.training.ema_decays))
-    return _Counted(recipe, model, held, processes, fused, {})
+def _counted(recipe: Recipe, spec: DataSpec, *, fused: bool) -> _Counted:
+    model, training = recipe.model(spec), recipe.training
+    held = Held.of(model.net, len(training.ema_decays))
+    either = (False, True) if hasattr(model.net, "blocks") else (training.checkpoint,)
+    counts = {again: counts_of(model, replace(training, checkpoint=again), fused_attention=fused) for again in either}
+    return _Counted(recipe, model, held, counts)
 
 
 def _parameters(model: Denoiser) -> int:

@@ -9,15 +9,17 @@ import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 from weakref import finalize
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
 from justimage.data.loader import model_values
@@ -27,6 +29,7 @@ from justimage.training.loss import flow_matching
 from justimage.training.settings import Training
 
 CPU = torch.device("cpu")
+OFTEN = 8  # tensors after which garbage is collected, where blocks are computed again
 
 
 @dataclass(frozen=True)
@@ -61,31 +64,93 @@ class Work:
     backward: int
     """The same in the backward pass, with what is computed again."""
     products_moved: int
-    """Bytes that matrix products read and write: what fused kernels between them write and read."""
+    """Bytes that matrix products read and write."""
     others_moved: int
     """Bytes that everything else reads and writes, each operation by itself."""
     operations: int
     """All of them, products too: on a GPU each is a kernel that the host asks for."""
     kept: int
-    """Bytes held at the end of the forward pass: batch, noise, and activations for the backward pass."""
+    """Bytes held at the end of the forward pass, gradients aside: batch, noise, and activations."""
     peak: int
     """The most bytes held at once, gradients among them."""
     peak_gradients: int
     """Gradients at that moment."""
+    recomputed: bool
+    """Whether blocks keep nothing but their inputs."""
 
 
-def work_of(model: Denoiser, config: Training, samples: int, *, fused_attention: bool = False) -> Work:
-    """The work of a step on so many samples in one process, in microbatches if `config` says so.
+@dataclass(frozen=True)
+class _Trace:
+    """A forward and a backward pass of so many samples."""
 
-    model: as `Recipe.model` gives it, before it is built; nothing of it is changed. fused_attention: attention that
-    keeps no scores, as GPUs have it, wherever the network leaves the choice to PyTorch. Precision is that of
-    `config.precision`; auto: this machine's. Blocks are taken as they are written, not compiled.
+    samples: int
+    totals: np.ndarray
+    """(5,): forward, backward, products_moved, others_moved and operations."""
+    kept: int
+    held: np.ndarray
+    """(M,) bytes in use, whenever more are asked for."""
+    gradients: np.ndarray
+    """(M,) bytes of gradients at these moments."""
 
-    Raises what torch raises for a network that looks at its numbers: there are none.
+
+@dataclass(frozen=True)
+class Counts:
+    """The work of a step with any number of samples. Every count is a straight line in them, which two points give."""
+
+    few: _Trace
+    more: _Trace
+    sample_bytes: int
+    """Of one sample as model values."""
+    gradients: int
+    """Bytes of all of them."""
+    recomputed: bool
+
+    def work(self, samples: int, microbatch: int = 0) -> Work:
+        """Of one process with so many samples, all at once or in microbatches."""
+        micro = min(microbatch or samples, samples)
+        at = (micro - self.few.samples) / (self.more.samples - self.few.samples)
+
+        def line(few: Any, more: Any) -> Any:
+            return few + (more - few) * at
+
+        held, gradients = (
+            line(self.few.held, self.more.held) + (samples - micro) * self.sample_bytes,
+            self.few.gradients,
+        )
+        if micro < samples:  # those of the microbatch before are there all the time
+            held, gradients = held - gradients + self.gradients, np.full_like(gradients, self.gradients)
+        highest = held.argmax()
+        forward, backward, products_moved, others_moved, operations = (
+            round(float(each)) for each in line(self.few.totals, self.more.totals) * samples / micro
+        )
+        return Work(
+            samples=samples,
+            forward=forward,
+            backward=backward,
+            products_moved=products_moved,
+            others_moved=others_moved,
+            operations=operations,
+            kept=round(line(self.few.kept, self.more.kept)) + (samples - micro) * self.sample_bytes,
+            peak=round(float(held[highest])),
+            peak_gradients=int(gradients[highest]),
+            recomputed=self.recomputed,
+        )
+
+
+def counts_of(model: Denoiser, config: Training, *, fused_attention: bool = False) -> Counts:
+    """The work of a step of this model, whose weights it leaves alone and does not need.
+
+    model: as `Recipe.model` gives it. fused_attention: attention that keeps no scores, as GPUs have it, wherever the
+    network leaves the choice to PyTorch. Precision is that of `config.precision`; auto: this machine's. Blocks are
+    taken as they are written, not compiled. Raises what torch raises for a network that looks at its numbers.
     """
+    few, more = (_trace(model, config, samples, fused_attention) for samples in (2, 4))
+    sample_bytes = 4 * model.config.channels * prod(model.config.size)
+    return Counts(few, more, sample_bytes, Held.of(model.net, 0).gradients, config.checkpoint)
+
+
+def _trace(model: Denoiser, config: Training, samples: int, fused_attention: bool) -> _Trace:
     dtype = config.dtype(CPU)
-    micro = min(config.microbatch or samples, samples)
-    parts = [micro] * (samples // micro) + [samples % micro] * (samples % micro > 0)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.random.fork_rng(devices=[]):
         model = _without_numbers(model)
         if config.checkpoint:
@@ -94,31 +159,22 @@ def work_of(model: Denoiser, config: Training, samples: int, *, fused_attention:
             _leave_attention_to_torch(model.net, dtype)
         model.train()
         loss = flow_matching(model, config)
-        memory = _Memory(list(model.net.parameters()))
-        with memory, FlopCounterMode(display=False) as products:
-            forward, kept, done = 0, 0, 0
-            x, y = _batch(model, config, samples)
-            for part in parts[:2]:  # those after them are like the second
-                before = products.get_total_flops()
-                with autocast(CPU, dtype):
-                    some = {name: each[:part] for name, each in y.items()} or None
-                    total = loss(model, x[:part], some, range(part)).total.sum()
-                forward += products.get_total_flops() - before
-                kept = max(kept, memory.held)
-                with memory.collecting() if config.checkpoint else nullcontext():
-                    total.backward()
-                done += part
-        scale = samples / done
-        return Work(
-            samples=samples,
-            forward=round(scale * forward / 2),
-            backward=round(scale * (products.get_total_flops() - forward) / 2),
-            products_moved=round(scale * memory.products_moved),
-            others_moved=round(scale * memory.others_moved),
-            operations=round(scale * memory.operations),
-            kept=kept,
-            peak=memory.peak,
-            peak_gradients=memory.peak_gradients,
+        with _Notes(model.net) as notes:
+            raw, x, y = _batch(model, config, samples)
+            with autocast(CPU, dtype):
+                total = loss(model, x, y or None, range(samples)).total.sum()
+            forward, kept = notes.multiply_adds, notes.held
+            with notes.collecting() if config.checkpoint else nullcontext():
+                total.backward()
+            del raw
+        backward = notes.multiply_adds - forward
+        totals = [forward, backward, notes.products_moved, notes.others_moved, notes.operations]
+        return _Trace(
+            samples,
+            np.array(totals, dtype=np.float64),
+            kept,
+            np.array(notes.held_then, dtype=np.float64),
+            np.array(notes.gradients_then),
         )
 
 
@@ -132,14 +188,15 @@ def _without_numbers(model: Denoiser) -> Denoiser:
     return copy.deepcopy(model, known)
 
 
-def _batch(model: Denoiser, config: Training, samples: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """A batch of model values as the loop makes it."""
+def _batch(model: Denoiser, config: Training, samples: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """A batch as it was read, and as model values."""
     spec = model.spec
     assert spec is not None
     null = model.null(samples, model.config.size, CPU)
     raw = torch.empty(samples, model.config.channels, *model.config.size)
     y = null if isinstance(null, dict) else {}
-    return model_values(raw, y, spec, seed=config.seed, positions=range(samples), mirror=config.mirrors(spec))
+    mirror = config.mirrors(spec)
+    return raw, *model_values(raw, y, spec, seed=config.seed, positions=range(samples), mirror=mirror)
 
 
 def _leave_attention_to_torch(net: nn.Module, dtype: torch.dtype) -> None:
@@ -172,22 +229,26 @@ class _Fused(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-class _Memory(TorchDispatchMode):
-    """Notes every tensor that is made, until it is gone."""
+class _Notes(TorchDispatchMode):
+    """Notes every operation, and every tensor that is made, until it is gone."""
 
-    def __init__(self, parameters: list[nn.Parameter]):
+    def __init__(self, net: nn.Module):
         super().__init__()
-        self.held = self.peak = self.peak_gradients = 0
-        self.products_moved = self.others_moved = self.operations = 0
+        self.multiply_adds = self.products_moved = self.others_moved = self.operations = 0
+        self.held = self.gradients = 0
+        self.held_then: list[int] = []
+        self.gradients_then: list[int] = []
         self._collecting = False
-        self._parameters = parameters
         self._known = WeakIdKeyDictionary()
-        for each in self._parameters:
-            self._known[each.untyped_storage()] = 0
+        for each in (*net.parameters(), *net.buffers()):
+            self._known[each.untyped_storage()] = True
+        for each in net.parameters():
+            if each.requires_grad:
+                each.register_post_accumulate_grad_hook(self._note_gradient)
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
-        """Collect garbage before a new peak is believed: what is computed again ends in cycles, if it is fake."""
+        """Collect garbage often: what is computed again ends in cycles of references, where tensors are fake."""
         gc.freeze()  # what was there before need not be looked at each time
         self._collecting = True
         try:
@@ -197,15 +258,18 @@ class _Memory(TorchDispatchMode):
             gc.unfreeze()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        result = function(*args, **kwargs)
         made = list(_tensors(result))
         if any([self._note(each) for each in made]) or function._schema.is_mutable:
             self.operations += 1
             moved = sum(each.numel() * each.element_size() for each in (*_tensors((args, kwargs)), *made))
-            if function._overloadpacket in flop_registry:
-                self.products_moved += moved
-            else:
+            count = flop_registry.get(function._overloadpacket)
+            if count is None:
                 self.others_moved += moved
+            else:
+                self.products_moved += moved
+                self.multiply_adds += count(*args, **kwargs, out_val=result) // 2
         return result
 
     def _note(self, tensor: Tensor) -> bool:
@@ -214,17 +278,17 @@ class _Memory(TorchDispatchMode):
         if storage in self._known:
             return False
         size = storage.nbytes()
-        self._known[storage] = size
+        self._known[storage] = True
         self.held += size
         finalize(storage, self._free, size).atexit = False
-        if self.held > self.peak:
-            if self._collecting:
-                gc.collect()
-            self.peak = max(self.peak, self.held)
-            self.peak_gradients = sum(
-                each.grad.numel() * each.grad.element_size() for each in self._parameters if each.grad is not None
-            )
+        if self._collecting and len(self.held_then) % OFTEN == 0:
+            gc.collect()
+        self.held_then.append(self.held)
+        self.gradients_then.append(self.gradients)
         return True
+
+    def _note_gradient(self, parameter: Tensor) -> None:
+        self.gradients += parameter.numel() * parameter.element_size()
 
     def _free(self, size: int) -> None:
         self.held -= size
