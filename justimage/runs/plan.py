@@ -54,9 +54,9 @@ def footprint(
     """The memory of a process at its peak.
 
     work: of its share of the batch. compiled: activations as compiled blocks keep them, unless they are computed again.
-    world: processes; with more than one, gradients have their place all the time. sharded: bytes of the largest block, where weights, gradients,
-    moments and averages lie in as many parts as there are processes (two blocks are then whole at a time); 0: they are
-    not.
+    world: processes; with more than one, gradients have their place all the time. sharded: bytes of the largest block,
+    where weights, gradients, moments and averages lie in as many parts as there are processes (two blocks are then
+    whole at a time); 0: they do not.
     """
     there = work.peak_gradients if world == 1 else held.gradients
     kept = min(work.kept, work.peak - work.peak_gradients)

@@ -137,14 +137,17 @@ class Counts:
         )
 
 
-def counts_of(model: Denoiser, config: Training, *, fused_attention: bool = False) -> Counts:
+def counts_of(
+    model: Denoiser, config: Training, *, fused_attention: bool = False, samples: tuple[int, int] = (2, 4)
+) -> Counts:
     """The work of a step of this model, whose weights it leaves alone and does not need.
 
-    model: as `Recipe.model` gives it. fused_attention: attention that keeps no scores, as GPUs have it, wherever the
-    network leaves the choice to PyTorch. Precision is that of `config.precision`; auto: this machine's. Blocks are
-    taken as they are written, not compiled. Raises what torch raises for a network that looks at its numbers.
+    model: as `Recipe.model` gives it, or built. fused_attention: attention that keeps no scores, as GPUs have it,
+    wherever the network leaves the choice to PyTorch. samples: that are counted with; not one, with which torch leaves
+    out some of what it does with more. Precision is that of `config.precision`; auto: this machine's. Blocks are taken
+    as they are written, not compiled. Raises what torch raises for a network that looks at its numbers.
     """
-    few, more = (_trace(model, config, samples, fused_attention) for samples in (2, 4))
+    few, more = (_trace(model, config, each, fused_attention) for each in samples)
     sample_bytes = 4 * model.config.channels * prod(model.config.size)
     return Counts(few, more, sample_bytes, Held.of(model.net, 0).gradients, config.checkpoint)
 
@@ -185,7 +188,10 @@ def _without_numbers(model: Denoiser) -> Denoiser:
         known[id(each)] = torch.empty(each.shape, dtype=each.dtype)
     for each in model.parameters():
         known[id(each)] = nn.Parameter(torch.empty(each.shape, dtype=each.dtype), requires_grad=each.requires_grad)
-    return copy.deepcopy(model, known)
+    fake = copy.deepcopy(model, known)
+    for module in fake.modules():
+        module._compiled_call_impl = None
+    return fake
 
 
 def _batch(model: Denoiser, config: Training, samples: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
