@@ -14,6 +14,7 @@ from justimage.commands.line import parse
 from justimage.commands.main import DONE
 from justimage.disk import write_text
 from justimage.runs.hardware import hardware
+from justimage.runs.plan import in_time
 from justimage.runs.recipes import RECIPES, Recipe
 from justimage.speed.plan import Plan, plan_for, plan_here
 from justimage.speed.rehearsal import source_of
@@ -86,14 +87,6 @@ def _bill(plan: Plan, watts: float | None, price: float | None) -> dict[str, flo
     }
 
 
-def duration(seconds: float) -> str:
-    """Seconds in the unit that suits them."""
-    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length or (unit == "min" and seconds >= length):
-            return f"{seconds / length:,.1f} {unit}"
-    return f"{seconds:,.1f} s"
-
-
 def _show(name: str, plan: Plan, told: dict, data: str) -> None:
     processes = f", {plan.processes} processes" if plan.processes > 1 else ""
     where = plan.where.get("hardware") or plan.where["device"]
@@ -118,7 +111,7 @@ def _show(name: str, plan: Plan, told: dict, data: str) -> None:
     console.print(seconds)
     beside = plan.beside_seconds / plan.total_seconds
     say(
-        f"{plan.img_per_second:,.0f} img/s; the whole recipe: {duration(plan.total_seconds)}"
+        f"{plan.img_per_second:,.0f} img/s; the whole recipe: {in_time(plan.total_seconds)}"
         + (f", {100 * beside:.0f} % of it for samples and evaluations" if beside >= 0.005 else "")
     )
     bill = [f"{told['device_hours']:,.1f} hours of a device"] if plan.processes > 1 else []

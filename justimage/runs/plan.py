@@ -6,17 +6,22 @@ its FLOP/s, everything else by its memory, the exchange of gradients by its link
 What is measured instead of estimated is in justimage.speed.rehearsal.
 """
 
+import resource
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from math import ceil
+from math import ceil, inf, prod
 from typing import Any
 
+import torch
 from torch import nn
 
-from justimage.execution import LARGE, blocks_of
+from justimage.execution import LARGE, blocks_of, device_name, memory_of
+from justimage.networks.protocol import NETWORKS, name_of
+from justimage.precision import probe
 from justimage.runs.hardware import Hardware
 from justimage.runs.recipes import Recipe
-from justimage.training.work import Held, Work
+from justimage.training.state import TrainingState
+from justimage.training.work import Held, Work, counts_of
 
 SHARE = 0.5  # of the peak, that matrix products of a transformer reach
 BANDWIDTH = 0.85  # of the data sheet's, that kernels without products reach
@@ -24,6 +29,10 @@ FUSED = 1.4  # bytes moved between products by compiled blocks, over what the pr
 KEPT = 0.66  # activations of compiled blocks, over those of the same blocks as written (XS/8, torch 2.15)
 HOST = 8e-6  # seconds for the host to ask for one kernel
 CONTEXT = 1.0e9  # bytes of a GPU that the driver and the libraries take
+HOUR = 3600
+SLOWEST = 0.02  # of what products of matrices reach alone, in training a small network on a CPU
+CPU_BANDWIDTH = 12e9  # bytes/s that a few cores have of a machine's
+OPERATIONS_A_BYTE = 250  # of GPUs
 USABLE = 0.95  # of a device's memory; the rest is lost between blocks of memory
 
 
@@ -134,6 +143,55 @@ def seconds_of(
     exchange = (world - 1) / world * moved / hardware.link  # not hidden behind anything
     host = 0.0 if compiled else max(0.0, HOST * work.operations - products - others)
     return Seconds(products, others, optimizer, averages, exchange, host)
+
+
+def this_machine(device: torch.device, dtype: torch.dtype) -> Hardware:
+    """A device that is here, roughly: products as measured once (`precision.probe`), and a bandwidth that goes with it.
+
+    A bandwidth measured now would be that of a moment; GPUs of the table move a byte in 120 to 420 operations.
+    """
+    rates = {each.precision: each.flops for each in probe(device)}
+    products = rates[str(dtype).removeprefix("torch.")] or rates["float32"] or inf
+    bandwidth = CPU_BANDWIDTH if device.type == "cpu" else products / OPERATIONS_A_BYTE
+    return Hardware(device_name(device), products, bandwidth, memory_of(device) or inf, inf, 0.0, "measured")
+
+
+def in_a_line(recipe: Recipe, state: TrainingState) -> str:
+    """What is left of a run, roughly, where it is more than an hour; empty where it is not.
+
+    A short run is known by its parameters, which each sample's patches meet at most once each; nothing is counted for
+    it. Otherwise a step is counted, which takes seconds.
+    """
+    config, net, device = recipe.training, state.model.net, state.processes.device
+    samples = (config.duration_nimg - state.nimg) / state.processes.world
+    dtype = config.dtype(device)
+    here = this_machine(device, dtype)
+    patches = prod(net.config.size) / prod(getattr(net.config, "patch", (1,)))
+    products = 6 * sum(p.numel() for p in net.parameters()) * patches * samples
+    if name_of(net) not in NETWORKS or products < HOUR * SLOWEST * here.products:
+        return ""
+    held = Held.of(net, len(config.ema_decays))
+    precise = replace(config, precision=str(dtype).removeprefix("torch."))  # type: ignore[arg-type]
+    counts = counts_of(state.model, precise, fused_attention=device.type != "cpu")
+    work = counts.work(config.batch_size // state.processes.world, config.microbatch)
+    compiled = any(module._compiled_call_impl is not None for module in net.modules())
+    seconds = seconds_of(held, work, here, compiled=compiled).total
+    left = samples / work.samples * seconds
+    if left < HOUR:
+        return ""
+    built = held.weights + held.averages
+    process = CONTEXT if device.type == "cuda" else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - built
+    memory = footprint(held, work, process, world=state.processes.world, compiled=compiled).total
+    rate = config.batch_size / seconds
+    return f"about {in_time(left)} at {rate:,.3g} img/s, {memory / 1e9:,.1f} GB; `jit plan` says more"
+
+
+def in_time(seconds: float) -> str:
+    """Seconds in the unit that suits them."""
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length or (unit == "min" and seconds >= length):
+            return f"{seconds / length:,.1f} {unit}"
+    return f"{seconds:,.1f} s"
 
 
 def compiles(recipe: Recipe, net: nn.Module) -> bool:

@@ -34,6 +34,7 @@ from justimage.runs.folder import (
     read_facts,
     with_older_defaults,
 )
+from justimage.runs.plan import in_a_line
 from justimage.runs.preview import preview, weights_of
 from justimage.runs.recipes import Recipe
 from justimage.runs.sinks import Shown, Sink, log_to, progress, unseen, working
@@ -310,6 +311,8 @@ def _announce(
     if source.indexed is False:
         say("stream", source.promise())
     say("model", f"{name} on {size}{patch}, {parameters:.1f} M parameters, {device.type}, {dtype}{world}")
+    if planned := in_a_line(recipe, state):
+        say("plan", planned)
     say("run", f"{folder}" + (f", resumed at nimg = {state.nimg:,}" if resumed else ""))
     for later, value in as_before.items():
         say("as before", f" {later} = {value}: the run was begun by a version without this setting")
