@@ -285,7 +285,7 @@ def test_an_estimate_is_called_one(tmp_path, monkeypatch, capsys):
         (["--hardware", "h100", "--processes", "3"], "a batch of 32 does not split over 3 processes"),
         (["--hardware", "h100", "--training.precision", "float32"], "bfloat16"),
         (["--data", "nowhere"], "nowhere"),
-        (["--gpu", "h100"], "there is no option --gpu"),
+        (["--gpu", "h100"], "did you mean --hardware?"),
     ],
 )
 def test_what_cannot_be_planned_is_refused(arguments, said, tmp_path, monkeypatch, capsys):

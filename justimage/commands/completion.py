@@ -9,6 +9,7 @@ from justimage.commands.data import Inspect, Pack
 from justimage.commands.evaluate import Evaluate
 from justimage.commands.line import options_of
 from justimage.commands.main import COMMANDS, DATA_COMMANDS, DONE
+from justimage.commands.plan import PlanCommand
 from justimage.commands.reproduce import Reproduce
 from justimage.commands.sample import Sample
 from justimage.commands.sweep import SweepCommand
@@ -24,7 +25,7 @@ _jit() {{
     local word="${{COMP_WORDS[COMP_CWORD]}}" choices=""
     if [ "$COMP_CWORD" -eq 1 ]; then
         choices="{commands}"
-    elif [ "$COMP_CWORD" -eq 2 ] && [ "${{COMP_WORDS[1]}}" = train ]; then
+    elif [ "$COMP_CWORD" -eq 2 ] && [[ "${{COMP_WORDS[1]}}" =~ ^(train|plan)$ ]]; then
         choices="{recipes}"
     elif [ "$COMP_CWORD" -eq 2 ] && [ "${{COMP_WORDS[1]}}" = reproduce ]; then
         choices="{families} all"
@@ -50,6 +51,7 @@ def script(shell: str) -> str:
     if shell not in SHELLS:
         raise ValueError(f"there is no completion for {shell!r}; there is for {' and '.join(SHELLS)}")
     commands: dict[str, object] = {f"train {name}": Train(recipe) for name, recipe in RECIPES.items()}
+    commands |= {f"plan {name}": PlanCommand(recipe) for name, recipe in RECIPES.items()}
     commands |= {"data inspect": Inspect(""), "data pack": Pack("")}
     commands |= {"sample *": Sample(""), "evaluate *": Evaluate(), "sweep *": SweepCommand(())}
     commands |= {f"reproduce {name}": Reproduce(()) for name in (*FAMILIES, "all")}

@@ -166,7 +166,7 @@ def in_a_line(recipe: Recipe, state: TrainingState) -> str:
     samples = (config.duration_nimg - state.nimg) / state.processes.world
     dtype = config.dtype(device)
     here = this_machine(device, dtype)
-    patches = prod(net.config.size) / prod(getattr(net.config, "patch", (1,)))
+    patches = prod(net.config.size) / prod(getattr(net.config, "patch", net.config.size))
     products = 6 * sum(p.numel() for p in net.parameters()) * patches * samples
     if name_of(net) not in NETWORKS or products < HOUR * SLOWEST * here.products:
         return ""

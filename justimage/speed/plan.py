@@ -8,7 +8,7 @@ import torch
 
 from justimage.data.spec import DataSpec
 from justimage.denoiser import Denoiser
-from justimage.execution import find_device, memory_of
+from justimage.execution import check_memory, find_device, memory_of
 from justimage.precision import probe
 from justimage.runs.hardware import Hardware
 from justimage.runs.plan import (
@@ -106,15 +106,16 @@ class _Counted:
 
 
 def plan_for(recipe: Recipe, spec: DataSpec, hardware: Hardware, processes: int) -> Plan:
-    """An estimate for devices of a table. Raises ValueError for a batch that does not split over them."""
-    share, training = _share(recipe, processes), recipe.training
-    if training.precision == "auto":
-        recipe = replace(recipe, training=replace(training, precision="bfloat16"))
+    """An estimate for devices of a table, in bfloat16.
+
+    Raises ValueError for another precision, and for a batch that does not split over them.
+    """
+    share = _share(recipe, processes)
+    if recipe.training.precision == "float32":
+        raise ValueError("estimates are for bfloat16: without --hardware, float32 is measured on this machine")
+    recipe = replace(recipe, training=replace(recipe.training, precision="bfloat16"))
     counted = _counted(recipe, spec, fused=True)
     compiled = compiles(recipe, counted.model.net)
-    products = hardware.products
-    if training.precision == "float32":
-        raise ValueError("estimates are for bfloat16: without --hardware, float32 is measured on this machine")
 
     def memory(work: Work, **more: Any) -> Footprint:
         return footprint(counted.held, work, CONTEXT, **{"world": processes, "compiled": compiled, **more})
@@ -134,7 +135,7 @@ def plan_for(recipe: Recipe, spec: DataSpec, hardware: Hardware, processes: int)
     ]
     forward = work.forward / (work.forward + work.backward) * (parts.products + parts.others) / share
     return Plan(
-        where={"hardware": hardware.name, "source": hardware.source, "products": products},
+        where={"hardware": hardware.name, "source": hardware.source},
         estimate=True,
         parameters=_parameters(counted.model),
         multiply_adds=(work.forward + work.backward) / share,
@@ -166,6 +167,13 @@ def plan_here(
     dtype = str(recipe.training.dtype(device)).removeprefix("torch.")
     precise: Any = dtype
     counting = replace(recipe, training=replace(recipe.training, precision=precise))
+    least = Held.of(recipe.model(spec).net, len(recipe.training.ema_decays))
+    check_memory(
+        least.total,
+        device,
+        f"the parameters ({least.weights / 4e6:,.1f} M), gradients, moments and averages of this network",
+        "`jit plan --hardware NAME` estimates what it takes elsewhere",
+    )
     counted = _counted(counting, spec, fused=device.type != "cpu")
     there = memory_of(device)
     batch = _measurable(counted, share, device, dtype, there)

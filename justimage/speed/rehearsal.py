@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 
 import torch
@@ -53,9 +54,18 @@ class Rehearsal:
 
 
 def rehearse(recipe: Recipe, data: str, batch: int, seconds: float, device: str | None) -> Rehearsal:
-    """Take steps for so many seconds in a process of its own. data: where they are; empty: made-up data."""
+    """Take steps for so many seconds in a process of its own. data: where they are; empty: made-up data.
+
+    Raises ValueError where the process is killed, and what training raises.
+    """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(measure, recipe, data, batch, seconds, device).result()
+        try:
+            return pool.submit(measure, recipe, data, batch, seconds, device).result()
+        except BrokenProcessPool as error:
+            raise ValueError(
+                f"steps with {batch:,} samples could not be measured: their process was killed, most likely for want "
+                "of memory; try a smaller --training.batch-size"
+            ) from error
 
 
 def source_of(recipe: Recipe, data: str, made: int = MADE) -> Source | StreamSource:
