@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -11,11 +12,19 @@ import torch
 from conftest import jit_here, small_config
 from torch.utils.flop_counter import FlopCounterMode
 
-from justimage.data.arrays import Arrays
+from justimage.data.spec import Source
 from justimage.networks.cost import cost_of
 from justimage.parallel import Processes
 from justimage.runs.hardware import HARDWARE, hardware
-from justimage.runs.plan import assumptions, evaluations_beside, footprint, largest_batch, largest_block, seconds_of
+from justimage.runs.plan import (
+    assumptions,
+    evaluations_beside,
+    footprint,
+    in_a_line,
+    largest_batch,
+    largest_block,
+    seconds_of,
+)
 from justimage.runs.recipes import RECIPES, Recipe
 from justimage.speed.bench import made_up
 from justimage.speed.plan import plan_for
@@ -32,8 +41,13 @@ TINY = Recipe(
     training=Training(duration_nimg=640, batch_size=8, ema_decays=(0.9, 0.99), precision="float32", compile=False),
 )
 
+SMALL = shlex.split(
+    "--network.size 8 8 --network.patch 4 4 --network.width 32 --network.depth 2 --network.heads 2 "
+    "--network.context-start 1 --training.batch-size 8 --training.compile False --device cpu"
+)
 
-def tiny(**changed) -> tuple[Recipe, Arrays]:
+
+def tiny(**changed) -> tuple[Recipe, Source]:
     """A small recipe, fitted to data that it gets along with."""
     recipe = replace(TINY, training=replace(TINY.training, **changed))
     source = made_up(recipe, 16)
@@ -257,6 +271,33 @@ def test_samples_and_evaluations_are_counted():
     assert evaluations_beside(replace(recipe, report=replace(recipe.report, evaluate_nimg=0))) == 2 * 10 * rows
 
 
+# Before a run
+
+
+def long_and_short(duration_nimg: int) -> str:
+    """The line before a run of the small recipe."""
+    recipe, source = tiny(duration_nimg=duration_nimg)
+    return in_a_line(recipe, build(recipe.model(source.spec), recipe.training, Processes(device=CPU)))
+
+
+def test_only_a_run_of_more_than_an_hour_has_a_line():
+    assert long_and_short(640) == ""
+    assert re.fullmatch(
+        r"about [\d,.]+ days at [\d,.e+]+ img/s, \d+\.\d GB; `jit plan` says more", long_and_short(10**12)
+    )
+
+
+def test_a_long_run_says_so_before_it_starts(tmp_path, monkeypatch, capsys):
+    np.save(tmp_path / "x.npy", np.zeros((40, 1, 8, 8), dtype=np.uint8))
+    arguments = ["train", "images", "--data", "x.npy", *SMALL, "--minutes", "0.001", "--report.preview-steps", "2"]
+    long = [*arguments, "--training.duration-nimg", str(10**13)]
+    assert jit_here(*long, "--run", "long", cwd=tmp_path, monkeypatch=monkeypatch) == 0
+    assert re.search(r"^plan   about .* days at .* `jit plan` says more$", capsys.readouterr().out, re.MULTILINE)
+    short = [*arguments, "--training.duration-nimg", "800"]
+    assert jit_here(*short, "--run", "short", cwd=tmp_path, monkeypatch=monkeypatch) == 0
+    assert "plan   " not in capsys.readouterr().out
+
+
 # The command
 
 
@@ -295,9 +336,8 @@ def test_what_cannot_be_planned_is_refused(arguments, said, tmp_path, monkeypatc
 def test_a_plan_is_measured_here(tmp_path, monkeypatch, capsys):
     """In a process of its own, on data of the user's; what was measured is said, and memory is all of the process."""
     np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(0, 256, (40, 1, 8, 8), dtype=np.uint8))
-    arguments = ["plan", "images", "--data", "x.npy", "--network.size", "8", "8", "--network.patch", "4", "4"]
-    arguments += ["--network.width", "32", "--network.depth", "2", "--network.heads", "2", "--training.batch-size", "8"]
-    arguments += ["--training.duration-nimg", "800", "--seconds", "0.2", "--out", "plan.json", "--device", "cpu"]
+    arguments = ["plan", "images", "--data", "x.npy", *SMALL, "--training.duration-nimg", "800", "--seconds", "0.2"]
+    arguments += ["--out", "plan.json"]
     assert jit_here(*arguments, cwd=tmp_path, monkeypatch=monkeypatch) == 0
     assert "measured" in capsys.readouterr().out
     told = json.loads((tmp_path / "plan.json").read_text())
