@@ -6,7 +6,6 @@ its FLOP/s, everything else by its memory, the exchange of gradients by its link
 What is measured instead of estimated is in justimage.speed.rehearsal.
 """
 
-import resource
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from math import ceil, inf, prod
@@ -180,11 +179,19 @@ def in_a_line(recipe: Recipe, state: TrainingState) -> str:
     left = samples / work.samples * seconds
     if left < HOUR:
         return ""
-    built = held.weights + held.averages
-    process = CONTEXT if device.type == "cuda" else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - built
-    memory = footprint(held, work, process, world=state.processes.world, compiled=compiled).total
+    process = CONTEXT if device.type == "cuda" else _in_use() - held.weights - held.averages
+    memory = footprint(held, work, max(process, 0), world=state.processes.world, compiled=compiled).total
     rate = config.batch_size / seconds
     return f"about {in_time(left)} at {rate:,.3g} img/s, {memory / 1e9:,.1f} GB; `jit plan` says more"
+
+
+def _in_use() -> int:
+    """The most bytes that this process has held; 0 on systems that do not say."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def in_time(seconds: float) -> str:
