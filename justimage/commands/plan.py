@@ -19,6 +19,14 @@ from justimage.runs.recipes import RECIPES, Recipe
 from justimage.speed.plan import Plan, plan_for, plan_here
 from justimage.speed.rehearsal import source_of
 
+SAID = {
+    "total": "together",
+    "process": "Python, libraries, data",
+    "products": "matrix products",
+    "others": "everything else in the passes",
+    "exchange": "exchange of gradients",
+    "host": "waiting for the host",
+}
 SPEC_ONLY = 8  # samples made up where only their shape is needed
 
 
@@ -67,6 +75,7 @@ def main(name: str, arguments: list[str]) -> int:
     else:
         source = source_of(asked.recipe, data)
         recipe = asked.recipe.fitted_to(source.spec)
+        say(f"measuring the steps of {name} for about {asked.seconds:g} s")
         plan = plan_here(recipe, source.spec, data, asked.device, asked.seconds, asked.processes)
     watts = asked.watts or (None if on is None else on.watts)
     told = {"what": name, "data": source.describe(), **plan.plainly(), **_bill(plan, watts, asked.price)}
@@ -98,34 +107,39 @@ def _show(name: str, plan: Plan, told: dict, data: str) -> None:
         f"batch {plan.batch:,}, {plan.steps:,} steps{', compiled blocks' if plan.compiled else ''}"
     )
     say(f"data: {data}\n")
-    memory = Table("memory of a process", "MB at the peak", "MB at most", title_justify="left")
-    for group, size in told["memory"].items():
-        most = max(size, plan.gradients) if group == "gradients" else size
-        memory.add_row("together" if group == "total" else group, f"{size / 1e6:,.0f}", f"{most / 1e6:,.0f}")
-    console.print(memory)
-    seconds = Table("a step", "ms", "%", title_justify="left")
-    total = plan.seconds["total"]
-    for part, each in plan.seconds.items():
-        if each:
-            seconds.add_row("together" if part == "total" else part, f"{1e3 * each:,.1f}", f"{100 * each / total:.0f}")
-    console.print(seconds)
+    _show_parts(plan, told["memory"])
     beside = plan.beside_seconds / plan.total_seconds
     say(
         f"{plan.img_per_second:,.0f} img/s; the whole recipe: {in_time(plan.total_seconds)}"
         + (f", {100 * beside:.0f} % of it for samples and evaluations" if beside >= 0.005 else "")
     )
     bill = [f"{told['device_hours']:,.1f} hours of a device"] if plan.processes > 1 else []
-    bill += [] if told["kWh"] is None else [f"{told['kWh']:,.1f} kWh, with all devices at their full power"]
+    bill += (
+        ["--watts W adds the energy"] if told["kWh"] is None else [f"{told['kWh']:,.3g} kWh, at full power throughout"]
+    )
     bill += [] if told["money"] is None else [f"{told['money']:,.2f} for the devices"]
-    if bill:
-        say("; ".join(bill))
+    say("; ".join(bill))
     _show_changes(plan)
     if plan.memory_there is not None and plan.largest_batch is not None:
         fits = f"the largest batch that fits: {plan.largest_batch:,}" if plan.largest_batch else "not one sample fits"
-        say(f"memory there: {plan.memory_there / 1e9:,.1f} GB; {fits}")
+        less = ", which is not enough" if plan.memory.total > plan.memory_there else ""
+        say(f"memory there: {plan.memory_there / 1e9:,.1f} GB{less}; {fits}")
     say("")
     for each in plan.assumptions:
         say(f"* {each}")
+
+
+def _show_parts(plan: Plan, memory: dict[str, int]) -> None:
+    table = Table("memory of a process", "MB at the peak", "MB at most", title_justify="left")
+    for group, size in memory.items():
+        most = max(size, plan.gradients) if group == "gradients" else size
+        table.add_row(SAID.get(group, group), f"{size / 1e6:,.0f}", f"{most / 1e6:,.0f}")
+    console.print(table)
+    table = Table("a step", "ms", "%", title_justify="left")
+    for part, each in plan.seconds.items():
+        if each:
+            table.add_row(SAID.get(part, part), f"{1e3 * each:,.1f}", f"{100 * each / plan.seconds['total']:.0f}")
+    console.print(table)
 
 
 def _show_changes(plan: Plan) -> None:
