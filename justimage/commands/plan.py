@@ -21,7 +21,7 @@ from justimage.speed.rehearsal import source_of
 
 SAID = {
     "total": "together",
-    "process": "Python, libraries, data",
+    "process": "process and libraries",
     "products": "matrix products",
     "others": "everything else in the passes",
     "exchange": "exchange of gradients",

@@ -27,6 +27,7 @@ BANDWIDTH = 0.85  # of the data sheet's, that kernels without products reach
 FUSED = 1.4  # bytes moved between products by compiled blocks, over what the products themselves read and write
 KEPT = 0.66  # activations of compiled blocks, over those of the same blocks as written (XS/8, torch 2.15)
 HOST = 8e-6  # seconds for the host to ask for one kernel
+KERNELS = 0.3  # of compiled blocks, over the operations of the same blocks as written
 CONTEXT = 1.0e9  # bytes of a GPU that the driver and the libraries take
 HOUR = 3600
 SLOWEST = 0.02  # of what products of matrices reach alone, in training a small network on a CPU
@@ -140,7 +141,8 @@ def seconds_of(
     optimizer, averages = 10 * held.gradients / speed / parts, 3 * held.averages / speed / parts
     moved = 2 * held.weights + held.gradients if sharded else 2 * held.gradients
     exchange = (world - 1) / world * moved / hardware.link  # not hidden behind anything
-    host = 0.0 if compiled else max(0.0, HOST * work.operations - products - others)
+    asking = HOST * work.operations * (KERNELS if compiled else 1)
+    host = max(0.0, asking - products - others)
     return Seconds(products, others, optimizer, averages, exchange, host)
 
 
@@ -236,8 +238,8 @@ def assumptions(hardware: Hardware, *, world: int, compiled: bool) -> list[str]:
         f"memory: {CONTEXT / 1e9:g} GB for driver and libraries, {100 * USABLE:.0f} % of the device usable"
         + (f", compiled blocks keep {100 * KEPT:.0f} % of the activations" if compiled else ""),
     ]
-    if not compiled:
-        said.append(f"the host needs {HOST * 1e6:g} microseconds for each operation, and the device waits for it")
+    kernels = f"; compiled blocks ask for {100 * KERNELS:.0f} % as many kernels" if compiled else ""
+    said.append(f"the host needs {HOST * 1e6:g} microseconds to ask for a kernel, and the device waits for it{kernels}")
     if world > 1:
         said.append(
             f"{world} devices in one machine exchange float32 gradients in a ring, {hardware.link / 1e9:,.0f} GB/s one "
