@@ -28,12 +28,13 @@ from justimage.execution import best_device
 
 ROOT = Path(__file__).resolve().parents[1]
 MEASURED = """
-import resource, runpy, sys
+import runpy, sys
 sys.argv = sys.argv[1:]
 try:
     runpy.run_module("justimage", run_name="__main__")
 finally:
-    print("PEAK", 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    from justimage.execution import peak_of_process
+    print("PEAK", peak_of_process())
 """
 
 

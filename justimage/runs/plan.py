@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from justimage.execution import LARGE, blocks_of, device_name, memory_of
+from justimage.execution import LARGE, blocks_of, device_name, memory_of, peak_of_process
 from justimage.networks.protocol import NETWORKS, name_of
 from justimage.precision import probe
 from justimage.runs.hardware import Hardware
@@ -181,19 +181,10 @@ def in_a_line(recipe: Recipe, state: TrainingState) -> str:
     left = samples / work.samples * seconds
     if left < HOUR:
         return ""
-    process = CONTEXT if device.type == "cuda" else _in_use() - held.weights - held.averages
+    process = CONTEXT if device.type == "cuda" else peak_of_process() - held.weights - held.averages
     memory = footprint(held, work, max(process, 0), world=state.processes.world, compiled=compiled).total
     rate = config.batch_size / seconds
     return f"about {in_time(left)} at {rate:,.3g} img/s, {memory / 1e9:,.1f} GB; `jit plan` says more"
-
-
-def _in_use() -> int:
-    """The most bytes that this process has held; 0 on systems that do not say."""
-    try:
-        import resource
-    except ImportError:
-        return 0
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def in_time(seconds: float) -> str:
