@@ -3,6 +3,8 @@
 import json
 import re
 import shlex
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from conftest import jit_here, small_config
 from torch.utils.flop_counter import FlopCounterMode
 
 from justimage.data.spec import Source
+from justimage.execution import peak_of_process
 from justimage.networks.cost import cost_of
 from justimage.parallel import Processes
 from justimage.runs.hardware import HARDWARE, hardware
@@ -157,6 +160,14 @@ def test_counting_leaves_the_model_and_the_generator_alone():
 
 
 # Memory
+
+
+@pytest.mark.slow
+def test_a_process_does_not_count_the_memory_of_its_parent():
+    held = np.ones(10**8)  # 800 MB
+    code = "from justimage.execution import peak_of_process; print(peak_of_process())"
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 10**8 < int(child.stdout) < peak_of_process() - held.nbytes // 2
 
 
 def test_groups_of_memory_add_up():
