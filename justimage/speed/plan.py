@@ -29,7 +29,7 @@ from justimage.speed.bench import LIKELY_SHARE, facts
 from justimage.speed.rehearsal import Rehearsal, rehearse
 from justimage.training.work import Counts, Held, Work, counts_of
 
-LONGEST_STEP = 4.0  # seconds of a step that is measured as it is; a longer one with fewer samples
+LONGEST_STEP = 1.0  # seconds of a step that is measured as it is, by a first guess; a longer one with fewer samples
 SHARDS = 8  # processes in the row on sharding, where one process is planned for
 
 
@@ -202,6 +202,7 @@ def plan_here(
             f"a step with {share:,} samples would take long or not fit: the update takes as long as measured, and the "
             f"rest {share / found.batch:,.0f} times as long"
         )
+    said.append(f"what compiling changes is measured with --training.compile {not found.compiled}")
     if processes > 1:
         said.append("one process was measured with its share of the batch: the exchange of gradients is not in it")
     return Plan(
