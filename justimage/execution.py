@@ -62,6 +62,21 @@ def memory_of(device: torch.device) -> int | None:
         return None
 
 
+def peak_of_process() -> int:
+    """The most bytes that this process has held at once; 0 on a system that does not say.
+
+    Not by getrusage on Linux, which counts what the process was before it was this program: its parent, often.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        return next((1024 * int(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line), 0)
+    try:
+        import resource
+    except ImportError:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if platform.system() == "Darwin" else 1024)
+
+
 def check_memory(needed: int, device: torch.device, what: str, instead: str) -> None:
     """Raises ValueError where something needs more bytes than a device has: what it is, and what to do instead."""
     there = memory_of(device)

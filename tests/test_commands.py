@@ -106,11 +106,13 @@ def test_every_synonym_names_options_that_exist():
     from justimage.commands.data import Inspect, Pack
     from justimage.commands.evaluate import Evaluate
     from justimage.commands.line import option_names
+    from justimage.commands.plan import PlanCommand
     from justimage.commands.sample import Sample
     from justimage.commands.sweep import SweepCommand
     from justimage.commands.train import Train
 
     commands = [*(Train(recipe) for recipe in ji.RECIPES.values()), Sample("m"), Inspect("p"), Pack("p")]
+    commands += [PlanCommand(recipe) for recipe in ji.RECIPES.values()]
     commands += [Evaluate("m"), SweepCommand(("m",))]
     options = {name for each in commands for name in option_names(each)}
     assert {name.partition(" ")[0] for names in SYNONYMS.values() for name in names} <= options

@@ -16,6 +16,7 @@ from justimage.commands.data import Inspect, Pack
 from justimage.commands.doctor import Doctor
 from justimage.commands.evaluate import Evaluate
 from justimage.commands.line import parse
+from justimage.commands.plan import PlanCommand
 from justimage.commands.plot import Plot
 from justimage.commands.replay import Replay
 from justimage.commands.reproduce import Reproduce
@@ -255,6 +256,8 @@ def test_the_readmes_commands_parse():
         _, *words = shlex.split(line)
         if words[0] == "train":
             parse(Train, words[2:], "jit train", Train(RECIPES[words[1]]))
+        elif words[0] == "plan":
+            parse(PlanCommand, words[2:], "jit plan", PlanCommand(RECIPES[words[1]]))
         else:
             kinds = {"sample": Sample, "convert": Convert, "inspect": Inspect, "pack": Pack}
             kinds |= {"evaluate": Evaluate, "sweep": SweepCommand, "reproduce": Reproduce, "bench": Bench}

@@ -416,7 +416,7 @@ def test_fewer_devices_than_processes_are_named():
 
 def met(*of_each: tuple[str, str]) -> list[Any]:
     """What each process of (device, refusal) gets from meeting the others in one store: who they are, or an error."""
-    store, found = dist.HashStore(), [None] * len(of_each)
+    store, found = dist.HashStore(), [None] * len(of_each)  # pyright: ignore[reportPrivateImportUsage]
 
     def come(rank: int) -> None:
         try:
@@ -443,7 +443,7 @@ def test_one_refusal_is_everyones():
 
 def test_signs_of_life(capsys):
     """Two processes of which one stops, and before that waits for the other, as their threads see it."""
-    store, told = dist.HashStore(), []
+    store, told = dist.HashStore(), []  # pyright: ignore[reportPrivateImportUsage]
     members = [{"host": "here", "pid": 11}, {"host": "there", "pid": 22}]
     first, second = (Pulse(store, members, rank, 1.0, end=told.append) for rank in (0, 1))
     first.nimg, first.entered = 320, 8

@@ -92,7 +92,7 @@ def test_so_many_in_a_row_stop_the_run_whatever_the_ticks(tick_nimg):
     """Counted across ticks, and from anew after a good step; nothing of the state is not finite."""
     source, config = waves(), replace(CONFIG, most_skipped=3)
     state = begin(source, config)
-    at = dict.fromkeys((16, 32, 64, 80, 96), NAN)
+    at: dict[int, float] = dict.fromkeys((16, 32, 64, 80, 96), NAN)
     seen = []
     with pytest.raises(NonFiniteLoss, match="starts at nimg = 64, and in 3 in a row") as stopped:
         for tick in train(state, source, poisoned(state.model, config, at), config, tick_nimg=tick_nimg):
@@ -230,7 +230,7 @@ class Odd(torch.nn.Module):
 def test_the_module_and_the_samples_are_named(backward, microbatch):
     source, config = waves(), replace(CONFIG, microbatch=microbatch)
     state = begin(source, config)
-    head = state.model.net.head
+    head: Any = state.model.net.head
     state.model.net.head = Before(Odd([3, 5], backward), head)
     found = watched(state, source, config)
     assert not found.finite

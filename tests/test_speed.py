@@ -31,6 +31,7 @@ from justimage.speed.timing import timed
 from justimage.training.build import build
 from justimage.training.loop import train
 from justimage.training.loss import flow_matching
+from justimage.training.masks import keyed_dropouts
 from justimage.training.state import TrainingState
 from justimage.weights import load as load_module
 from justimage.weights.int8 import Int8Linear, rounded
@@ -296,9 +297,9 @@ def test_a_training_step_looks_at_no_number(clip, monkeypatch):
     for _ in range(2):  # moments are made in the first
         batch: Batch = next(read)
         with NoHostSync():
-            norm, parts = loop.gradients(state, batch, loss, config, torch.float32)
+            norm, parts = loop.gradients(state, batch, loss, config, torch.float32, keyed_dropouts(state.model.net))
             bad = ~torch.isfinite(norm)
-            meter.add(state.nimg, parts, norm, bad)
+            meter.add(state.nimg, parts, norm, bad, config.clip_norm)
             loop._update(state, config, bad)
     assert state.nimg == 2 * config.batch_size
 

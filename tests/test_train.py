@@ -188,7 +188,7 @@ def test_learning_rates():
 
 def test_ema_is_the_average_it_says():
     net = torch.nn.Linear(2, 2)
-    clock = {"start_nimg": 100 * 16, "batch_size": 16}
+    clock: dict[str, Any] = {"start_nimg": 100 * 16, "batch_size": 16}
     ema, expected = EMA(net, (0.5, 0.95), **clock), {}
     for decay in ema.decays:
         expected[decay] = net.weight.detach().clone()
@@ -544,6 +544,7 @@ def test_previews_do_not_show_the_same_weights_twice():
     early = preview(model_state, source.spec, 1, torch.float32)
     go_on(model_state, source, until=64)
     later = preview(model_state, source.spec, 1, torch.float32)
+    assert early is not None and later is not None
     assert later.height > 1.7 * early.height
 
 

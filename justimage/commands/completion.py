@@ -10,6 +10,7 @@ from justimage.commands.doctor import Doctor
 from justimage.commands.evaluate import Evaluate
 from justimage.commands.line import options_of
 from justimage.commands.main import COMMANDS, DATA_COMMANDS, DONE, WEIGHTS_COMMANDS
+from justimage.commands.plan import PlanCommand
 from justimage.commands.plot import Plot
 from justimage.commands.replay import Replay
 from justimage.commands.reproduce import Reproduce
@@ -28,7 +29,7 @@ _jit() {{
     local word="${{COMP_WORDS[COMP_CWORD]}}" choices=""
     if [ "$COMP_CWORD" -eq 1 ]; then
         choices="{commands}"
-    elif [ "$COMP_CWORD" -eq 2 ] && [ "${{COMP_WORDS[1]}}" = train ]; then
+    elif [ "$COMP_CWORD" -eq 2 ] && [[ "${{COMP_WORDS[1]}}" =~ ^(train|plan)$ ]]; then
         choices="{recipes}"
     elif [ "$COMP_CWORD" -eq 2 ] && [ "${{COMP_WORDS[1]}}" = reproduce ]; then
         choices="{families} all"
@@ -56,6 +57,7 @@ def script(shell: str) -> str:
     if shell not in SHELLS:
         raise ValueError(f"there is no completion for {shell!r}; there is for {' and '.join(SHELLS)}")
     commands: dict[str, object] = {f"train {name}": Train(recipe) for name, recipe in RECIPES.items()}
+    commands |= {f"plan {name}": PlanCommand(recipe) for name, recipe in RECIPES.items()}
     commands |= {"data inspect": Inspect(""), "data pack": Pack("")}
     commands |= {"weights posthoc": Posthoc(Path()), "replay *": Replay(Path(), 0)}
     commands |= {"sample *": Sample(""), "evaluate *": Evaluate(), "sweep *": SweepCommand(())}

@@ -32,6 +32,22 @@ def _train(arguments: list[str]) -> int:
     return main(recipe, rest)
 
 
+def _plan(arguments: list[str]) -> int:
+    from justimage.runs.promises import PROMISES
+
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(f"usage: jit plan RECIPE [--data PATH] [--hardware NAME] [OPTIONS]\n\n{PLAN}\n")
+        print("`jit train` lists the recipes. All options: jit plan RECIPE --help")
+        return DONE if arguments else REFUSED
+    recipe, rest = arguments[0], arguments[1:]
+    if recipe not in PROMISES:
+        raise ValueError(_no_recipe(recipe, rest, list(PROMISES)).replace("jit train", "jit plan"))
+
+    from justimage.commands.plan import main
+
+    return main(recipe, rest)
+
+
 def _sample(arguments: list[str]) -> int:
     from justimage.commands.sample import main
 
@@ -134,6 +150,9 @@ def _completion(arguments: list[str]) -> int:
 
 
 TRAIN = "Train a recipe. The same command again resumes where it stopped."
+PLAN = (
+    "Say what a recipe will take before it starts: memory, time, energy, money; measured here, or for other hardware."
+)
 Commands = dict[str, tuple[str, Callable[[list[str]], int]]]
 DATA_COMMANDS: Commands = {
     "inspect": ("What training would see: a table and a contact sheet.", _inspect),
@@ -144,6 +163,7 @@ WEIGHTS_COMMANDS: Commands = {
 }
 COMMANDS: Commands = {
     "train": (TRAIN, _train),
+    "plan": (PLAN, _plan),
     "sample": ("Draw samples: PNGs, arrays or fields, and a grid.", _sample),
     "evaluate": ("Score a model, or samples made elsewhere, against data: a table, and its file.", _evaluate),
     "sweep": ("Find the weights, guidance, sampler and steps that draw the best samples.", _sweep),

@@ -7,8 +7,6 @@ residual stream, and memory. Training computes the same numbers with it and with
 
 import contextlib
 import json
-import resource
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -23,7 +21,7 @@ from torch import Tensor
 from justimage.data.spec import DataSpec, Source, StreamSource, Unreadable, evenly
 from justimage.denoiser import Denoiser
 from justimage.disk import append_json
-from justimage.execution import autocast
+from justimage.execution import autocast, peak_of_process
 from justimage.process import Density
 from justimage.runs.glance import Glance, glance_at
 from justimage.runs.preview import names_of, weights_named
@@ -241,8 +239,7 @@ def _share(update: float, weight: float) -> float:
 
 
 def _memory(device: torch.device) -> dict[str, float]:
-    unit = 1 if sys.platform == "darwin" else 1024
-    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    host = peak_of_process()
     held = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
     return {"host_gb": round(host / 1e9, 3), "device_gb": round(held / 1e9, 3)}
 

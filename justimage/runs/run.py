@@ -40,6 +40,7 @@ from justimage.runs.folder import (
     with_older_defaults,
 )
 from justimage.runs.health import Health, note_failure, without_failures
+from justimage.runs.plan import in_a_line
 from justimage.runs.preview import preview
 from justimage.runs.recipes import Recipe
 from justimage.runs.saving import Saves, passed, save_all
@@ -353,6 +354,8 @@ def _announce(
     if source.indexed is False:
         say("stream", source.promise())
     say("model", f"{name} on {size}{patch}, {parameters:.1f} M parameters, {device.type}, {dtype}{world}")
+    if planned := in_a_line(recipe, state):
+        say("plan", planned)
     say("run", f"{folder}")
     for later, value in as_before.items():
         say("as before", f" {later} = {value}: the run was begun by a version without this setting")

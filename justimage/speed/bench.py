@@ -88,18 +88,18 @@ def facts(device: torch.device) -> dict[str, Any]:
     }
 
 
-def made_up(recipe: Recipe) -> Source:
+def made_up(recipe: Recipe, count: int = SAMPLES_MADE) -> Source:
     """Random data that the recipe's network takes, in place of its own: speed does not depend on what they show."""
     network: Any = recipe.network
     rng = np.random.default_rng(0)
-    shape = (SAMPLES_MADE, network.channels, *network.size)
+    shape = (count, network.channels, *network.size)
     image = len(network.size) == 2 and network.channels in (1, 3)
     x = rng.integers(0, 256, shape, dtype=np.uint8) if image else rng.normal(size=shape).astype(np.float32)
     if not hasattr(network, "num_classes"):
         return Arrays(x, name="random data")
     classes = network.num_classes or CLASSES_MADE
     names = [str(k) for k in range(classes)]
-    return Arrays(x, np.arange(SAMPLES_MADE) % classes, classes=names, name="random data")
+    return Arrays(x, np.arange(count) % classes, classes=names, name="random data")
 
 
 def untrained(recipe: Recipe, source: Source) -> Denoiser:
@@ -171,8 +171,8 @@ def _training_parts(
     positions = range(config.batch_size)
     with (
         _watched(state.model.net, clock),
-        _replaced(state.optimizer, "step", clock, "optimizer"),
-        _replaced(state.ema, "update", clock, "averages"),
+        replaced(state.optimizer, "step", clock, "optimizer"),
+        replaced(state.ema, "update", clock, "averages"),
     ):
         for _ in range(steps):
             with clock.part("step"):
@@ -357,7 +357,7 @@ def _watched(net: nn.Module, clock: Clock) -> Iterator[None]:
 
 
 @contextmanager
-def _replaced(owner: Any, method: str, clock: Clock, name: str) -> Iterator[None]:
+def replaced(owner: Any, method: str, clock: Clock, name: str) -> Iterator[None]:
     """Count the calls of an object's method as a part."""
     before = getattr(owner, method)
 

@@ -1,7 +1,6 @@
 """Timing that is fair on a noisy machine: rows in turn, round by round, and the most that the machine could do."""
 
 import contextlib
-import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -9,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from justimage.execution import finish
+from justimage.execution import finish, peak_of_process
 from justimage.precision import matrix_product
 
 PEAK_LENGTH = {"cuda": 8192}  # of the square matrices whose product is a machine's peak
@@ -54,7 +53,7 @@ def peak_memory(device: torch.device) -> int:
     """The most bytes in use at once since the process began: a GPU's own, otherwise those of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak_of_process()
 
 
 @dataclass
