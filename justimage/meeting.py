@@ -119,7 +119,7 @@ def device_of(seat: Seat, kind: str, count: int) -> torch.device:
     return torch.device("cuda", seat.local_rank)
 
 
-def connect(seat: Seat, seconds: float) -> dist.TCPStore:
+def connect(seat: Seat, seconds: float) -> dist.TCPStore:  # pyright: ignore[reportPrivateImportUsage]
     """A connection to the meeting, which process 0 holds, unless torchrun does.
 
     Raises ValueError where it cannot be reached in so many seconds, or the port is taken.
@@ -128,7 +128,7 @@ def connect(seat: Seat, seconds: float) -> dist.TCPStore:
     if not hosting:
         _until_open(seat, seconds)
     try:
-        return dist.TCPStore(
+        return dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
             seat.address, seat.port, seat.world, hosting, timedelta(seconds=seconds), wait_for_workers=False
         )
     except (dist.DistNetworkError, dist.DistStoreError) as error:
