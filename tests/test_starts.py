@@ -429,13 +429,17 @@ def test_a_run_goes_on_from_its_own_state_without_the_weights_that_it_began_from
     _, said = run(cut, NAMES[:4], tmp_path / "nowhere")
     first = said.splitlines()[0]
     assert first.startswith("start  resumed at nimg = 0, from ")
-    assert f"it began from the weights of {borrowed}" in first
+    assert f"it began from the weights of {borrowed} (ema-0.9, trained on 96 images)" in first
     assert "nowhere is not read, as the run has its own state" in first
     ours, theirs = final(cut), final(whole)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     facts = [json.loads((folder / "recipe.json").read_text())["init_from"] for folder in (whole, cut)]
     assert facts[0] == facts[1]
+    for folder in (whole, cut):
+        said = read(folder).training_summary
+        assert said["began_from"] == f"{borrowed} (ema-0.9, trained on 96 images)"
+        assert said["nimg"] == 96
 
 
 def test_a_run_begun_from_weights_does_not_begin_anew_from_scratch(tmp_path, base):

@@ -85,7 +85,7 @@ class Evaluations:
         """
         processes = state.processes
         name, weights = default_weights(state)
-        weights.training_summary = {"nimg": state.nimg, "data": self.data, "weights": name}
+        weights.training_summary |= {"nimg": state.nimg, "data": self.data, "weights": name}
         cast_parameters(weights.net, self.dtype)  # the copy's: the state keeps its own
 
         def progress(done: int, total: int, what: str) -> None:
@@ -123,7 +123,7 @@ class Evaluations:
         if best is not None and comparable and best["fd"] <= ours["fd"]:
             return False
         name, weights = default_weights(state)
-        weights.training_summary = {"nimg": state.nimg, "data": self.data, "weights": name, **ours}
+        weights.training_summary |= {"nimg": state.nimg, "data": self.data, "weights": name, **ours}
         weights.save_pretrained(self.folder / BEST)
         return True
 

@@ -282,7 +282,7 @@ def save_all(state: TrainingState, folder: Path, data: str, keep_states: int) ->
     """
     state.check_finite()
     for name, weights in weights_of(state).items():
-        weights.training_summary = {"nimg": state.nimg, "data": data, "weights": name}
+        weights.training_summary |= {"nimg": state.nimg, "data": data, "weights": name}
         weights.save_pretrained(folder / "weights" / name)
         save_adapted(state, name, weights, folder)
     state.save(folder / "state")
