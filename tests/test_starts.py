@@ -455,9 +455,10 @@ def test_a_run_begun_from_weights_does_not_begin_anew_from_scratch(tmp_path, bas
 def test_an_official_checkpoint_is_a_start_and_its_licence_stays(tmp_path):
     source = Arrays(np.zeros((20, 3, 16, 16), np.uint8) + np.arange(20, dtype=np.uint8)[:, None, None, None] * 9)
     size: dict[str, Any] = {"width": 32, "depth": 4, "heads": 4, "bottleneck": 12, "context_tokens": 4}
+    network = JiTConfig(size=(16, 16), patch=(4, 4), num_classes=0, context_start=1, **size)
     recipe = replace(
         RECIPE,
-        network=JiTConfig(size=(16, 16), patch=(4, 4), num_classes=0, context_start=1, **size),
+        network=network,
         training=replace(RECIPE.training, duration_nimg=16, ema_decays=()),
     )
     official = Path(__file__).parent / "goldens" / "incontext.official-checkpoint.pth"
@@ -467,7 +468,7 @@ def test_an_official_checkpoint_is_a_start_and_its_licence_stays(tmp_path):
         state = train_run(recipe, source, folder, processes=ALONE, console=quiet, init_from=init_from)
         assert state.model.licence == "mit"
     with pytest.raises(ValueError, match=r"network\.context_start: 1 in the weights, 2 here"):
-        other = replace(recipe, network=replace(recipe.network, context_start=2))
+        other = replace(recipe, network=replace(network, context_start=2))
         train_run(other, source, tmp_path / "other", processes=ALONE, init_from=given)
     assert "condition.table" in json.loads((folder / "recipe.json").read_text())["init_from"]["left"]
     assert read(folder).licence == read(official, context_start=1).licence == "mit"
