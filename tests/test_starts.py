@@ -429,13 +429,17 @@ def test_a_run_goes_on_from_its_own_state_without_the_weights_that_it_began_from
     _, said = run(cut, NAMES[:4], tmp_path / "nowhere")
     first = said.splitlines()[0]
     assert first.startswith("start  resumed at nimg = 0, from ")
-    assert f"it began from the weights of {borrowed}" in first
+    assert f"it began from the weights of {borrowed} (ema-0.9, trained on 96 images)" in first
     assert "nowhere is not read, as the run has its own state" in first
     ours, theirs = final(cut), final(whole)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     facts = [json.loads((folder / "recipe.json").read_text())["init_from"] for folder in (whole, cut)]
     assert facts[0] == facts[1]
+    for folder in (whole, cut):
+        said = read(folder).training_summary
+        assert said["began_from"] == f"{borrowed} (ema-0.9, trained on 96 images)"
+        assert said["nimg"] == 96
 
 
 def test_a_run_begun_from_weights_does_not_begin_anew_from_scratch(tmp_path, base):
@@ -446,6 +450,28 @@ def test_a_run_begun_from_weights_does_not_begin_anew_from_scratch(tmp_path, bas
         ValueError, match=f"was begun from the weights of {base}, and has no state yet; add --init-from"
     ):
         run(folder)
+
+
+def test_an_official_checkpoint_is_a_start_and_its_licence_stays(tmp_path):
+    source = Arrays(np.zeros((20, 3, 16, 16), np.uint8) + np.arange(20, dtype=np.uint8)[:, None, None, None] * 9)
+    size: dict[str, Any] = {"width": 32, "depth": 4, "heads": 4, "bottleneck": 12, "context_tokens": 4}
+    network = JiTConfig(size=(16, 16), patch=(4, 4), num_classes=0, context_start=1, **size)
+    recipe = replace(
+        RECIPE,
+        network=network,
+        training=replace(RECIPE.training, duration_nimg=16, ema_decays=()),
+    )
+    official = Path(__file__).parent / "goldens" / "incontext.official-checkpoint.pth"
+    given, folder = InitFrom(str(official), "ema1", context_start=1), tmp_path / "new"
+    for init_from in (given, None):  # the second time it resumes
+        quiet = Console(quiet=True)
+        state = train_run(recipe, source, folder, processes=ALONE, console=quiet, init_from=init_from)
+        assert state.model.licence == "mit"
+    with pytest.raises(ValueError, match=r"network\.context_start: 1 in the weights, 2 here"):
+        other = replace(recipe, network=replace(network, context_start=2))
+        train_run(other, source, tmp_path / "other", processes=ALONE, init_from=given)
+    assert "condition.table" in json.loads((folder / "recipe.json").read_text())["init_from"]["left"]
+    assert read(folder).licence == read(official, context_start=1).licence == "mit"
 
 
 LORA = {"lora": LoRA(rank=4), "duration_nimg": 64, "lr": 1e-2}

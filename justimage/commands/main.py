@@ -17,10 +17,8 @@ def _train(arguments: list[str]) -> int:
 
     if not arguments or arguments[0] in ("-h", "--help"):
         rows = "\n".join(f"  {name:<12} {promise.what}" for name, promise in PROMISES.items())
-        print(
-            "usage: jit train RECIPE [--data PATH] [--run DIR] [--init-from WEIGHTS] [OPTIONS]\n\n"
-            f"{TRAIN}\n\nrecipes:\n{rows}\n"
-        )
+        usage = "usage: jit train RECIPE [--data PATH] [--run DIR] [--init-from WEIGHTS] [OPTIONS]"
+        print(f"{usage}\n\n{TRAIN}\n\nrecipes:\n{rows}\n")
         print("Every field of a recipe is an option: jit train RECIPE --help")
         return DONE if arguments else REFUSED
     recipe, rest = arguments[0], arguments[1:]

@@ -86,7 +86,7 @@ class Evaluations:
         """
         processes = state.processes
         name, weights = default_weights(state)
-        weights.training_summary = {"nimg": state.nimg, "data": self.data, "weights": name}
+        weights.training_summary |= {"nimg": state.nimg, "data": self.data, "weights": name}
         cast_parameters(weights.net, self.dtype)  # the copy's: the state keeps its own
 
         def progress(done: int, total: int, what: str) -> None:
@@ -129,7 +129,7 @@ class Evaluations:
             return False
         name, weights = default_weights(state)  # in all processes: a sharded run gathers them
         if state.processes.first:
-            weights.training_summary = {"nimg": state.nimg, "data": self.data, "weights": name, **ours}
+            weights.training_summary |= {"nimg": state.nimg, "data": self.data, "weights": name, **ours}
             weights.save_pretrained(self.folder / BEST)
         return True
 

@@ -30,6 +30,7 @@ def weights_named(state: TrainingState, name: str, *, needed: bool = True, on: t
         tensors = {name: _gathered(tensor, needed, on or state.processes.device) for name, tensor in tensors.items()}
     model = with_tensors(state.plain, tensors)
     merge(model.net)  # adapters, if it has any
+    model.training_summary, model.licence = dict(state.model.training_summary), state.model.licence
     return model
 
 

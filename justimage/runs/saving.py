@@ -47,7 +47,7 @@ class Contents(NamedTuple):
     nimg: int
     tensors: dict[str, Tensor]
     description: dict[str, Any]
-    """Of the model, but for `training`."""
+    """Of the model, whose `training` says what it began from, if anything."""
     averages: list[str]
     averaged_nimg: int
     data: str
@@ -231,8 +231,7 @@ def keep(contents: Contents, folder: Path, due: Due, keep_states: int, skipped_n
     for path, tensors in snapshots.items():
         write_tensors(path, tensors)
     for place, tensors in places.items():
-        summary = {"nimg": nimg, "data": contents.data, "weights": place.name}
-        write_folder(place, tensors, {**contents.description, "training": summary})
+        write_folder(place, tensors, _described(contents, place.name))
     for name, tensors in sets.items():
         _keep_adapters(contents, folder / "adapters" / name, tensors)
     if due.save:
@@ -263,7 +262,7 @@ def keep_together(
                 trained = {each: p.detach() for each, p in weights.net.named_parameters() if each in state.ema.names}
                 write_tensors(snapshot_path(folder, name.removeprefix("ema-"), averaged), trained)
             for place in (name, f"{name}@{state.nimg:09d}")[: 2 if due.milestone else 1] if due.save else ():
-                weights.training_summary = {"nimg": state.nimg, "data": data, "weights": place}
+                weights.training_summary |= {"nimg": state.nimg, "data": data, "weights": place}
                 weights.save_pretrained(folder / "weights" / place)
     if due.save:
         with failing_together(processes):
@@ -277,9 +276,13 @@ def _keep_adapters(contents: Contents, place: Path, tensors: dict[str, Tensor]) 
     scales, others, base = contents.adapters
     if not scales or base is None:
         return
-    summary = {"nimg": contents.nimg, "data": contents.data, "weights": place.name}
-    description = {**contents.description, "training": summary}
-    save_adapters(place, description, base, low_rank(scales, tensors), {name: tensors[name] for name in others})
+    save_adapters(place, _described(contents, place.name), base, low_rank(scales, tensors), {name: tensors[name] for name in others})
+
+
+def _described(contents: Contents, name: str) -> dict[str, Any]:
+    """What a set of weights says of itself."""
+    began = contents.description.get("training") or {}
+    return {**contents.description, "training": {**began, "nimg": contents.nimg, "data": contents.data, "weights": name}}
 
 
 def _weights(contents: Contents) -> dict[str, dict[str, Tensor]]:

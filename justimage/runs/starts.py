@@ -80,7 +80,7 @@ def start(
     if states:
         state = build(model, training, processes, anew=() if origin is None else origin.anew)
         state.restore(states[-1])
-        model.licence = model.licence or ("" if origin is None else origin.licence)
+        _describe(model, origin)
         return state, Start([_resumed(state, states[-1], init_from, origin)], origin, new=False)
     if init_from is not None:
         base = first_then_others(processes, lambda: read(**_arguments(init_from), **own))
@@ -88,6 +88,7 @@ def start(
         found = transfer(model, base, init_from.path)
         begun = _origin(init_from, base, found)
         state = build(model, training, processes, adopt=True, anew=begun.anew)
+        _describe(model, begun)
         return state, Start([*_from_weights(begun, found), *_trained(state)], begun)
     return build(model, training, processes), Start([f"scratch, seed {training.seed}"])
 
@@ -112,18 +113,29 @@ def _origin(init_from: InitFrom, base: Denoiser, found: Transfer) -> Origin:
     )
 
 
+def _describe(model: Denoiser, origin: Origin | None) -> None:
+    """What weights made from others say of themselves: whose licence they have, and which ones they were."""
+    if origin is not None:
+        model.licence = model.licence or origin.licence
+        model.training_summary |= {"began_from": _which(origin)}
+
+
+def _which(origin: Origin) -> str:
+    """The weights that a run began from, for the user."""
+    facts = [origin.weights] if origin.weights else []
+    facts += [f"trained on {origin.nimg:,} images"] if origin.nimg else []
+    return origin.path + (f" ({', '.join(facts)})" if facts else "")
+
+
 def _resumed(state: TrainingState, place: Path, init_from: InitFrom | None, origin: Origin | None) -> str:
-    begun = "" if origin is None else f"; it began from the weights of {origin.path}"
+    begun = "" if origin is None else f"; it began from the weights of {_which(origin)}"
     unread = "" if init_from is None else f"; --init-from {init_from.path} is not read, as the run has its own state"
     return f"resumed at nimg = {state.nimg:,}, from {place}{begun}{unread}"
 
 
 def _from_weights(origin: Origin, found: Transfer) -> list[str]:
     """The first line, and the lists behind its numbers."""
-    facts = [*([origin.weights] if origin.weights else [])]
-    facts += [f"trained on {origin.nimg:,} images"] if origin.nimg else []
-    which = f" ({', '.join(facts)})" if facts else ""
-    lines = [f"weights of {origin.path}{which}: {found.counts()}"]
+    lines = [f"weights of {_which(origin)}: {found.counts()}"]
     lines += [f"  loaded   {in_groups(found.loaded)}"] if found.loaded else []
     skipped = found.left | {name: f"{why}; drawn anew" for name, why in found.drawn.items()}
     for title, some in (("resized", found.resized), ("skipped", skipped)):

@@ -63,7 +63,6 @@ def transfer(model: Denoiser, base: Denoiser, where: str = "these weights") -> T
     if differ:
         raise ValueError(_refusal(differ, found, len(base.net.state_dict()), where))
     model.net.load_state_dict(tensors)
-    model.licence = model.licence or base.licence
     return found
 
 
