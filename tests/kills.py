@@ -44,7 +44,7 @@ for line in sys.stdin:
     os.write(1, f"{os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}\\n".encode())
 """
 TRAIN = (
-    "train mnist-demo --network.width 256 --network.depth 2 --network.heads 2 --network.context-start 1 --device cpu "
+    "train mnist-demo --network.width 128 --network.depth 2 --network.heads 2 --network.context-start 1 --device cpu "
     "--training.batch-size 8 --training.ema-decays 0.9 --training.ema-stds 0.1 --report.tick-nimg 8 "
     "--report.save-nimg 8 --report.sample-nimg 1000000 --report.preview-steps 1 --report.evaluate-nimg 0 "
     "--data-options.workers 1"

@@ -101,7 +101,7 @@ def test_tensorboard_holds_what_the_log_holds(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", [*TRACKERS])
 def test_one_that_is_not_installed_is_refused_by_the_name_of_its_extra(tmp_path, monkeypatch, capsys, name):
-    module = "torch.utils.tensorboard" if name == "tensorboard" else name
+    module = "torch.utils.tensorboard.writer" if name == "tensorboard" else name
     monkeypatch.setitem(sys.modules, module, None)
     assert train(tmp_path, monkeypatch, "--track", name, "--training.duration-nimg", "64") == 2
     message = capsys.readouterr().err

@@ -46,8 +46,8 @@ def main(arguments: Sequence[str]) -> int:
     facts = read_facts(asked.run)
     if facts is None:
         raise ValueError(f"{asked.run} does not exist, or holds no run")
-    check_step(facts, asked.run, asked.nimg)
     recipe = recipe_of(facts, str(asked.run / RECIPE))
+    check_step(recipe.training, asked.run, asked.nimg)
     reading = reference_data(str(asked.run), asked.data, recipe.data_options)
     network = recipe.network
     source = open_source(reading.path, network.size, network.channels, recipe.data_options)

@@ -23,7 +23,16 @@ from justimage.networks.protocol import OLDEST, NetworkClass, network_of
 from justimage.parallel import Processes
 from justimage.process import LogitNormal
 from justimage.randomness import Purpose, key
-from justimage.runs.folder import PAPER, RECIPE, SKIPPED, check_same, facts_of, read_facts, with_older_defaults
+from justimage.runs.folder import (
+    PAPER,
+    RECIPE,
+    SKIPPED,
+    check_same,
+    facts_of,
+    log_until,
+    read_facts,
+    with_older_defaults,
+)
 from justimage.runs.recipes import Recipe, Report
 from justimage.runs.sinks import Work, unseen
 from justimage.samplers import Sampling
@@ -94,13 +103,12 @@ def recipe_of(facts: dict[str, Any], where: str, network: NetworkClass | None = 
     return Recipe(**made, **{name: plain[name] for name in names if name in plain})
 
 
-def check_step(facts: dict[str, Any], folder: Path, nimg: int) -> None:
+def check_step(training: Training, folder: Path, nimg: int) -> None:
     """Raises ValueError where no step of the run begins at nimg, with those that were skipped, or the nearest one."""
-    training = facts["recipe"]["training"]
-    batch, duration = training["batch_size"], training["duration_nimg"]
+    batch, duration = training.batch_size, training.duration_nimg
     if nimg % batch == 0 and 0 <= nimg < duration:
         return
-    lines = (folder / SKIPPED).read_text().splitlines() if (folder / SKIPPED).is_file() else []
+    lines = log_until(folder / SKIPPED, duration).splitlines()
     skipped = [f"{json.loads(line)['nimg']}" for line in lines[-5:]]
     near = min(max(nimg // batch * batch, 0), (duration - 1) // batch * batch)
     known = f"; those that were skipped last began at {', '.join(skipped)}" if skipped else ""
@@ -126,10 +134,10 @@ def replay(
     facts = read_facts(folder)
     if facts is None:
         raise ValueError(f"{folder} does not exist, or holds no run")
-    check_step(facts, folder, nimg)
     if loss is flow_matching and facts.get("loss", PAPER) != PAPER:
         raise ValueError(f"the run was trained with the loss {facts['loss']}, which only Python code can give")
     recipe = recipe_of(facts, str(folder / RECIPE), network)
+    check_step(recipe.training, folder, nimg)
     recipe, _ = with_older_defaults(recipe.fitted_to(source.spec), facts, source.spec)
     model = recipe.model(source.spec, network=network)
     ours = facts_of(recipe, source, model, "")

@@ -177,14 +177,15 @@ def copied(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], Callable[[], 
 
     From a GPU they go to pinned memory, which a GPU fills without the host; torch reuses it for the next ones.
     """
-    if not any(tensor.device.type == "cuda" for tensor in tensors.values()):
-        return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, _at_once
+    device = next((tensor.device for tensor in tensors.values() if tensor.device.type == "cuda"), None)
+    if device is None:
+        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}, _at_once
     copies = {
         name: torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor.detach(), non_blocking=True)
         for name, tensor in tensors.items()
     }
     over = torch.cuda.Event()
-    over.record()
+    over.record(torch.cuda.current_stream(device))
     return copies, over.synchronize
 
 

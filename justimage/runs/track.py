@@ -43,7 +43,7 @@ Tracker = Callable[[Opened], Any]
 def tensorboard() -> Tracker:
     """Events in RUN/tensorboard; look at them with: tensorboard --logdir runs. ValueError where it is not installed."""
     try:
-        from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard.writer import SummaryWriter
     except ImportError as error:
         raise _missing("tensorboard") from error
 
