@@ -91,6 +91,7 @@ BROKEN: list[tuple[Record, str, str]] = [
     ),
     (but(glance={"guessed": None}, health={"other": Gap(1e-3, 1e-3)}), "labels off", "the network has learned"),
     (but(health={"unseen": Gap(0.5, 0.05)}, glance={"of": 50}), "over-fitting", "was seen 1,280 times"),
+    (but(health={"unseen": Gap(0.05, 0.01)}, glance={"of": 50}), "over-fitting", "+5.00%"),
     (
         but(
             settings={"training.ema_decays": (0.99999,)},

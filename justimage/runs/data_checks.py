@@ -115,9 +115,11 @@ def over_fitting(record: Record) -> Finding | None:
     if last is None or last.unseen is None or glance is None:
         return None
     gap, held = last.unseen, bool(last.held_out)
-    if not (gap.value >= LIMITS.over_fitting and gap.value >= LIMITS.deviations * gap.error):  # nor where one is NaN
-        return None
     epochs = record.nimg / glance.of
+    certain = glance.of < LIMITS.few and epochs > LIMITS.many_epochs
+    least = LIMITS.over_fitting_few if certain else LIMITS.over_fitting
+    if not (gap.value >= least and gap.value >= LIMITS.deviations * gap.error):  # nor where one is NaN
+        return None
     if epochs < LIMITS.epochs:
         return None
     what = "samples held out" if held else "samples moved by a pixel, which stand for unseen ones,"

@@ -60,6 +60,12 @@ class Limits:
     pass."""
     epochs: float = 30.0
     """Passes over the data below which little is learned by heart."""
+    few: int = 1_000
+    """Samples that are soon known by heart: a smaller gap is a beginning there."""
+    many_epochs: float = 100.0
+    """Passes over few samples after which a smaller gap counts."""
+    over_fitting_few: float = 0.03
+    """The smaller gap: a third of the other, and still several standard errors."""
     average_behind: float = 0.25
     """Share by which the loss of an average is above that of the weights themselves."""
     average_long: float = 20.0
