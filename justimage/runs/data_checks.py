@@ -110,26 +110,24 @@ def _unused(network: str, glance: Glance) -> Finding:
 
 
 def over_fitting(record: Record) -> Finding | None:
-    """A loss that is low on what was trained on alone."""
+    """A loss that is low on what was trained on alone; or few samples seen so often that it must be."""
     last, glance = newest(record), glance_of(record)
-    if last is None or last.unseen is None or glance is None:
+    if last is None or glance is None:
         return None
-    gap, held = last.unseen, bool(last.held_out)
-    epochs = record.nimg / glance.of
-    certain = glance.of < LIMITS.few and epochs > LIMITS.many_epochs
-    least = LIMITS.over_fitting_few if certain else LIMITS.over_fitting
-    if not (gap.value >= least and gap.value >= LIMITS.deviations * gap.error):  # nor where one is NaN
+    gap, held, epochs = last.unseen, bool(last.held_out), record.nimg / glance.of
+    shown = gap is not None and gap.value >= max(LIMITS.over_fitting, LIMITS.deviations * gap.error)
+    by_heart = glance.of < LIMITS.few and epochs > LIMITS.many_epochs and not held and progress_of(last) < 1
+    if not by_heart and not (shown and epochs >= LIMITS.epochs):
         return None
-    if epochs < LIMITS.epochs:
-        return None
-    what = "samples held out" if held else "samples moved by a pixel, which stand for unseen ones,"
-    evidence = (
-        f"on {what} the loss at noisy times is {in_percent(gap)} above that on those trained on (health.jsonl)",
-        f"each of the {glance.of:,} samples was seen {epochs:,.0f} times (log.jsonl)",
-    )
+    evidence = [f"each of the {glance.of:,} samples was seen {epochs:,.0f} times (log.jsonl)"]
+    if gap is not None:
+        what = "samples held out" if held else "samples moved by a pixel, more alike than unseen ones,"
+        evidence.append(
+            f"on {what} the loss at noisy times is {in_percent(gap)} above that on those trained on (health.jsonl)"
+        )
     return Finding(
         "over-fitting",
-        evidence,
+        tuple(evidence),
         "more data, or mirrored ones; dropout (--network.dropout 0.1), a smaller network, or an earlier stop"
         + ("" if held else "; --data-options.held-out 0.1 measures it on data never seen"),
     )

@@ -61,11 +61,10 @@ class Limits:
     epochs: float = 30.0
     """Passes over the data below which little is learned by heart."""
     few: int = 1_000
-    """Samples that are soon known by heart: a smaller gap is a beginning there."""
+    """Samples that are known by heart when each was seen many_epochs times. Only what was held out can show otherwise:
+    after about 200 passes over 50 digits, moving them by a pixel cost 4 %, and over 42 of them, the others 38 %."""
     many_epochs: float = 100.0
-    """Passes over few samples after which a smaller gap counts."""
-    over_fitting_few: float = 0.03
-    """The smaller gap: a third of the other, and still several standard errors."""
+    """Passes over few samples after which they are known by heart."""
     average_behind: float = 0.25
     """Share by which the loss of an average is above that of the weights themselves."""
     average_long: float = 20.0

@@ -165,7 +165,8 @@ class Health:
             away, full = self.unseen, measure(raw, self.unseen)
             found["held_out"] = (_curve("raw", full),)
             unseen = full[[TIMES.index(t) for t in NOISY]].mean(0)
-            found["unseen"] = _gap_of_two(unseen, noisy)
+            middle = samples.x.mean(0)
+            found["unseen"] = _gap_of_two(unseen, noisy, *(_far(some.x, middle) for some in (away, samples)))
         elif _has_places(raw.spec) or neighbours(samples.x) < ALIKE:
             away, unseen = samples, noisy
         else:
@@ -226,11 +227,26 @@ def _gap(changed: Tensor, own: Tensor) -> Gap:
     return Gap(float(difference.mean() / own.mean()), float(difference.std() / len(own) ** 0.5 / own.mean()))
 
 
-def _gap_of_two(changed: Tensor, own: Tensor) -> Gap:
-    """Of different samples, (A,) and (B,)."""
-    ratio = changed.mean() / own.mean()
-    parts = [(each.std() / each.mean()) ** 2 / len(each) for each in (changed, own)]
-    return Gap(float(ratio - 1), float(ratio * sum(parts) ** 0.5))
+def _far(x: Tensor, middle: Tensor) -> Tensor:
+    """How far samples (B, C, *S) are from the mean: (B,) on the CPU. What is far is hard, seen or not."""
+    return (x - middle).square().flatten(1).mean(1).cpu()
+
+
+def _gap_of_two(changed: Tensor, own: Tensor, far: Tensor, own_far: Tensor) -> Gap:
+    """Of different samples, (A,) and (B,): of the losses over how far these are from the mean, (A,) and (B,).
+
+    The quotient of means drops most of what differs from sample to sample (the ratio estimator: Cochran, Sampling
+    Techniques, 1977, section 6.3).
+    """
+
+    def quotient(losses: Tensor, far: Tensor) -> tuple[float, float]:
+        value = float(losses.sum() / far.sum())
+        spread = (losses - value * far).square().sum() / max(len(losses) - 1, 1)
+        return value, float((spread / len(losses)) ** 0.5 / far.mean())
+
+    (high, high_error), (low, low_error) = quotient(changed, far), quotient(own, own_far)
+    ratio = high / low
+    return Gap(ratio - 1, ratio * ((high_error / high) ** 2 + (low_error / low) ** 2) ** 0.5)
 
 
 def _share(update: float, weight: float) -> float:
