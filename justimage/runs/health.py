@@ -30,12 +30,13 @@ from justimage.runs.recipes import Recipe
 from justimage.training.grid import TIMES, Samples, activations, losses, neighbours, others, shifted, without
 from justimage.training.loop import Tick
 from justimage.training.state import TrainingState
-from justimage.training.step import watch_next
+from justimage.training.step import Norms, watch_next
 
 SAMPLES = 32  # on the grid, and fewer where they would be more bytes than the next line says
 MOST_BYTES = 2**28
 NOISY = TIMES[1:4]  # where labels, and what was learned by heart, matter most
 ALIKE = 0.5  # correlation of neighbours below which samples have no order that moving them would keep
+WATCH_STEPS = 50  # of which one at the most is watched: a look goes several times through weights and moments
 FAILED = "failed"  # the key of the line that says why training failed
 SHARE = 0.01  # of the work of training that measuring may be, at the default interval
 
@@ -58,7 +59,7 @@ class Part:
     weight: float
     update: float
     most_update: float
-    """The largest since the last line, of one step after each tick."""
+    """The largest since the last line, of one step after a tick, and of one in WATCH_STEPS at the most."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,9 @@ class Health:
         self.every = recipe.report.health_nimg or self._affordable(recipe)
         self.done = state.nimg
         self.most: dict[str, float] = {}
-        self.result = watch_next(state.model.net, state.optimizer)
+        self.norms: Norms = {}
+        self.step = recipe.training.batch_size
+        self._watch()
 
     def _affordable(self, recipe: Recipe) -> int:
         """The interval at which measuring is SHARE of training, whose steps are three evaluations a sample."""
@@ -130,18 +133,26 @@ class Health:
 
     def __call__(self, tick: Tick) -> None:
         """Take the step that was watched since the last tick; measure and write a line where one is due."""
-        norms = self.result()
-        for name, (_, weight, update) in norms.items():
-            self.most[name] = max(self.most.get(name, 0.0), _share(update, weight))
+        if self.result is not None:
+            self.norms, self.result = self.result(), None
+            for name, (_, weight, update) in self.norms.items():
+                self.most[name] = max(self.most.get(name, 0.0), _share(update, weight))
         last = tick.stopping or tick.nimg >= self.total
         if last or tick.nimg // self.every > self.done // self.every:
             sets = weights_of(self.state)  # in every process
-            parts = tuple(Part(n, g, w, _share(u, w), self.most[n]) for n, (g, w, u) in norms.items())
+            parts = tuple(
+                Part(name, gradient, weight, _share(update, weight), self.most.get(name, _share(update, weight)))
+                for name, (gradient, weight, update) in self.norms.items()
+            )
             if self.state.processes.first:
                 append_json(self.path, _rounded(asdict(self._measure(sets, parts))))
             self.done, self.most = tick.nimg, {}
-        if not last:
-            self.result = watch_next(self.state.model.net, self.state.optimizer)
+        if not last and tick.nimg - self.watched >= WATCH_STEPS * self.step:
+            self._watch()
+
+    def _watch(self) -> None:
+        """Measure the next step."""
+        self.result, self.watched = watch_next(self.state.model.net, self.state.optimizer), self.state.nimg
 
     def _measure(self, sets: dict[str, Denoiser], parts: tuple[Part, ...]) -> Measured:
         device = self.state.processes.device
