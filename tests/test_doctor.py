@@ -196,7 +196,7 @@ def test_every_limit_has_a_reason():
 
 SMALL = shlex.split(
     "cifar10 --device cpu --network.size 28 28 --network.patch 7 7 --network.channels 1 --network.width 64 "
-    "--network.depth 3 --network.heads 2 --network.context-start 1 --training.duration-nimg 6400 "
+    "--network.depth 3 --network.heads 2 --network.context-start 1 --training.duration-nimg 3840 "
     "--training.warmup-nimg 640 --report.tick-nimg 640 --report.evaluate-nimg 0 --report.sample-nimg 1000000 "
     "--report.preview-steps 2"
 )
@@ -209,7 +209,7 @@ CASES: dict[str, tuple[str, list[str], str]] = {
     "range": ("halved", [], "value range"),
     "ema": ("digits", LATE, "EMA too long"),
     "noise-x8": ("digits", ["--noise-scale", "8"], "noise scale"),
-    "fifty": ("fifty", ["--training.duration-nimg", "12800"], "over-fitting"),
+    "fifty": ("fifty", ["--training.duration-nimg", "6400"], "over-fitting"),
 }
 
 
@@ -230,6 +230,7 @@ def digits(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_the_doctor_names_the_cause_of_a_run_broken_on_purpose(digits, monkeypatch, capsys, name):
     data, options, verdict = CASES[name]
