@@ -79,7 +79,7 @@ def labels_off(record: Record) -> Finding | None:
     if glance is not None and glance.guessed is not None and glance.count >= 256 and 10 * classes <= glance.count:
         assert glance.chance is not None
         assert glance.chance_error is not None
-        if glance.guessed - glance.chance > LIMITS.deviations * glance.chance_error:
+        if glance.guessed - glance.chance > LIMITS.guessing * glance.chance_error:
             return None if progress_of(last) > LIMITS.unlearned else _unused(network, glance)
         data = (
             f"a linear discriminant guesses {glance.guessed:.1%} of the labels of {glance.count:,} samples, and "

@@ -53,6 +53,8 @@ class Limits:
     """Samples seen before labels are judged by what the network makes of them."""
     deviations: float = 3.0
     """Standard errors that a gap must be away from zero."""
+    guessing: float = 4.0
+    """The same for labels guessed from the data, which say much (CIFAR-10: 20) or nothing."""
     label_gap: float = 0.01
     """Share by which another sample's label must raise the loss at noisy times where labels mean something."""
     over_fitting: float = 0.1
