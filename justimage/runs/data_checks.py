@@ -116,7 +116,8 @@ def over_fitting(record: Record) -> Finding | None:
         return None
     gap, held, epochs = last.unseen, bool(last.held_out), record.nimg / glance.of
     shown = gap is not None and gap.value >= max(LIMITS.over_fitting, LIMITS.deviations * gap.error)
-    by_heart = glance.of < LIMITS.few and epochs > LIMITS.many_epochs and not held and progress_of(last) < 1
+    excluded = held and gap is not None and gap.value + LIMITS.deviations * gap.error < LIMITS.over_fitting
+    by_heart = glance.of < LIMITS.few and epochs > LIMITS.many_epochs and progress_of(last) < 1 and not excluded
     if not by_heart and not (shown and epochs >= LIMITS.epochs):
         return None
     evidence = [f"each of the {glance.of:,} samples was seen {epochs:,.0f} times (log.jsonl)"]
