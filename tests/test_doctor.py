@@ -91,6 +91,8 @@ BROKEN: list[tuple[Record, str, str]] = [
     ),
     (but(glance={"guessed": None}, health={"other": Gap(1e-3, 1e-3)}), "labels off", "the network has learned"),
     (but(health={"unseen": Gap(0.5, 0.05)}, glance={"of": 50}), "over-fitting", "was seen 1,280 times"),
+    (but(health={"unseen": Gap(0.01, 0.01)}, glance={"of": 50}), "over-fitting", "+1.00%"),
+    (but(health={"unseen": None}, glance={"of": 50}), "over-fitting", "was seen 1,280 times"),
     (
         but(
             settings={"training.ema_decays": (0.99999,)},
@@ -172,6 +174,14 @@ def test_weights_that_were_learned_before_may_be_tuned_slowly():
     assert diagnose(record).verdict == "healthy"
 
 
+def test_what_was_held_out_can_show_that_nothing_is_known_by_heart():
+    held = (Curve("raw", (0.1,) * BINS),)
+    assert diagnose(but(health={"held_out": held}, glance={"of": 50})).verdict == "healthy"
+    for gap in (Gap(0.4, 0.1), Gap(0.18, 0.08)):  # the second says too little to exclude it
+        found = diagnose(but(health={"held_out": held, "unseen": gap}, glance={"of": 50}))
+        assert found.verdict == "over-fitting"
+
+
 def test_a_damaged_setting_is_named():
     with pytest.raises(ValueError, match=r"recipe.json is damaged: recipe.training.lr is 'fast'; a number is needed"):
         diagnose(but(settings={"training.lr": "fast"}))
@@ -187,7 +197,7 @@ def test_every_limit_has_a_reason():
 
 SMALL = shlex.split(
     "cifar10 --device cpu --network.size 28 28 --network.patch 7 7 --network.channels 1 --network.width 64 "
-    "--network.depth 3 --network.heads 2 --network.context-start 1 --training.duration-nimg 6400 "
+    "--network.depth 3 --network.heads 2 --network.context-start 1 --training.duration-nimg 3840 "
     "--training.warmup-nimg 640 --report.tick-nimg 640 --report.evaluate-nimg 0 --report.sample-nimg 1000000 "
     "--report.preview-steps 2"
 )
@@ -200,7 +210,7 @@ CASES: dict[str, tuple[str, list[str], str]] = {
     "range": ("halved", [], "value range"),
     "ema": ("digits", LATE, "EMA too long"),
     "noise-x8": ("digits", ["--noise-scale", "8"], "noise scale"),
-    "fifty": ("fifty", ["--training.duration-nimg", "12800"], "over-fitting"),
+    "fifty": ("fifty", ["--training.duration-nimg", "6400"], "over-fitting"),
 }
 
 
@@ -221,6 +231,7 @@ def digits(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_the_doctor_names_the_cause_of_a_run_broken_on_purpose(digits, monkeypatch, capsys, name):
     data, options, verdict = CASES[name]

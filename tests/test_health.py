@@ -13,7 +13,7 @@ from torch import nn
 from justimage.denoiser import Denoiser
 from justimage.process import SPACES, LogitNormal, Prediction
 from justimage.runs.glance import glance_at
-from justimage.runs.health import FAILED, _density, without_failures
+from justimage.runs.health import FAILED, _density, _gap_of_two, without_failures
 from justimage.training.grid import TIMES, Samples, linear_losses, losses, neighbours, others, shifted
 from justimage.training.optim import adamw
 from justimage.training.step import parts_of, watch_next
@@ -130,6 +130,16 @@ def test_other_labels_are_other_labels_and_moved_samples_move():
     assert moved.x[0, 0, 0].tolist() == moved.y["mask"][0, 0, 0].tolist() == [0, 0, 1, 2]
 
 
+def test_a_gap_between_different_samples_is_found_in_spite_of_how_they_differ():
+    """Losses that grow with a sample's distance from the mean, and are a third higher on what was not seen."""
+    generator = torch.Generator().manual_seed(0)
+    far, own_far = (torch.rand(40, generator=generator) + 0.1 for _ in range(2))
+    noise = 1 + 0.1 * torch.randn(2, 40, generator=generator)
+    gap = _gap_of_two(4 * far * noise[0], 3 * own_far * noise[1], far, own_far)
+    assert gap.value == pytest.approx(1 / 3, abs=3 * gap.error)
+    assert gap.error < 0.06  # the plain means have one of 0.1 and more
+
+
 def test_a_glance_tells_labels_that_mean_something_from_shuffled_ones(tmp_path):
     from justimage.data.arrays import Arrays
 
@@ -185,7 +195,9 @@ def test_a_resumed_run_measures_the_same(trained):
     whole, resumed = lines(trained / "watched" / "health.jsonl"), lines(trained / "resumed" / "health.jsonl")
     assert [line["nimg"] for line in whole] == [line["nimg"] for line in resumed] == [64, 128, 192, 256, 320]
     for a, b in zip(whole, resumed, strict=True):
-        assert {**a, "time": 0, "host_gb": 0} == {**b, "time": 0, "host_gb": 0}
+        apart = {"time": 0, "host_gb": 0, "parts": []}  # a resumed run watches other steps
+        assert {**a, **apart} == {**b, **apart}
+        assert [part["name"] for part in a["parts"]] == [part["name"] for part in b["parts"]]
     last = whole[-1]
     assert [curve["weights"] for curve in last["trained"]] == ["raw", "ema-0.9"]
     assert (

@@ -79,7 +79,7 @@ def labels_off(record: Record) -> Finding | None:
     if glance is not None and glance.guessed is not None and glance.count >= 256 and 10 * classes <= glance.count:
         assert glance.chance is not None
         assert glance.chance_error is not None
-        if glance.guessed - glance.chance > LIMITS.deviations * glance.chance_error:
+        if glance.guessed - glance.chance > LIMITS.guessing * glance.chance_error:
             return None if progress_of(last) > LIMITS.unlearned else _unused(network, glance)
         data = (
             f"a linear discriminant guesses {glance.guessed:.1%} of the labels of {glance.count:,} samples, and "
@@ -110,24 +110,25 @@ def _unused(network: str, glance: Glance) -> Finding:
 
 
 def over_fitting(record: Record) -> Finding | None:
-    """A loss that is low on what was trained on alone."""
+    """A loss that is low on what was trained on alone; or few samples seen so often that it must be."""
     last, glance = newest(record), glance_of(record)
-    if last is None or last.unseen is None or glance is None:
+    if last is None or glance is None:
         return None
-    gap, held = last.unseen, bool(last.held_out)
-    if not (gap.value >= LIMITS.over_fitting and gap.value >= LIMITS.deviations * gap.error):  # nor where one is NaN
+    gap, held, epochs = last.unseen, bool(last.held_out), record.nimg / glance.of
+    shown = gap is not None and gap.value >= max(LIMITS.over_fitting, LIMITS.deviations * gap.error)
+    excluded = held and gap is not None and gap.value + LIMITS.deviations * gap.error < LIMITS.over_fitting
+    by_heart = glance.of < LIMITS.few and epochs > LIMITS.many_epochs and progress_of(last) < 1 and not excluded
+    if not by_heart and not (shown and epochs >= LIMITS.epochs):
         return None
-    epochs = record.nimg / glance.of
-    if epochs < LIMITS.epochs:
-        return None
-    what = "samples held out" if held else "samples moved by a pixel, which stand for unseen ones,"
-    evidence = (
-        f"on {what} the loss at noisy times is {in_percent(gap)} above that on those trained on (health.jsonl)",
-        f"each of the {glance.of:,} samples was seen {epochs:,.0f} times (log.jsonl)",
-    )
+    evidence = [f"each of the {glance.of:,} samples was seen {epochs:,.0f} times (log.jsonl)"]
+    if gap is not None:
+        what = "samples held out" if held else "samples moved by a pixel, more alike than unseen ones,"
+        evidence.append(
+            f"on {what} the loss at noisy times is {in_percent(gap)} above that on those trained on (health.jsonl)"
+        )
     return Finding(
         "over-fitting",
-        evidence,
+        tuple(evidence),
         "more data, or mirrored ones; dropout (--network.dropout 0.1), a smaller network, or an earlier stop"
         + ("" if held else "; --data-options.held-out 0.1 measures it on data never seen"),
     )

@@ -63,34 +63,49 @@ def glance_at(source: Source, noise_scale: float) -> Glance:
     )
 
 
-def _guesses(x: Tensor, labels: np.ndarray, deals: int = 20) -> dict[str, float]:
+def _guesses(x: Tensor, labels: np.ndarray, deals: int = 10) -> dict[str, float]:
     """How many labels a linear discriminant gets right, among coarse versions of the samples; and by chance.
 
-    It is made of every other sample and asked about the rest (Fisher 1936: the nearest class mean, in units of the
-    spread within classes). Labels dealt out anew say what chance would do, whatever the sizes of the classes. Nothing
-    where no class is in both halves.
+    It is made of one half and asked about the other, and the other way round. Labels dealt out anew say what chance
+    would do, whatever the sizes of the classes. Nothing where no class is in both halves.
     """
     axes = x.ndim - 2
     size = tuple(min(COARSE, length) for length in x.shape[2:])
     coarse = POOLS[axes](x, size if axes > 1 else size[0]).flatten(1).double().numpy()
-    half = np.random.default_rng(0).permutation(len(coarse))  # sorted data would put a class into one half
-    fit, rest = half[::2], half[1::2]
-    if len(rest) < 2 or not set(labels[fit]) & set(labels[rest]):
+    order = np.random.default_rng(0).permutation(len(coarse))  # sorted data would put a class into one half
+    halves = order[::2], order[1::2]
+    if len(halves[1]) < 2 or not set(labels[halves[0]]) & set(labels[halves[1]]):
         return {}
-    centred = coarse - coarse[fit].mean(0)
-    keep = max(1, min(MOST_DIRECTIONS, len(fit) // 10))
-    directions = np.linalg.svd(centred[fit], full_matrices=False)[2][:keep]
-    points = centred @ directions.T  # (N, directions)
-    points /= points[fit].std(0) + 1e-9
+    sides = [(fit, rest, _coordinates(coarse, fit)) for fit, rest in (halves, halves[::-1])]
 
     def right(labels: np.ndarray) -> float:
-        classes, which = np.unique(labels[fit], return_inverse=True)
-        means = np.stack([points[fit][which == k].mean(0) for k in range(len(classes))])
-        within = np.cov((points[fit] - means[which]).T).reshape(points.shape[1], -1) + 0.05 * np.eye(points.shape[1])
-        weights = np.linalg.solve(within, means.T)  # (directions, classes)
-        score = points[rest] @ weights - 0.5 * (means.T * weights).sum(0)
-        return float((classes[score.argmax(1)] == labels[rest]).mean())
+        return sum(_discriminant(points, labels, fit, rest) for fit, rest, points in sides) / len(labels)
 
     generator = np.random.default_rng(1)
     dealt = [right(generator.permutation(labels)) for _ in range(deals)]
-    return {"guessed": right(labels), "chance": float(np.mean(dealt)), "chance_error": float(np.std(dealt))}
+    chance = float(np.mean(dealt))
+    counted = (chance * (1 - chance) / len(labels)) ** 0.5  # of so many guesses; few deals may differ less by luck
+    return {"guessed": right(labels), "chance": chance, "chance_error": max(float(np.std(dealt)), counted)}
+
+
+def _coordinates(coarse: np.ndarray, fit: np.ndarray) -> np.ndarray:
+    """Samples (N, F) along the directions in which those of `fit` differ most, in units of their spread, (N, D)."""
+    centred = coarse - coarse[fit].mean(0)
+    keep = max(1, min(MOST_DIRECTIONS, len(fit) // 10))
+    directions = np.linalg.svd(centred[fit], full_matrices=False)[2][:keep]
+    points = centred @ directions.T
+    return points / (points[fit].std(0) + 1e-9)
+
+
+def _discriminant(points: np.ndarray, labels: np.ndarray, fit: np.ndarray, rest: np.ndarray) -> int:
+    """How many labels of `rest` are those of the nearest class mean of `fit`, in units of the spread within classes.
+
+    Fisher, The use of multiple measurements in taxonomic problems, 1936.
+    """
+    classes, which = np.unique(labels[fit], return_inverse=True)
+    means = np.stack([points[fit][which == k].mean(0) for k in range(len(classes))])
+    width = points.shape[1]
+    within = np.cov((points[fit] - means[which]).T).reshape(width, width) + 0.05 * np.eye(width)
+    weights = np.linalg.solve(within, means.T)  # (D, classes)
+    score = points[rest] @ weights - 0.5 * (means.T * weights).sum(0)
+    return int((classes[score.argmax(1)] == labels[rest]).sum())

@@ -29,12 +29,13 @@ from justimage.runs.recipes import Recipe
 from justimage.training.grid import TIMES, Samples, activations, losses, neighbours, others, shifted, without
 from justimage.training.loop import Tick
 from justimage.training.state import TrainingState
-from justimage.training.step import watch_next
+from justimage.training.step import Norms, watch_next
 
 SAMPLES = 32  # on the grid, and fewer where they would be more bytes than the next line says
 MOST_BYTES = 2**28
 NOISY = TIMES[1:4]  # where labels, and what was learned by heart, matter most
 ALIKE = 0.5  # correlation of neighbours below which samples have no order that moving them would keep
+WATCH_STEPS = 50  # of which one at the most is watched: a look goes several times through weights and moments
 FAILED = "failed"  # the key of the line that says why training failed
 SHARE = 0.01  # of the work of training that measuring may be, at the default interval
 
@@ -57,7 +58,7 @@ class Part:
     weight: float
     update: float
     most_update: float
-    """The largest since the last line, of one step after each tick."""
+    """The largest since the last line, of one step after a tick, and of one in WATCH_STEPS at the most."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,9 @@ class Health:
         self.every = recipe.report.health_nimg or self._affordable(recipe)
         self.done = state.nimg
         self.most: dict[str, float] = {}
-        self.result = watch_next(state.model.net, state.optimizer)
+        self.norms: Norms = {}
+        self.step = recipe.training.batch_size
+        self._watch()
 
     def _affordable(self, recipe: Recipe) -> int:
         """The interval at which measuring is SHARE of training, whose steps are three evaluations a sample."""
@@ -129,22 +132,30 @@ class Health:
 
     def __call__(self, tick: Tick) -> None:
         """Take the step that was watched since the last tick; measure and write a line where one is due."""
-        norms = self.result()
-        for name, (_, weight, update) in norms.items():
-            self.most[name] = max(self.most.get(name, 0.0), _share(update, weight))
+        if self.result is not None:
+            self.norms, self.result = self.result(), None
+            for name, (_, weight, update) in self.norms.items():
+                self.most[name] = max(self.most.get(name, 0.0), _share(update, weight))
         last = tick.stopping or tick.nimg >= self.total
         if last or tick.nimg // self.every > self.done // self.every:
             first = self.state.processes.first
             # One set of weights after another: those of a sharded run are gathered then, in every process.
             sets = ((name, weights_named(self.state, name, needed=first)) for name in names_of(self.state))
-            parts = tuple(Part(n, g, w, _share(u, w), self.most[n]) for n, (g, w, u) in norms.items())
+            parts = tuple(
+                Part(name, gradient, weight, _share(update, weight), self.most.get(name, _share(update, weight)))
+                for name, (gradient, weight, update) in self.norms.items()
+            )
             if first:
                 append_json(self.path, _rounded(asdict(self._measure(sets, parts))))
             for _ in sets:  # what was not asked for, or in the other processes all
                 pass
             self.done, self.most = tick.nimg, {}
-        if not last:
-            self.result = watch_next(self.state.model.net, self.state.optimizer)
+        if not last and tick.nimg - self.watched >= WATCH_STEPS * self.step:
+            self._watch()
+
+    def _watch(self) -> None:
+        """Measure the next step."""
+        self.result, self.watched = watch_next(self.state.model.net, self.state.optimizer), self.state.nimg
 
     def _measure(self, sets: Iterator[tuple[str, Denoiser]], parts: tuple[Part, ...]) -> Measured:
         device = self.state.processes.device
@@ -166,7 +177,8 @@ class Health:
             away, full = self.unseen, measure(raw, self.unseen)
             found["held_out"] = (_curve("raw", full),)
             unseen = full[[TIMES.index(t) for t in NOISY]].mean(0)
-            found["unseen"] = _gap_of_two(unseen, noisy)
+            middle = samples.x.mean(0)
+            found["unseen"] = _gap_of_two(unseen, noisy, *(_far(some.x, middle) for some in (away, samples)))
         elif _has_places(raw.spec) or neighbours(samples.x) < ALIKE:
             away, unseen = samples, noisy
         else:
@@ -227,11 +239,26 @@ def _gap(changed: Tensor, own: Tensor) -> Gap:
     return Gap(float(difference.mean() / own.mean()), float(difference.std() / len(own) ** 0.5 / own.mean()))
 
 
-def _gap_of_two(changed: Tensor, own: Tensor) -> Gap:
-    """Of different samples, (A,) and (B,)."""
-    ratio = changed.mean() / own.mean()
-    parts = [(each.std() / each.mean()) ** 2 / len(each) for each in (changed, own)]
-    return Gap(float(ratio - 1), float(ratio * sum(parts) ** 0.5))
+def _far(x: Tensor, middle: Tensor) -> Tensor:
+    """How far samples (B, C, *S) are from the mean: (B,) on the CPU. What is far is hard, seen or not."""
+    return (x - middle).square().flatten(1).mean(1).cpu()
+
+
+def _gap_of_two(changed: Tensor, own: Tensor, far: Tensor, own_far: Tensor) -> Gap:
+    """Of different samples, (A,) and (B,): of the losses over how far these are from the mean, (A,) and (B,).
+
+    The quotient of means drops most of what differs from sample to sample (the ratio estimator: Cochran, Sampling
+    Techniques, 1977, section 6.3).
+    """
+
+    def quotient(losses: Tensor, far: Tensor) -> tuple[float, float]:
+        value = float(losses.sum() / far.sum())
+        spread = (losses - value * far).square().sum() / max(len(losses) - 1, 1)
+        return value, float((spread / len(losses)) ** 0.5 / far.mean())
+
+    (high, high_error), (low, low_error) = quotient(changed, far), quotient(own, own_far)
+    ratio = high / low
+    return Gap(ratio - 1, ratio * ((high_error / high) ** 2 + (low_error / low) ** 2) ** 0.5)
 
 
 def _share(update: float, weight: float) -> float:

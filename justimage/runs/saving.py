@@ -277,13 +277,14 @@ def _keep_adapters(contents: Contents, place: Path, tensors: dict[str, Tensor]) 
     scales, others, base = contents.adapters
     if not scales or base is None:
         return
-    save_adapters(place, _described(contents, place.name), base, low_rank(scales, tensors), {name: tensors[name] for name in others})
+    whole = {name: tensors[name] for name in others}
+    save_adapters(place, _described(contents, place.name), base, low_rank(scales, tensors), whole)
 
 
 def _described(contents: Contents, name: str) -> dict[str, Any]:
     """What a set of weights says of itself."""
-    began = contents.description.get("training") or {}
-    return {**contents.description, "training": {**began, "nimg": contents.nimg, "data": contents.data, "weights": name}}
+    facts = {"nimg": contents.nimg, "data": contents.data, "weights": name}
+    return {**contents.description, "training": (contents.description.get("training") or {}) | facts}
 
 
 def _weights(contents: Contents) -> dict[str, dict[str, Tensor]]:

@@ -40,14 +40,14 @@ def watch_next(net: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[],
 
     def look(*_: object) -> None:
         handle.remove()
-        rates = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         with torch.no_grad():
             for name, parameters in parts.items():
                 moved = [p for p in parameters if p.grad is not None and "exp_avg" in optimizer.state[p]]
                 if moved:
-                    updates = [_update(p, optimizer.state[p], rates[id(p)]) for p in moved]
+                    update = _update([optimizer.state[p] for p in moved], groups[id(moved[0])])
                     grads = [p.grad for p in moved if p.grad is not None]
-                    found[name] = torch.stack([_norm(grads), _norm([p.detach() for p in moved]), _norm(updates)])
+                    found[name] = torch.stack([_norm(grads), _norm([p.detach() for p in moved]), update])
 
     handle = optimizer.register_step_post_hook(look)
 
@@ -62,13 +62,15 @@ def _norm(tensors: list[Tensor]) -> Tensor:
     return whole_together(nn.utils.get_total_norm(tensors))
 
 
-def _update(parameter: Tensor, moments: dict[str, Tensor], group: dict) -> Tensor:
-    """What AdamW has just added to a parameter, decay aside, from its moments (Algorithm 2 of arXiv 1711.05101).
+def _update(states: list[dict[str, Tensor]], group: dict) -> Tensor:
+    """The norm of what AdamW has just added to some parameters, decay aside (Algorithm 2 of arXiv 1711.05101).
 
-    So no copy of the weights of before is needed.
+    It is made of the moments, so that no copy of the weights of before is needed.
     """
     beta1, beta2 = group["betas"]
-    step = moments["step"]
-    mean = moments["exp_avg"] / (1 - beta1**step)
-    spread = (moments["exp_avg_sq"] / (1 - beta2**step)).sqrt() + group["eps"]
-    return group["lr"] * mean / spread
+    step = states[0]["step"]
+    root = (1 - beta2**step).sqrt()
+    spreads = torch._foreach_sqrt([state["exp_avg_sq"] for state in states])  # pyright: ignore[reportPrivateImportUsage]
+    torch._foreach_add_(spreads, group["eps"] * root)  # pyright: ignore[reportPrivateImportUsage]
+    moved = torch._foreach_div([state["exp_avg"] for state in states], spreads)  # pyright: ignore[reportPrivateImportUsage]
+    return group["lr"] * root / (1 - beta1**step) * _norm(list(moved))
