@@ -283,13 +283,14 @@ def save_all(state: TrainingState, folder: Path, data: str, keep_states: int) ->
     """
     processes = state.processes
     state.check_finite()
+    names = names_of(state)
+    ours = names[processes.rank :: processes.world]
+    gathering = names if state.sharded else ours  # before anything is written, which may fail in one process alone
+    sets = {name: weights_named(state, name, needed=name in ours, on=torch.device("cpu")) for name in gathering}
     with _failing_together(processes):
-        for number, name in enumerate(names_of(state)):
-            ours = number % processes.world == processes.rank
-            weights = weights_named(state, name, needed=ours, on=torch.device("cpu")) if ours or state.sharded else None
-            if ours and weights is not None:
-                weights.training_summary = {"nimg": state.nimg, "data": data, "weights": name}
-                weights.save_pretrained(folder / "weights" / name)
+        for name in ours:
+            sets[name].training_summary = {"nimg": state.nimg, "data": data, "weights": name}
+            sets[name].save_pretrained(folder / "weights" / name)
     with _failing_together(processes):
         if processes.first or state.sharded:
             state.save(folder / "state")
