@@ -62,6 +62,7 @@ def join(device: torch.device, patience: Patience | None = None) -> Processes:
         store = dist.PrefixStore(attempt, connect(seat, patience.arrival))  # pyright: ignore[reportPrivateImportUsage]
         members = meet(seat, store, identity, refusal, patience.arrival)
         own = dist.PrefixStore(attempt, connect(replace(seat, hosted=True), patience.arrival))  # pyright: ignore[reportPrivateImportUsage]
+        store.set_timeout(PATIENCE)
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
             store=store,

@@ -253,12 +253,13 @@ def keep_together(
             raw = {name: each for name, each in state.tensors().items() if name.startswith("net/")}
             places = {folder / "weights" / name: raw for name in names_of(state)} if due.save else {}
             _check_room(folder, {}, places, state.tensors() if due.save else {})
+    names = names_of(state)
+    ours = names[processes.rank :: processes.world]
+    # All are gathered before anything is written, which may fail in one process alone.
+    sets = {name: weights_named(state, name, needed=name in ours, on=cpu) for name in names}
     with failing_together(processes):
-        for number, name in enumerate(names_of(state)):
-            ours = number % processes.world == processes.rank
-            weights = weights_named(state, name, needed=ours, on=cpu)
-            if not ours:
-                continue
+        for name in ours:
+            weights = sets[name]
             if due.snapshot and averaged and name.startswith("ema-std-"):
                 trained = {each: p.detach() for each, p in weights.net.named_parameters() if each in state.ema.names}
                 write_tensors(snapshot_path(folder, name.removeprefix("ema-"), averaged), trained)
