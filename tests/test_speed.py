@@ -506,7 +506,7 @@ def test_presets_are_those_that_were_judged(model):
     assert abs(half["mean"] - full["mean"]) <= 2 * full["error"]
 
 
-@pytest.mark.parametrize("recipe", ["mnist-demo"])
+@pytest.mark.parametrize("recipe", ["mnist-demo", "cifar10"])
 def test_recipes_are_those_that_were_compared(recipe):
     """In half the time of the recipe before, to its Frechet distance."""
     told = result(f"sooner-{recipe}")
@@ -519,12 +519,30 @@ def test_recipes_are_those_that_were_compared(recipe):
     assert {row["seed"] for row in told["rows"]} == {0, 1, 2}
 
 
+def times_plain(name: str) -> dict[str, float]:
+    """How many times as fast as the plain network each preset draws."""
+    rates = {row["what"]: row["img_per_second"] for row in result(name)["sampling"]["samples"]}
+    return {preset: rates[preset] / rates["paper, plainly"] for preset in PRESETS}
+
+
 def test_the_readme_says_how_fast_b16_is():
-    told = result("bench-b16-256-batch-1")["sampling"]["samples"]
-    rates = {row["what"]: row["img_per_second"] for row in told}
-    paper, fast = (rates[name] / rates["paper, plainly"] for name in ("paper", "fast"))
+    paper, fast = (times_plain("bench-b16-256-batch-1")[name] for name in ("paper", "fast"))
     text = " ".join((ROOT / "README.md").read_text().split())
     assert f"B/16 draws {paper:.0f} times as fast as that network does plainly, and {fast:.0f} times with" in text
+    whole, eight = times_plain("bench-b16-256-float32-batch-1"), times_plain("bench-b16-256-int8-vnni-batch-1")
+    assert f"B/16 draws {whole['paper']:.1f} times as fast as the same network with attention by hand" in text
+    assert f"`--precision int8` draws {eight['paper']:.1f} and {eight['fast']:.0f} times as fast" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "paper", "fast"),
+    [("batch-1", 4, 25), ("batch-8", 4, 25), ("int8-vnni-batch-1", 1.5, 10), ("int8-vnni-batch-8", 1.5, 10)],
+)
+def test_b16_draws_as_fast_as_promised(name, paper, fast):
+    """Guided, against the plain network in the same run: with AMX, and without it in int8."""
+    times = times_plain(f"bench-b16-256-{name}")
+    assert times["paper"] >= paper
+    assert times["fast"] >= fast
 
 
 def test_the_page_about_speed_is_made_of_the_results():

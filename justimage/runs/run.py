@@ -156,8 +156,8 @@ def train_run(
                 write_text(folder / HEALTH, health)
             if (folder / RESULTS).is_file():  # read now: `jit evaluate` may have added to it meanwhile
                 write_text(folder / RESULTS, log_until(folder / RESULTS, state.nimg, others=True))
-            if begun.new and begun.origin:  # from now on the run does not need the weights that it began from
-                state.save(folder / "state")
+        if begun.new and begun.origin and (processes.first or state.sharded):
+            state.save(folder / "state")  # from now on the run does not need the weights that it began from
         if state.nimg < recipe.training.duration_nimg or evaluations is not None:
             opened, trackers = Opened(folder, facts, state.nimg), track if processes.first else ()
             with tracking(trackers, opened, lambda text: console.print(text, markup=False, soft_wrap=True)) as tracked:

@@ -1,6 +1,6 @@
 """What a network makes of times and conditions alone, for a whole time grid at once.
 
-Modulations hold a third of the weights of a JiT. With small batches each evaluation waits for them to come from memory,
+Modulations (adaLN) may hold a third of all weights. With small batches each evaluation waits for them to come from memory,
 for the sake of a few rows; the rows of a whole grid wait once.
 """
 
