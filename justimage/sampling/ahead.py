@@ -1,7 +1,7 @@
 """What a network makes of times and conditions alone, for a whole time grid at once.
 
-Modulations (adaLN) may hold a third of all weights. With small batches each evaluation waits for them to come from memory,
-for the sake of a few rows; the rows of a whole grid wait once.
+Modulations (adaLN) may hold a third of all weights. With small batches each evaluation waits for them to come from
+memory, for the sake of a few rows; the rows of a whole grid wait once.
 """
 
 from collections.abc import Callable
