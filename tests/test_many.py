@@ -40,7 +40,6 @@ from justimage.samplers import Sampling
 from justimage.training.build import build
 from justimage.training.masks import keyed_dropouts, masks_of
 from justimage.training.state import TrainingState, saved_states
-from justimage.weights.load import load
 
 ROOT = Path(__file__).parents[1]
 DROPPING = {"dropout": 0.2, "dropout_scores": 0.2, "depth": 4}
@@ -272,7 +271,8 @@ def test_two_then_one_then_two_processes_are_an_uninterrupted_run(tmp_path):
     for folder in ("a", "b"):
         assert losses(tmp_path / folder) == pytest.approx(losses(tmp_path / "whole"), rel=1e-4)
         for name in ("raw", "ema-0.9", "ema-0.99"):
-            said, told = (load(tmp_path / run, weights=name).net.state_dict() for run in (folder, "whole"))
+            files = (tmp_path / run / "weights" / name / "model.safetensors" for run in (folder, "whole"))
+            said, told = map(load_file, files)
             for tensor in said:
                 torch.testing.assert_close(said[tensor], told[tensor], atol=1e-4, rtol=1e-4)
         picture, expected = (Image.open(tmp_path / run / "samples" / "000000320.png") for run in (folder, "whole"))
@@ -347,7 +347,7 @@ def test_a_stopped_process_is_named_and_the_same_command_resumes(tmp_path, stopp
 
 
 def test_a_killed_process_is_named(tmp_path):
-    processes = started(tmp_path, [*COMMAND, "--training.duration-nimg", "64000", "--training.shard", "True"])
+    processes = started(tmp_path, [*COMMAND, "--training.duration-nimg", "64000", "--training.shard"])
     wait_for_a_state(tmp_path, processes)
     processes[0].kill()
     began = time.monotonic()
