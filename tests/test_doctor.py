@@ -266,7 +266,7 @@ def two_runs(tmp_path_factory) -> Path:
             ["--training.duration-nimg", "256", "--report.health-nimg", "64", "--data-options.held-out", "0.2"],
             0,
         ),
-        ("bad", ["--training.duration-nimg", "256", "--training.lr", "1e30", "--training.clip-norm", "0"], 1),
+        ("bad", ["--training.duration-nimg", "256", "--training.lr", "1e30", "--training.most-skipped", "1"], 1),
     ):
         command = ["train", "mnist-demo", "--data", "tiny.npz", *TINY, *options, "--run", f"runs/deep/{run}"]
         assert jit_here(*command, cwd=folder, monkeypatch=patch) == code

@@ -236,7 +236,7 @@ def test_another_held_out_part_is_another_run(trained, monkeypatch, capsys):
 
 def test_a_failure_is_noted_and_gone_when_the_run_goes_on(tmp_path, monkeypatch, capsys):
     command = ["train", "mnist-demo", *write_digits(tmp_path), *TINY, "--training.duration-nimg", "128", "--run", "r"]
-    wrong = ["--training.lr", "1e30", "--training.clip-norm", "0"]
+    wrong = ["--training.lr", "1e30", "--training.clip-norm", "0", "--training.most-skipped", "1"]
     assert jit_here(*command, *wrong, cwd=tmp_path, monkeypatch=monkeypatch) == 1
     (failure,) = lines(tmp_path / "r" / "health.jsonl")
     assert "not finite" in failure[FAILED]

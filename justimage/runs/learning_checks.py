@@ -54,11 +54,16 @@ def rate_too_high(record: Record) -> Finding | None:
 def not_finite(record: Record) -> Finding | None:
     """Numbers that are NaN or infinite."""
     bad = [each.tick.nimg for each in record.ticks if not isfinite(each.tick.loss) or not isfinite(each.tick.grad_norm)]
-    if "not finite" not in record.failed and not bad:
+    skipped = [nimg for each in record.ticks for nimg in each.tick.skipped]
+    if "not finite" not in record.failed and not bad and not skipped:
         return None
     evidence = [f"training failed: {record.failed.splitlines()[0]} (health.jsonl)"] if record.failed else []
     evidence += [f"the loss or the gradient at nimg = {bad[0]:,} is not finite (log.jsonl)"] if bad else []
-    return Finding("not finite", tuple(evidence), "look at the samples named; else a lower rate, or clip_norm = 1")
+    evidence += (
+        [f"{len(skipped)} steps were skipped, the last at nimg = {skipped[-1]:,} (log.jsonl)"] if skipped else []
+    )
+    advice = "`jit replay RUN NIMG` says which sample and which module; else a lower rate, or clip_norm = 1"
+    return Finding("not finite", tuple(evidence), advice)
 
 
 def exploding(record: Record) -> Finding | None:
