@@ -93,15 +93,14 @@ def largest_block(net: nn.Module) -> int:
 def largest_batch(needed: Callable[[int], int], there: float, start: int) -> int:
     """The most samples for which `needed` bytes, which grow with them, are no more than there are; 0: not one fits.
 
-    Memory is nearly a straight line in the batch, so a few guesses do.
+    Found by doubling, and then by halving what is left between one that fits and one that does not.
     """
-    slope = max((needed(2 * start) - needed(start)) / start, 1.0)
-    fits, too_many, guess = 0, 0, start  # 0 too many: none is known
-    while not too_many or too_many - fits > 1:
-        spare = there - needed(guess)
-        fits, too_many = (guess, too_many) if spare >= 0 else (fits, guess)
-        guess = max(guess + int(spare // slope), fits + 1)
-        guess = min(guess, too_many - 1) if too_many else guess
+    fits, too_many = 0, start
+    while needed(too_many) <= there:
+        fits, too_many = too_many, 2 * too_many
+    while too_many - fits > 1:
+        middle = (fits + too_many) // 2
+        fits, too_many = (middle, too_many) if needed(middle) <= there else (fits, middle)
     return fits
 
 
