@@ -32,6 +32,7 @@ from justimage.speed.bench import sampling_rows
 from justimage.weights.load import load, weight_sets
 
 STEPS = {"heun": (3, 5, 8, 12), "ab2": (5, 8, 12, 25), "deis": (5, 8, 10, 12, 16, 25)}
+ROUNDS = 10  # of evaluations, and half as many of whole samples
 REPEATED = 2  # guidance_every, tried as well with deis
 COMPARED = "fast"  # the preset that is also drawn in other precisions
 GUIDANCE = (1.0, 1.25, 1.5, 2.0, 2.5, 3.5)
@@ -188,7 +189,7 @@ def presets(run: str, count: int, repeats: int, batch_size: int, path: Path) -> 
                 known[key] = scores["fd"].value
                 path.write_text(json.dumps({**result, "each": known}, indent=2) + "\n")
             each.setdefault(name, {})[str(k)] = known[key]
-    speed = sampling_rows(model, batch_size, 5, model.device, whole=True)
+    speed = sampling_rows(model, batch_size, ROUNDS, model.device, whole=True)
     rates = {row["what"]: row["img_per_second"] for row in speed["samples"]}
     rows = {}
     for name, sampling in settings.items():
