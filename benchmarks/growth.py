@@ -2,7 +2,8 @@
 
     python benchmarks/growth.py
 
-Each point is measured in a process of its own, so that its memory is its own; on a CPU with one thread. Writes
+Each point is measured in a process of its own, so that its memory is its own, blocks as they are written; on a CPU with
+one thread. Writes
 benchmarks/results/growth-DEVICE.json and .png.
 """
 
@@ -56,7 +57,8 @@ class Point:
         network = JiTConfig(
             (self.length, self.length), (self.patch, self.patch), width=self.width, depth=DEPTH, heads=self.width // 32
         )
-        return replace(RECIPES["images"], network=replace(network, context_tokens=0, num_classes=10))
+        recipe = replace(RECIPES["images"], network=replace(network, context_tokens=0, num_classes=10))
+        return replace(recipe, training=replace(recipe.training, compile=False))
 
 
 def points() -> list[Point]:
