@@ -2,8 +2,8 @@
 
     python benchmarks/growth.py
 
-Each point is measured in a process of its own, so that its memory is its own, blocks as they are written; on a CPU with
-one thread. Writes
+Each point is measured in a process of its own, so that its memory is its own, with blocks as they are written; on a CPU
+with one thread. Writes
 benchmarks/results/growth-DEVICE.json and .png.
 """
 
@@ -140,6 +140,12 @@ def plot(rows: Sequence[dict[str, Any]], path: Any) -> None:
         axes.set(xscale="log", yscale="log", xlabel=series, ylabel=what)
         axes.set_xticks(x, [str(each) for each in x])
         axes.minorticks_off()
+        if number.endswith("per_second"):
+            low, high = axes.get_ylim()
+            marks = [k * 10**n for n in range(6) for k in (1, 2, 5) if low <= k * 10**n <= high]
+            axes.set_yticks(marks, [f"{mark:,}" for mark in marks])
+        else:
+            axes.set(yscale="linear", ylim=(0, None))
         axes.grid(alpha=0.3)
 
     panel(panels[0, 0], "batch", "training_img_per_second", "training, img/s", proportional=False)
