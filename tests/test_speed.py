@@ -17,7 +17,7 @@ from justimage.data.loader import Batch, batches
 from justimage.execution import blocks_of
 from justimage.networks.conditions import Part
 from justimage.networks.dropout import Dropout
-from justimage.networks.layers import FEW_TOKENS, Attention, RMSNorm, attend
+from justimage.networks.layers import FEW_TOKENS, Attention, RMSNorm, SwiGLU, attend
 from justimage.networks.mlp import MLPConfig, ToyMLP
 from justimage.parallel import Processes
 from justimage.precision import fast_dtype, judged, probe
@@ -309,6 +309,21 @@ def test_sampling_looks_at_no_number():
     y = {"labels": torch.tensor([1, 2])}
     with NoHostSync():
         draw(model, y, torch.randn(2, 1, 8, 8), Sampling(steps=4, guidance=2.0))
+
+
+@pytest.mark.parametrize("hidden", [3 * 64 // 2, 100, 4096])
+def test_padded_hidden_features_change_nothing(hidden):
+    """Neither the output nor a gradient, nor what is saved."""
+    torch.manual_seed(0)
+    layer, x = SwiGLU(24, hidden, dropout=0.0), torch.randn(2, 5, 24, requires_grad=True)
+    found: list[list[Tensor]] = []
+    for forward in (layer.forward, layer._padded):
+        y = forward(x)
+        found.append([y, *torch.autograd.grad(y.square().sum(), [x, *layer.parameters()])])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert layer.out.weight.shape == (24, int(hidden * 2 / 3))
+    assert (int(hidden * 2 / 3) + layer._odd) % 64 == 0
 
 
 def test_rounding_is_to_the_nearest_level_of_each_row():
