@@ -16,6 +16,7 @@ from justimage.data.spec import Source, StreamSource
 from justimage.evaluation.fitted import Progress
 from justimage.reproductions.verdict import Row, Statement
 from justimage.runs.recipes import Recipe
+from justimage.training.adapters import LoRA
 
 ScaleName = Literal["laptop", "gpu", "paper"]
 Settings = Mapping[str, Any]  # dotted field of a Setup -> its value
@@ -29,6 +30,9 @@ LATER: tuple[tuple[str, str, Any], ...] = (
     ("Training", "ema_every", 1),
     ("Training", "ema_stds", ()),
     ("Training", "most_skipped", 16),
+    ("Training", "lora", LoRA()),
+    ("Training", "shard", False),
+    ("DataOptions", "held_out", 0.0),
 )
 NOT_OF_A_RUN = ("report", "sampling", "promise", "default_data")  # fields of a recipe that change no weight
 
