@@ -351,6 +351,8 @@ def test_a_model_in_int8_draws_nearly_the_same_and_does_nothing_else(tmp_path):
     assert execution.precision_of(rough.net) == "int8" and execution.precision_of(exact.net) == "float32"
     found, expected = (each.sample(labels=[1, 2], guidance=2.0, steps=4, raw=False) for each in (rough, exact))
     assert 0 < float((found - expected).norm() / expected.norm()) < 0.05
+    layers: list[Any] = [next(blocks_of(each.net)) for each in (rough, exact)]
+    assert [layer.mlp._as_written() for layer in layers] == [False, True]  # one in int8 has no widths to pad
     with pytest.raises(ValueError, match="lose precision"):
         rough.save_pretrained(tmp_path / "again")
     with pytest.raises(ValueError, match="int8 cannot take other weights"):
