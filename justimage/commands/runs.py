@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
         raise ValueError(f"there are no runs in {asked.folder}; `jit train RECIPE` begins one, in runs/RECIPE")
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     for name in ("run", "state", "images/of", "done", "img/s", "loss", "evaluation", "written"):
-        table.add_column(name, no_wrap=True, overflow="fold", justify="left" if name in WORDS else "right")
+        table.add_column(name, overflow="fold", justify="left" if name in WORDS else "right")
     damaged = []
     for folder in folders:
         try:
