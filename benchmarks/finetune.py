@@ -2,11 +2,13 @@
 
     python benchmarks/finetune.py
 
-For each seed, `mnist-demo` learns nine digits, and then all ten: from scratch with the recipe's samples, from the
-weights of the nine with a fifth and with half of them, and the same with adapters (LoRA) of few parameters; with a
-fifth from scratch as well, for comparison. All are judged by the same features, fitted to the ten digits, from the same
-seeds, with the recipe's settings for drawing. The digit that is new is another one for each seed. The file is written
-after each seed, and the same command goes on from there. Writes benchmarks/results/finetune-DEVICE.json.
+For each seed, `mnist-demo` learns nine digits, with the recipe's samples and with four times as many, and then all ten
+from either: with a fifth of the recipe's samples, of all digits alike or of data in which the new digit is as frequent
+as the others together, and the same with adapters (LoRA) of few parameters. Ten digits from scratch with all samples,
+and with a fifth, stand beside it. All are judged by the same features, fitted to the ten digits, from the same seeds,
+with the recipe's settings for drawing. The digit that is new is another one for each seed, and the seeds are others
+than those by which rates and batches were chosen (docs/LOG.md). The file is written after each seed, and the same
+command goes on from there. Writes benchmarks/results/finetune-DEVICE.json.
 """
 
 import json
@@ -38,7 +40,8 @@ from justimage.weights.load import load
 DEMO = RECIPES["mnist-demo"]
 FIRST_SEED = 3_000_000
 SCRATCH = "scratch"
-NEW = (9, 4, 1)  # the digit that is learnt last, by seed
+NEW = {10: 9, 11: 4, 12: 1}  # seed -> the digit that is learnt last
+BASES = (1, 4)  # how long the nine digits are trained, in lengths of the recipe
 
 
 def with_share(training: Training, share: int) -> Training:
@@ -47,33 +50,45 @@ def with_share(training: Training, share: int) -> Training:
     return replace(training, duration_nimg=images, warmup_nimg=training.warmup_nimg // share)
 
 
-def fine_tuned(training: Training, share: int) -> Training:
+def fine_tuned(training: Training) -> Training:
     """Smaller batches, for there are few steps, a lower rate, and no warm-up: the best of those tried (docs/LOG.md)."""
-    return replace(with_share(training, share), batch_size=16, lr=4e-3, warmup_nimg=0)
+    return replace(with_share(training, 5), batch_size=16, lr=1e-3, warmup_nimg=0)
 
 
-def with_adapters(training: Training, share: int) -> Training:
+def with_adapters(training: Training) -> Training:
     """The same with adapters, which are few and start at zero: at a higher rate."""
-    return replace(fine_tuned(training, share), lr=2e-2, lora=LoRA(rank=8))
+    return replace(fine_tuned(training), batch_size=8, lr=4e-3, lora=LoRA(rank=8))
 
 
-def ways(training: Training) -> dict[str, tuple[bool, Training]]:
-    """All ways to learn ten digits: whether from the weights of nine, and how."""
-    return {
-        SCRATCH: (False, training),
-        "scratch, a fifth": (False, with_share(training, 5)),
-        "fine-tuned, a fifth": (True, fine_tuned(training, 5)),
-        "fine-tuned, a half": (True, fine_tuned(training, 2)),
-        "lora, a fifth": (True, with_adapters(training, 5)),
-        "lora, a half": (True, with_adapters(training, 2)),
-    }
+@dataclass(frozen=True)
+class Way:
+    """One way to learn ten digits."""
+
+    training: Training
+    base: int = 0
+    """How long the weights that it starts from were trained, in lengths of the recipe; 0: from scratch."""
+    half: bool = False
+    """Whether the new digit is half of the data; otherwise it is as frequent as any other."""
+
+
+def ways(training: Training) -> dict[str, Way]:
+    """All that are compared, by name."""
+    found = {SCRATCH: Way(training), "scratch, a fifth": Way(with_share(training, 5))}
+    for base in BASES:
+        tuned, after = fine_tuned(training), f"a fifth, from nine digits of {base * training.duration_nimg:,} images"
+        found |= {
+            f"{after}, all alike": Way(tuned, base),
+            f"{after}, half of the new": Way(tuned, base, half=True),
+            f"{after}, half of the new, adapters": Way(with_adapters(training), base, half=True),
+        }
+    return found
 
 
 @dataclass(frozen=True)
 class Options:
     """What is compared."""
 
-    seeds: int = 3
+    seeds: tuple[int, ...] = tuple(NEW)
     count: int = 1_000
     """Samples that are judged."""
 
@@ -87,6 +102,19 @@ def without(digit: int, source: Arrays) -> Arrays:
     nine = Arrays(np.asarray(source.x)[keep], index[source.y[keep]], classes=names, name=f"MNIST without {digit}")
     nine.spec = replace(nine.spec, mirror=None)
     return nine
+
+
+def half_of(digit: int, source: Arrays, seed: int) -> Arrays:
+    """All of one digit, and as many of the others together: what somebody would collect who wants to add it."""
+    assert source.y is not None
+    known = np.flatnonzero(source.y != digit)
+    fewer = np.random.default_rng(seed).choice(known, int((source.y == digit).sum()), replace=False)
+    keep = np.sort(np.concatenate([np.flatnonzero(source.y == digit), fewer]))
+    half = Arrays(
+        np.asarray(source.x)[keep], source.y[keep], classes=source.spec.classes, name=f"half of MNIST {digit}"
+    )
+    half.spec = source.spec
+    return half
 
 
 def trained(recipe: Recipe, source: Arrays, folder: Path, init_from: Path | None = None) -> dict[str, Any]:
@@ -118,16 +146,18 @@ def judged(folder: Path, judge: Judge, count: int, new: int) -> dict[str, float]
 
 def compared(seed: int, source: Arrays, judge: Judge, count: int) -> list[dict[str, Any]]:
     """All trainings of one seed."""
-    new, report = NEW[seed % len(NEW)], replace(DEMO.report, evaluate_nimg=0, sample_nimg=10**9)
+    new, report = NEW[seed], replace(DEMO.report, evaluate_nimg=0, sample_nimg=10**9)
     demo = replace(DEMO, report=report, training=replace(DEMO.training, seed=seed))
-    rows = []
+    data, rows = {False: source, True: half_of(new, source, seed)}, []
     with tempfile.TemporaryDirectory() as place:
-        nine = Path(place, "nine")
-        trained(demo, without(new, source), nine)
-        for way, (from_nine, training) in ways(demo.training).items():
-            folder = Path(place, way)
-            facts = trained(replace(demo, training=training), source, folder, nine if from_nine else None)
-            rows.append({"seed": seed, "new": new, "way": way, **facts, **judged(folder, judge, count, new)})
+        for base in BASES:
+            longer = replace(demo.training, duration_nimg=base * demo.training.duration_nimg)
+            trained(replace(demo, training=longer), without(new, source), Path(place, str(base)))
+        for name, way in ways(demo.training).items():
+            folder = Path(place, name)
+            start = Path(place, str(way.base)) if way.base else None
+            facts = trained(replace(demo, training=way.training), data[way.half], folder, start)
+            rows.append({"seed": seed, "new": new, "way": name, **facts, **judged(folder, judge, count, new)})
             print(json.dumps(rows[-1]), flush=True)
     return rows
 
@@ -153,7 +183,7 @@ def main(options: Options) -> None:
     device, source = torch.device("cpu"), digits()
     features = open_features("fit", source)
     judge = Judge(features, reference_of(source, features), source.spec)
-    settings = {"count": options.count, **{way: asdict(training) for way, (_, training) in ways(DEMO.training).items()}}
+    settings = {"count": options.count, **{name: asdict(way) for name, way in ways(DEMO.training).items()}}
     result = {
         "machine": facts(device),
         "settings": json.loads(json.dumps(settings)),
@@ -163,7 +193,7 @@ def main(options: Options) -> None:
     path = result_path("finetune", device, ".json")
     before = json.loads(path.read_text()) if path.is_file() else {}
     rows = before["rows"] if before.get("settings") == result["settings"] else []
-    for seed in range(options.seeds):
+    for seed in options.seeds:
         if all(row["seed"] != seed for row in rows):
             rows += compared(seed, source, judge, options.count)
             path.write_text(json.dumps({**result, "rows": rows, "summary": summary(rows)}, indent=1) + "\n")

@@ -22,7 +22,7 @@ from justimage.parallel import Processes
 from justimage.process import SPACES, Prediction, denoising_loss, diffuse
 from justimage.randomness import Purpose, normals, training_noise, uniforms
 from justimage.runs.preview import preview
-from justimage.runs.run import save_all
+from justimage.runs.saving import save_all
 from justimage.samplers import Sampling
 from justimage.training.build import build
 from justimage.training.ema import EMA, effective_decay

@@ -2,8 +2,6 @@
 
 import contextlib
 import json
-import os
-import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -23,6 +21,7 @@ from justimage.execution import best_device
 from justimage.networks.protocol import NetworkClass, name_of
 from justimage.parallel import FailedElsewhere, Processes, any_of, failing_together, in_the_first, wait
 from justimage.runs.evaluations import Evaluations, NotEvaluated, Stopped, evaluations_of
+from justimage.runs.failures import kept_in_the_end, leave_together, what_stays
 from justimage.runs.folder import (
     HEALTH,
     LOG,
@@ -43,7 +42,8 @@ from justimage.runs.health import Health, note_failure, without_failures
 from justimage.runs.plan import in_a_line
 from justimage.runs.preview import preview
 from justimage.runs.recipes import Recipe
-from justimage.runs.saving import Saves, passed, save_all
+from justimage.runs.saving import Saves, passed
+from justimage.runs.signals import stop_requested
 from justimage.runs.sinks import Shown, Sink, log_to, note_skipped, progress, unseen, working
 from justimage.runs.snapshots import drop_later
 from justimage.runs.starts import InitFrom, Start, start
@@ -52,11 +52,7 @@ from justimage.sampling.pictures import save
 from justimage.training.loop import NonFiniteLoss, Tick, train
 from justimage.training.loss import Loss, flow_matching
 from justimage.training.settings import Training
-from justimage.training.state import NotFinite, TrainingState, saved_states
-
-# Signals that stop and save: keys; and the end of a job, of a session, and the warning before it (SLURM's USR1).
-PRESSED = {getattr(signal, name) for name in ("SIGINT", "SIGQUIT") if hasattr(signal, name)}
-STOPPING = {getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)}
+from justimage.training.state import NotFinite, TrainingState
 
 MakeLoss = Callable[[Denoiser, Training], Loss]
 
@@ -182,7 +178,7 @@ def _train_and_keep(
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     display = progress(console, state.nimg, total, deadline) if first else nullcontext(Shown(lambda tick: None, unseen))
     saves = Saves(folder, report, state, source.describe(), total)
-    with _stop_requested() as caught, display as shown, contextlib.closing(saves.write):
+    with stop_requested() as caught, display as shown, contextlib.closing(saves.write):
 
         def note(skipped: Iterable[int]) -> None:
             seed, size = recipe.training.seed, recipe.training.batch_size
@@ -255,74 +251,13 @@ def _train_and_keep(
             if first:
                 note_failure(folder / HEALTH, state.nimg, in_words(error) if isinstance(error, OSError) else str(error))
             if unwritten:
-                stays = _what_stays(error, folder)
+                stays = what_stays(error, folder)
             else:
-                stays = f"{error}\n{_kept_in_the_end(state, folder, recipe, error, source.describe())}"
+                stays = f"{error}\n{kept_in_the_end(state, folder, recipe, error, source.describe())}"
             if isinstance(error, NonFiniteLoss) and first:
                 note(error.skipped)
-            _leave_together(state.processes)
+            leave_together(state.processes)
             raise Failed(stays) from error
-
-
-def _kept_in_the_end(state: TrainingState, folder: Path, recipe: Recipe, error: Exception, data: str) -> str:
-    """Save the state that a run failed with, where one can go on from it; says what stays, and how to go on."""
-    unfit = _why_not_kept(state, error)
-    stays = _how_to_go_on(state, folder, recipe, error, unfit)
-    if not unfit:
-        try:
-            save_all(state, folder, data, recipe.report.keep_states)
-        except (OSError, FailedElsewhere) as unwritten:
-            return _what_stays(unwritten, folder)
-    return stays
-
-
-def _leave_together(processes: Processes) -> None:
-    """Wait for the other processes: one that leaves early closes the others' connections."""
-    with contextlib.suppress(RuntimeError):  # one that has crashed does not come
-        wait(processes)
-
-
-def _what_stays(error: Exception, folder: Path) -> str:
-    """What could not be written, and where the same command goes on."""
-    states = saved_states(folder / "state")
-    nimg = int(states[-1].name) if states else 0
-    what = in_words(error) if isinstance(error, OSError) else str(error)
-    return f"{what}\nThe same command goes on from nimg = {nimg:,}, the newest state in {folder}"
-
-
-def _why_not_kept(state: TrainingState, error: Exception) -> str:
-    """Why one cannot go on from the state that a run failed with; empty where one can."""
-    if isinstance(error, NonFiniteLoss):
-        return "has got nowhere since the first of these batches"
-    try:
-        state.check_finite()
-    except NotFinite:
-        return "is not finite"
-    return ""
-
-
-def _how_to_go_on(state: TrainingState, folder: Path, recipe: Recipe, error: Exception, unfit: str) -> str:
-    """What a run that failed leaves, and how to go on from it."""
-    states = saved_states(folder / "state")
-    lines = [f"The state at nimg = {state.nimg:,} is saved in {folder}"]
-    if unfit:
-        since = error.nimg if isinstance(error, NonFiniteLoss) else state.nimg
-        same = [place for place in states if int(place.name) >= since]
-        good = states[: len(states) - len(same)]
-        lines = [f"The state at nimg = {state.nimg:,} {unfit}, so it is not saved"]
-        if same:
-            lines = [f"The state at nimg = {state.nimg:,} {unfit}: remove {' and '.join(map(str, same))}"]
-        lines[0] += f"; the last good one is {good[-1]}" if good else "; there is no earlier one: a run begins anew"
-    if isinstance(error, NonFiniteLoss):
-        lines.append(f"jit replay {folder} {error.nimg} says which sample and which module of the first one it was")
-    if isinstance(error, NonFiniteLoss | NotFinite):
-        clip = "" if 0 < recipe.training.clip_norm <= 1 else " --training.clip-norm 1"
-        names = "training.lr" + (" training.clip-norm" if clip else "")
-        lines.append(
-            f"To go on from there with other settings, add to the same command, for example: --training.lr "
-            f"{recipe.training.lr / 4:.3g}{clip} --changed {names}"
-        )
-    return "\n".join(lines)
 
 
 def _announce(
@@ -361,37 +296,3 @@ def _announce(
         say("as before", f" {later} = {value}: the run was begun by a version without this setting")
     if state.nimg >= recipe.training.duration_nimg:
         say("done", f"this run is finished; remove {folder} to train it again")
-
-
-@contextmanager
-def _stop_requested() -> Iterator[list[int]]:
-    """A list that is empty until Ctrl-C or a signal of STOPPING; a second key press acts as it always does."""
-    caught: list[int] = []
-    previous: dict[int, Any] = {}
-    shown = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
-
-    def note(number: int, frame: Any) -> None:
-        caught.append(number)
-        if number == getattr(signal, "SIGHUP", None):  # the terminal is gone: writing to it would fail
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            for descriptor in shown:
-                os.dup2(nowhere, descriptor)
-            os.close(nowhere)
-        # Not through the console: the signal may have come in the middle of its printing.
-        with contextlib.suppress(OSError):
-            os.write(2, b"\nstopping after this step and saving; press again to stop at once\n")
-        for each in PRESSED & previous.keys():  # the others are often sent twice, or one after another
-            signal.signal(each, previous[each])
-
-    for number in PRESSED | STOPPING:
-        if signal.getsignal(number) is signal.SIG_IGN:  # nohup
-            continue
-        try:
-            previous[number] = signal.signal(number, note)
-        except ValueError:  # not in the main thread: whoever called this handles signals
-            break
-    try:
-        yield caught
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
