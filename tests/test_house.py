@@ -233,14 +233,21 @@ def test_measured_numbers_come_from_files():
     assert f"{sweep['training']['nimg'] / 1000:.0f} thousand images" in readme
     training = json.loads(next(results.glob("training-cifar10-*.json")).read_text())
     data = json.loads(next(results.glob("data-*.json")).read_text())
-    text = " ".join((ROOT / "README.md").read_text().split())
-    assert f"reaches {data['packing_over_decoding_one_core']:.2f} of the rate" in text
-    assert f"read at {data['reading']['read, 1 thread']['per_core']:,.0f} samples/s" in text
+
+    assert f"reaches {data['packing_over_decoding_one_core']:.2f} of the rate" in readme
+    assert f"read at {data['reading']['read, 1 thread']['per_core']:,.0f} samples/s" in readme
     weather = json.loads((ROOT / "examples" / "weather" / "comparison.json").read_text())
     text = (ROOT / "examples" / "weather" / "README.md").read_text()
     assert script("examples/weather/weather.py").with_numbers(text, weather) == text
     minutes = (weather["seconds_of_training"] + weather["seconds_of_sampling"]) / 60
     assert f"{minutes:.0f} minutes" in RECIPES["fields"].promise.measured
+    tuned = json.loads(next(results.glob("finetune-*.json")).read_text())["summary"]
+    scratch, ours = tuned["scratch"], {name: f"{found['fd']:.2f}" for name, found in tuned.items() if "half" in name}
+    longer, shorter = ([fd for name, fd in ours.items() if nimg in name] for nimg in ("40,960", "10,240"))
+    said = f"reach a Frechet distance of {longer[0]}, and {longer[1]} with adapters, where {scratch['nimg']:,.0f} from"
+    assert f"{said} scratch reach {scratch['fd']:.2f}" in readme
+    assert f"lead to {shorter[0]} and {shorter[1]}" in readme
+    assert all(found["reached_in_the_mean"] for name, found in tuned.items() if "40,960" in name)
     losses = list(training["loss"].values())
     assert f"{training['nimg']:,} images" in RECIPES["cifar10"].promise.measured
     assert f"loss {losses[0]:.2f} to {losses[-1]:.2f}" in RECIPES["cifar10"].promise.measured
