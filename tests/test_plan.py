@@ -14,6 +14,8 @@ import torch
 from conftest import jit_here, small_config
 from torch.utils.flop_counter import FlopCounterMode
 
+from justimage.commands.line import parse
+from justimage.commands.train import Train
 from justimage.data.spec import Source
 from justimage.execution import peak_of_process
 from justimage.networks.cost import cost_of
@@ -370,3 +372,14 @@ def test_predictions_were_as_near_as_promised():
     for name, found in recipes.items():
         assert abs(found["predicted_over_measured"]["seconds"] - 1) <= 0.15, name
         assert abs(found["predicted_over_measured"]["peak"] - 1) <= 0.20, name
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_what_would_change_it_is_an_option_that_training_takes(checkpoint):
+    recipe, source = tiny(checkpoint=checkpoint, precision="auto")
+    plan = plan_for(recipe, source.spec, HARDWARE["h100"], 1)
+    options = [each.what.split() for each in plan.changes if each.what.startswith("--")]
+    assert len(options) == 3  # checkpointing, and two sizes of a microbatch
+    given = [parse(Train, words, "jit train", Train(RECIPES["mnist-demo"])).recipe.training for words in options]
+    assert [each.checkpoint for each in given] == [not checkpoint, False, False]
+    assert [each.microbatch for each in given] == [0, 4, 2]

@@ -262,8 +262,8 @@ def _changes(
     config, rows = counted.recipe.training, []
     if len(counted.counts) > 1:
         other = counted.work(share, checkpoint=not config.checkpoint)
-        name = "checkpoint " + ("False" if config.checkpoint else "True")
-        rows.append(Change(f"--training.{name}", memory(other).total, seconds(other)))
+        name = "--training." + ("no-checkpoint" if config.checkpoint else "checkpoint")
+        rows.append(Change(name, memory(other).total, seconds(other)))
     whole = min(config.microbatch or share, share)
     for part in (2, 4):
         if whole >= part:
