@@ -248,6 +248,10 @@ def test_measured_numbers_come_from_files():
     assert f"{said} scratch reach {scratch['fd']:.2f}" in readme
     assert f"lead to {shorter[0]} and {shorter[1]}" in readme
     assert all(found["reached_in_the_mean"] for name, found in tuned.items() if "40,960" in name)
+    plans = json.loads(next(results.glob("plan-*.json")).read_text())["recipes"].values()
+    for what, said in (("seconds", "of the seconds of a step"), ("peak", "of its memory")):
+        off = max(abs(found["predicted_over_measured"][what] - 1) for found in plans)
+        assert f"within {100 * off:.0f} % {said}" in readme
     losses = list(training["loss"].values())
     assert f"{training['nimg']:,} images" in RECIPES["cifar10"].promise.measured
     assert f"loss {losses[0]:.2f} to {losses[-1]:.2f}" in RECIPES["cifar10"].promise.measured
