@@ -88,7 +88,6 @@ def ways(training: Training) -> dict[str, Way]:
 class Options:
     """What is compared."""
 
-    seeds: tuple[int, ...] = tuple(NEW)
     count: int = 1_000
     """Samples that are judged."""
 
@@ -193,7 +192,7 @@ def main(options: Options) -> None:
     path = result_path("finetune", device, ".json")
     before = json.loads(path.read_text()) if path.is_file() else {}
     rows = before["rows"] if before.get("settings") == result["settings"] else []
-    for seed in options.seeds:
+    for seed in NEW:
         if all(row["seed"] != seed for row in rows):
             rows += compared(seed, source, judge, options.count)
             path.write_text(json.dumps({**result, "rows": rows, "summary": summary(rows)}, indent=1) + "\n")
