@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 
 from justimage.disk import cached
-from justimage.execution import device_name, finish
+from justimage.execution import PIECE, device_name, finish, linear_in_pieces
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # any other name: see fast_dtype
 SAMPLING_PRECISIONS = {**PRECISIONS, "int8": torch.int8}  # trained models can also be rounded further
 WORTH = 1.5  # a product that gains less than this is eaten up by casts and by what stays in float32
 # Rows, inner and outer length: tokens of an image or two through the widest map of B/16; a GPU needs more to be busy.
 SHAPE, LARGE_SHAPE = (256, 768, 4096), (8192, 4096, 4096)
+WIDE = (288, 768, 4096)  # tokens of one image through that map
+WORTH_PIECES = 1.05  # of the time for all at once: what differs by less is as fast
 FEW_ROWS = 32  # tried first: some machines take a hundred times as long for what they do not know
 HOPELESS = 0.25  # of float32's speed, with few rows
 SECONDS, MOST_CALLS = 0.1, 20  # of each precision
@@ -82,12 +84,39 @@ def _fastest(call: Callable[[], object], device: torch.device) -> float:
 
 def probe(device: torch.device) -> list[Product]:
     """What this machine was found to do with each precision; measured once, and kept beside other cached values."""
+    # The shape is part of what was measured: another one is another measurement.
+    flops = cached(f"matrix products {SHAPE} {LARGE_SHAPE} on {_where(device)}", lambda: measure(device))
+    return judged(flops)
+
+
+def pieces_gain(device: torch.device) -> float:
+    """How many times as fast a wide product in float32 is here in pieces (execution.split_wide_maps); 1.0 on GPUs.
+
+    Measured once, as by `probe`.
+    """
+    if device.type != "cpu":
+        return 1.0
+
+    def ratio() -> dict[str, float]:
+        m, k, n = WIDE
+        wide, x = torch.nn.Linear(k, n), torch.randn(m, k)
+        with torch.no_grad():
+            whole, pieces = _fastest(lambda: wide(x), device), _fastest(lambda: linear_in_pieces(wide, x), device)
+        return {"gain": whole / pieces}
+
+    return cached(f"a product {WIDE} in pieces of {PIECE} on {_where(device)}", ratio)["gain"]
+
+
+def pieces_pay(device: torch.device) -> bool:
+    """Whether products are made in pieces here."""
+    return pieces_gain(device) >= WORTH_PIECES
+
+
+def _where(device: torch.device) -> str:
+    """All that a measurement holds for."""
     threads = f"{torch.get_num_threads()} threads"
     where = f"{device_name(device)}, {device.type}, {threads}, {platform.machine()}, torch {torch.__version__}"
-    where += f", {kept_to()}" if kept_to() else ""
-    # The shape is part of what was measured: another one is another measurement.
-    flops = cached(f"matrix products {SHAPE} {LARGE_SHAPE} on {where}", lambda: measure(device))
-    return judged(flops)
+    return where + (f", {kept_to()}" if kept_to() else "")
 
 
 def kept_to() -> str:

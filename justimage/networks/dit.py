@@ -4,8 +4,10 @@ adaLN-Zero, LayerNorm without parameters, GELU-MLP, fixed positions. No in-conte
 bottleneck: those are what JiT adds (Table 4, arXiv 2511.13720).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -104,6 +106,10 @@ class DiT(nn.Module):
         for block in self.blocks:
             x = block(x, modulating, None)
         return unpatchify(self.head(x, modulating), grid, self.config.patch)
+
+    def largest(self, size: Sequence[int]) -> int:
+        """Numbers in the largest tensor of one sample of a size: all tokens in their widest."""
+        return prod(grid_of(size, self.config.patch)) * cast(Block, self.blocks[0]).widest
 
     @property
     def axes(self) -> dict[str, tuple[str, int]]:

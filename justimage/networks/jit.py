@@ -7,9 +7,10 @@ In-context class tokens join the sequence at a start block and leave it before t
 the paper's ladder (Table 4) is a switch of `JiTConfig`; every size (Table 9) is a row of `VARIANTS`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -265,6 +266,11 @@ class JiT(nn.Module):
             for i, each in enumerate((*self.blocks, self.head))
         ]
         return torch.cat((*found, time), -1)
+
+    def largest(self, size: Sequence[int]) -> int:
+        """Numbers in the largest tensor of one sample of a size: all tokens in their widest."""
+        tokens = prod(grid_of(size, self.config.patch)) + getattr(self.condition, "longest", 0)
+        return tokens * cast(Block, self.blocks[0]).widest
 
     def _places(self, grid: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
         """Positions (T, D) and rotations (K + T, d / 2, 2) of a grid; the network's own are kept in buffers."""

@@ -210,12 +210,13 @@ class Block(nn.Module):
     told: see `Modulation`.
     """
 
-    def __init__(self, attention: Attention, mlp: nn.Module, norms: tuple[nn.Module, nn.Module], width: int):
+    def __init__(self, attention: Attention, mlp: SwiGLU | MLP, norms: tuple[nn.Module, nn.Module], width: int):
         super().__init__()
         self.norm1, self.norm2 = norms
         self.attention = attention
         self.mlp = mlp
         self.modulation = Modulation(width, 6)
+        self.widest = max(attention.qkv.out_features, mlp.up.out_features)  # features of a token on the way
 
     def forward(
         self, x: Tensor, c: Tensor, rotation: Tensor | None, mask: Tensor | None = None, told: Tensor | None = None

@@ -1,12 +1,13 @@
 """What a network is, and those that configurations on disk refer to by name.
 
 Any nn.Module is a network that maps z (B, C, *S), t (B,) and y to (B, C, *S), and has a frozen `config` with `size`
-and `channels`. Its class names the type of `config` as `Config`. Five more things are used where a network has them:
+and `channels`. Its class names the type of `config` as `Config`. Six more things are used where a network has them:
 
     condition               what y is (see networks.conditions); without it the network is unconditional
     initialise(generator)   fills every parameter and buffer, so that the weights are a function of the seed
     blocks                  the nn.ModuleList that is compiled and checkpointed
     told(t, y)              (B, N), all that blocks compute from time and condition alone; forward takes it as y["told"]
+    largest(size)           numbers in the largest tensor that one sample takes on its way; by it a CPU splits batches
     beside                  the names of values that it gives on the way to its output, a tuple
     axes                    which axis of which tensor counts something of the data: {name: (what, axis)}
 

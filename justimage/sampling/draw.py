@@ -12,6 +12,7 @@ from justimage.execution import check_memory
 from justimage.process import Prediction
 from justimage.samplers import Grid, Predict, Sampling, Step, guided
 from justimage.sampling.ahead import told_ahead
+from justimage.sampling.parts import in_parts, samples_at_once
 
 Watch = Callable[[Tensor, Tensor, Prediction], None]  # state z, time t, what the (guided) model predicted there
 
@@ -51,12 +52,23 @@ def draw(
     if isinstance(y, Tensor) and isinstance(null, dict):  # labels alone are a value too
         y = dict(zip(null, [y], strict=True))
 
-    def guide(model: Any, y: Any, null: Any) -> Predict:
-        return guided(model, y, null, sampling.guidance, sampling.interval, sampling.guidance_every)
-
     with _evaluating(model):
-        predict = told_ahead(model, y, null, sampling.times(grid)[:-1], guide)
+        predict = predictor(model, y, null, noise, sampling, sampling.times(grid)[:-1])
         return sampling.run(predict if watch is None else _wrap(predict, watch), noise, step=step, grid=grid)
+
+
+def predictor(model: Any, y: Any, null: Any, noise: Tensor, sampling: Sampling, times: Tensor) -> Predict:
+    """The guided model, for states like noise (B, C, *S): the times (N,) made ready ahead, large batches in parts.
+
+    y, null: values of the condition, and the one that means none, or None.
+    """
+    most = samples_at_once(model, noise)
+
+    def guide(model: Any, y: Any, null: Any) -> Predict:
+        few = in_parts(model, most)
+        return guided(few, y, null, sampling.guidance, sampling.interval, sampling.guidance_every)
+
+    return told_ahead(model, y, null, times, guide)
 
 
 def _wrap(predict: Predict, watch: Watch) -> Predict:

@@ -17,15 +17,14 @@ from justimage.execution import device_name, precision_of
 from justimage.networks.cost import cost_of
 from justimage.networks.layers import MLP, Attention, Modulation, SwiGLU
 from justimage.parallel import Processes
-from justimage.precision import SAMPLING_PRECISIONS, kept_to, probe
+from justimage.precision import SAMPLING_PRECISIONS, kept_to, pieces_gain, probe
 from justimage.process import Prediction
 from justimage.randomness import Purpose, normals, training_noise, uniforms
 from justimage.runs.recipes import Recipe
-from justimage.samplers import PRESETS, Sampling, guided, with_settings
-from justimage.sampling.ahead import told_ahead
-from justimage.sampling.draw import draw
+from justimage.samplers import PRESETS, Sampling, with_settings
+from justimage.sampling.draw import draw, predictor
 from justimage.speed.plain import plain, sample_plainly, training_step
-from justimage.speed.timing import Clock, Timed, matmul_peak, peak_memory, timed
+from justimage.speed.timing import Clock, Timed, peak_memory, square_product, timed
 from justimage.training.build import build, initialise
 from justimage.training.loop import train
 from justimage.training.loss import flow_matching
@@ -63,18 +62,22 @@ class Row:
 
 @dataclass(frozen=True)
 class Peaks:
-    """FLOP/s of a matrix product in each precision that is used."""
+    """FLOP/s of a large matrix product in each precision that is used, as the machine was while rows were timed."""
 
     flops: Mapping[str, float]
-
-    @classmethod
-    def of(cls, device: torch.device, precisions: set[str]) -> "Peaks":
-        """Measured now."""
-        return cls({name: matmul_peak(SAMPLING_PRECISIONS[name], device) for name in sorted(precisions)})
 
     def row(self, what: str, seconds: Timed, samples: int, flop: float, precision: str) -> Row:
         """With the share of the peak that it reached."""
         return Row(what, seconds, samples, flop, precision, flop / seconds.median / self.flops[precision])
+
+
+def timed_with_peaks(
+    rows: Mapping[str, Callable[[], object]], precisions: set[str], rounds: int, device: torch.device
+) -> tuple[dict[str, Timed], Peaks]:
+    """Rows as `timed` does it, and in turn with them the products that their shares are of."""
+    products = {name: square_product(SAMPLING_PRECISIONS[name], device) for name in sorted(precisions)}
+    found = timed({**rows, **{name: call for name, (call, _) in products.items()}}, rounds, device)
+    return found, Peaks({name: flop / found.pop(name).median for name, (_, flop) in products.items()})
 
 
 def facts(device: torch.device) -> dict[str, Any]:
@@ -85,6 +88,7 @@ def facts(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "kept_to": kept_to(),
         "products": [asdict(each) for each in probe(device)],
+        "pieces_gain": pieces_gain(device),
     }
 
 
@@ -126,6 +130,11 @@ def fitting_batch(flop: float, peak: float, most: int) -> int:
     return batch if 2 * batch <= most else most
 
 
+def _rate(precision: str, device: torch.device) -> float:
+    """About how many FLOP/s the machine does."""
+    return next(each.flops or 1.0 for each in probe(device) if each.precision == precision)
+
+
 # Training
 
 
@@ -137,8 +146,7 @@ def training_rows(recipe: Recipe, source: Source, batch: int, rounds: int, devic
     recipe = recipe.fitted_to(source.spec)
     flop = 3 * 2 * cost_of(recipe.network).multiply_adds
     precision = _name(recipe.training.dtype(device))
-    peaks = Peaks.of(device, {"float32", precision})
-    batch = batch or fitting_batch(flop, peaks.flops[precision], recipe.training.batch_size)
+    batch = batch or fitting_batch(flop, _rate(precision, device), recipe.training.batch_size)
     config = replace(recipe.training, batch_size=batch, microbatch=0, duration_nimg=10**12)
     state = build(recipe.model(source.spec), config, Processes(device=device))
     _randomised(state.model)
@@ -149,7 +157,7 @@ def training_rows(recipe: Recipe, source: Source, batch: int, rounds: int, devic
     step = training_step(other, config)
     read = batches(source, seed=config.seed, start=0, batch_size=batch)
     rows = {"training": lambda: next(ticks), "training, plainly": lambda: step(next(read))}
-    found = timed(rows, rounds, device)
+    found, peaks = timed_with_peaks(rows, {"float32", precision}, rounds, device)
     precisions = {"training": precision, "training, plainly": "float32"}
     parts = _training_parts(ticks, state, config, source.spec.shape, max(rounds // 2, 1), device)
     return {
@@ -212,9 +220,8 @@ def sampling_rows(
     model = prepare(model, device=device, dtype=dtype)
     compile_for(model, MANY)
     precision = precision_of(model.net)
-    peaks = Peaks.of(device, {"float32", precision})
     flop = 2 * cost_of(model.config).multiply_adds
-    batch = batch or fitting_batch(2 * flop, peaks.flops[precision], 64)
+    batch = batch or fitting_batch(2 * flop, _rate(precision, device), 64)
     noise = torch.randn(batch, model.config.channels, *model.config.size, generator=torch.Generator().manual_seed(0))
     noise = model.noise_scale * noise.to(device)
     y = _made_up_condition(model, batch, device)
@@ -229,7 +236,7 @@ def sampling_rows(
         rows["guided evaluation"] = _evaluation(model, y, noise, sampling.guidance)
         rows["guided evaluation, plainly"] = _plain_pair(other, y, noise, sampling.guidance)
     with torch.no_grad():
-        found = timed(rows, rounds, device)
+        found, peaks = timed_with_peaks(rows, {"float32", precision}, rounds, device)
     done = []
     for name, seconds in found.items():
         used, passes = "float32" if "plain" in name else precision, 2 if "guided" in name else 1
@@ -272,8 +279,9 @@ def _made_up_condition(model: Denoiser, batch: int, device: torch.device) -> Any
 def _evaluation(model: Denoiser, y: Any, noise: Tensor, scale: float) -> Callable[[], Prediction]:
     null = model.null(len(noise), noise.shape[2:], noise.device) if scale != 1 else None
     t = torch.tensor(0.5)
+    sampling = Sampling(guidance=scale, interval=(0.0, 1.0))
     with torch.no_grad():  # as in a sample: what the network makes of the times of the grid is known before
-        predict = told_ahead(model, y, null, t[None], lambda model, y, null: guided(model, y, null, scale))
+        predict = predictor(model, y, null, noise, sampling, t[None])
     return lambda: predict(noise, t)
 
 

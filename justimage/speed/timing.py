@@ -43,10 +43,10 @@ def timed(rows: Mapping[str, Callable[[], object]], rounds: int, device: torch.d
     return {name: Timed(statistics.median(each), min(each), max(each), rounds) for name, each in seconds.items()}
 
 
-def matmul_peak(dtype: torch.dtype, device: torch.device) -> float:
-    """FLOP/s of a large square matrix product: the most that this machine gives."""
+def square_product(dtype: torch.dtype, device: torch.device) -> tuple[Callable[[], object], float]:
+    """A call of a large square matrix product, of which a machine gives the most, and its floating-point operations."""
     n = PEAK_LENGTH.get(device.type, SMALL_PEAK_LENGTH)
-    return 2 * n**3 / timed({"product": matrix_product(n, n, n, dtype, device)}, 8, device)["product"].fastest
+    return matrix_product(n, n, n, dtype, device), 2.0 * n**3
 
 
 def peak_memory(device: torch.device) -> int:

@@ -17,10 +17,11 @@ from justimage.execution import (
     compiling_pays,
     find_device,
     precision_of,
+    split_wide_maps,
 )
 from justimage.networks.cost import cost_of
 from justimage.networks.protocol import NETWORKS, NetworkClass, name_of
-from justimage.precision import SAMPLING_PRECISIONS, fast_dtype
+from justimage.precision import SAMPLING_PRECISIONS, fast_dtype, pieces_pay
 from justimage.weights.adapters import base_of, holds_adapters, on_base
 from justimage.weights.description import Description, assign_tensors, describe, restore_model
 from justimage.weights.folder import CONFIG, read_folder
@@ -211,6 +212,8 @@ def prepare(
         use_int8(model.net)
     else:
         cast_parameters(model.net, dtype)
+    if dtype == torch.float32 and pieces_pay(where):
+        split_wide_maps(model.net)
     if compiling_pays(model.net, where, dtype) if compile is None else compile:
         compile_blocks(model.net)
     return model
