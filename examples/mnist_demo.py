@@ -33,7 +33,7 @@ def draw_all(model: ji.Denoiser) -> tuple[torch.Tensor, np.ndarray]:
     return torch.cat([batch.raw for batch in drawn]), np.array(labels)
 
 
-def along_t(model: ji.Denoiser, digit: int, seed: int, show: int = 10) -> None:
+def along_t(model: ji.Denoiser, digit: int, seed: int, show: int = 11) -> None:
     """One sample on its way from noise to data: above the state z, below the x predicted from it."""
     seen: list[tuple[torch.Tensor, torch.Tensor, float]] = []
 
@@ -41,7 +41,8 @@ def along_t(model: ji.Denoiser, digit: int, seed: int, show: int = 10) -> None:
         seen.append((z[0], prediction.to("x")[0], float(t)))
 
     y = {"labels": torch.tensor([digit])}
-    ji.draw(model, y, model.noise_scale * ji.noise([seed], (1, 28, 28)), model.sampling, watch=watch)
+    drawn = ji.draw(model, y, model.noise_scale * ji.noise([seed], (1, 28, 28)), model.sampling, watch=watch)[0]
+    seen.append((drawn, drawn, 1.0))  # where the way ends, both are the digit
     chosen = [seen[i] for i in np.linspace(0, len(seen) - 1, show).round().astype(int)]
     images = torch.stack([z for z, _, _ in chosen] + [x for _, x, _ in chosen])
     assert model.spec is not None

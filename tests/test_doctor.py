@@ -4,12 +4,16 @@ import json
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import jit_here
 from PIL import Image
+from rich.console import Console
 
+from justimage.commands import runs as runs_command
 from justimage.disk import held
 from justimage.runs.doctor import CHECKS, diagnose
 from justimage.runs.findings import Limits
@@ -294,6 +298,26 @@ def test_runs_are_listed_with_their_state_and_damage_hides_none(two_runs, monkey
     (odd / "recipe.json").unlink()
     odd.rmdir()
     assert [each.name for each in runs_in(two_runs)] == ["bad", "good"]
+
+
+def test_a_narrow_terminal_breaks_no_number_of_a_run(monkeypatch, capsys):
+    tick = SimpleNamespace(img_per_second=561.0, loss=0.1234)
+    record: Any = SimpleNamespace(
+        folder=Path("runs/cifar10-with-a-name-that-is-long"),
+        state="running",
+        nimg=1_228_800,
+        total=10_000_000,
+        ticks=[SimpleNamespace(tick=tick)],
+        evaluations=[{"nimg": 1_100_000, "scores": {"fd": {"value": 11.03}}}],
+        written=1.0,
+    )
+    monkeypatch.setattr(runs_command, "runs_in", lambda folder: [folder])
+    monkeypatch.setattr(runs_command, "read_run", lambda folder: record)
+    monkeypatch.setattr(runs_command, "console", Console(width=80))
+    assert runs_command.main([]) == 0
+    shown = capsys.readouterr().out
+    for whole in ("1,228,800", "12%", "561", "0.1234", "11.03 at 1,100,000", "d ago"):
+        assert whole in shown
 
 
 def test_a_run_is_read_while_it_is_held_and_left_as_it_is(two_runs, monkeypatch, capsys):

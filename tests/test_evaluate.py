@@ -23,7 +23,7 @@ from justimage.denoiser import Denoiser
 from justimage.evaluation import evaluate as evaluating
 from justimage.evaluation import features as extractors
 from justimage.evaluation.copying import copying, reduced
-from justimage.evaluation.draws import Draws, draws_of
+from justimage.evaluation.draws import Draws, draws_of, shared_equally
 from justimage.evaluation.evaluate import evaluate, hash_of, mean_of
 from justimage.evaluation.features import ModuleFeatures
 from justimage.evaluation.fitted import Fit, fit_features
@@ -155,6 +155,18 @@ def test_two_processes_give_the_numbers_of_one(tmp_path, monkeypatch):
     assert (one["processes"], two["processes"]) == (1, 2)
     for name, value in values(one).items():
         assert values(two)[name] == pytest.approx(value, rel=1e-6, abs=1e-9), name
+
+
+def test_the_usual_number_of_samples_is_one_that_classes_share(tmp_path, monkeypatch):
+    model(tmp_path / "m")
+    pictures(tmp_path / "data.npz")
+    words = ["evaluate", "m", "--data", "data.npz", "--device", "cpu", "--steps", "1", "--batch-size", "1000"]
+    assert jit_here(*words, cwd=tmp_path, monkeypatch=monkeypatch) == 0
+    (line,) = lines(tmp_path / "evaluations" / "evaluations.jsonl")
+    assert line["count"] == 5001  # 5,000 are refused where they are asked for
+    drawing = Denoiser(small_net(num_classes=0))
+    assert [shared_equally(count, drawing) for count in (1, 5000)] == [1, 5000]
+    assert [shared_equally(count, Denoiser(small_net())) for count in (1, 2, 4, 5, 5000)] == [3, 3, 3, 6, 5001]
 
 
 def test_a_line_says_everything_and_nothing_else_is_left(tmp_path, monkeypatch, capsys):

@@ -14,8 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import justimage as ji
 from justimage import execution, precision
 from justimage.data.loader import Batch, batches
-from justimage.execution import blocks_of
+from justimage.execution import blocks_of, linear_in_pieces
 from justimage.networks.conditions import Part
+from justimage.networks.dit import DiT, DiTConfig
 from justimage.networks.dropout import Dropout
 from justimage.networks.layers import FEW_TOKENS, Attention, RMSNorm, SwiGLU, attend
 from justimage.networks.mlp import MLPConfig, ToyMLP
@@ -25,6 +26,7 @@ from justimage.process import denoising_loss, diffuse
 from justimage.runs.recipes import RECIPES
 from justimage.samplers import PRESETS, Sampling, guided, with_settings
 from justimage.sampling.draw import draw
+from justimage.sampling.parts import samples_at_once
 from justimage.speed.bench import Clock, fitting_batch, made_up, sampling_rows, training_rows
 from justimage.speed.plain import plain, sample_plainly, training_step
 from justimage.speed.timing import timed
@@ -101,6 +103,40 @@ def test_this_machine_is_measured():
     assert list(rates) == ["float32", "bfloat16", "float16", "int8"]
     assert rates["float32"] is not None
     assert 1e8 < rates["float32"] < 1e15
+
+
+WIDE = [(300, 16, 2 * execution.PIECE + 37), (2, 70, 8, 1700), (128, 8, 5 * execution.PIECE)]
+
+
+@pytest.mark.parametrize("shape", WIDE)
+def test_a_product_in_pieces_is_the_product(shape):
+    *rows, inner, outer = shape
+    linear, x = torch.nn.Linear(inner, outer), torch.randn(*rows, inner)
+    with torch.no_grad():
+        found = linear_in_pieces(linear, x)
+        torch.testing.assert_close(found, linear(x), rtol=1e-5, atol=1e-5)
+    assert found.shape == (*rows, outer)
+    linear_in_pieces(linear, x).sum().backward()  # gradients flow as ever
+    assert linear.weight.grad is not None
+    torch.testing.assert_close(linear.weight.grad, x.flatten(0, -2).sum(0).expand_as(linear.weight))
+
+
+@pytest.mark.parametrize("pays", [True, False])
+def test_wide_maps_are_made_in_pieces_where_that_is_faster(pays, cache, monkeypatch):
+    monkeypatch.setattr(precision, "WORTH_PIECES", 0.0 if pays else torch.inf)
+    monkeypatch.setattr(execution, "PIECE", 30)
+    monkeypatch.setattr(execution, "FEW_ROWS", 1)
+    net = small_net()
+    z, t, y = torch.randn(2, net.config.channels, 8, 8), torch.rand(2), torch.tensor([0, 1])
+    with torch.no_grad():
+        before = net(z, t, y)
+        prepare(ji.Denoiser(net), device="cpu", dtype=torch.float32)
+        wide = [each for each in net.modules() if isinstance(each, torch.nn.Linear) and each.out_features > 60]
+        assert wide
+        assert {each for each in net.modules() if "forward" in vars(each)} == (set(wide) if pays else set())
+        torch.testing.assert_close(net(z, t, y), before, rtol=1e-5, atol=1e-6)
+    other = prepare(ji.Denoiser(small_net()), device="cpu", dtype=torch.bfloat16)
+    assert not any("forward" in vars(each) for each in other.modules())
 
 
 # Written out, since it is faster
@@ -385,6 +421,55 @@ def test_what_is_told_ahead_is_what_is_found_on_the_way(what, preset, guidance, 
     monkeypatch.setattr("justimage.sampling.ahead.FEW", 0)
     torch.testing.assert_close(found, draw(model, y, noise, sampling), rtol=1e-4, atol=1e-5)
     assert len(asked) > sampling.steps
+
+
+@pytest.mark.parametrize("what", NETWORKS_TOLD)
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_large_batches_are_drawn_in_parts(what, guidance, monkeypatch):
+    net = small_net(**NETWORKS_TOLD[what])
+    model = ji.Denoiser(net).eval()
+    y = {"labels": torch.arange(7) % 3, "where": torch.randn(7, 3), "land": torch.randn(7, 1, *net.config.size)}
+    y = {name: each for name, each in y.items() if name in {need[0] for need in model.needs}}
+    noise = torch.randn(7, net.config.channels, *net.config.size)
+    sampling = Sampling(steps=3, guidance=guidance)
+    whole, seen = draw(model, y, noise, sampling), []
+    net.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    monkeypatch.setattr("justimage.sampling.parts.KEPT", 3 * 4 * net.largest(net.config.size))  # three samples' worth
+    torch.testing.assert_close(draw(model, y, noise, sampling), whole, rtol=1e-5, atol=1e-6)
+    assert set(seen) <= {1, 2} and 2 in seen  # a power of two, and what is left over
+    unconditional = draw(model, None, noise, replace(sampling, guidance=1.0))
+    monkeypatch.undo()
+    torch.testing.assert_close(unconditional, draw(model, None, noise, replace(sampling, guidance=1.0)))
+
+
+@pytest.mark.parametrize(
+    "net",
+    [small_net(), small_net(context_tokens=0), small_net(swiglu=False), small_net((8,), 2), DiT(DiTConfig((8, 8), 4))],
+    ids=["JiT", "no context tokens", "no SwiGLU", "a signal", "DiT"],
+)
+def test_networks_know_their_largest_tensor(net):
+    found = []
+    for map in (each for each in net.blocks.modules() if isinstance(each, torch.nn.Linear)):
+        map.register_forward_hook(lambda module, inputs, out: found.append(out.numel() // 2 if out.ndim == 3 else 0))
+    size = tuple(2 * length for length in net.config.size)
+    for shape in (net.config.size, size):
+        found.clear()
+        with torch.no_grad():
+            net(torch.randn(2, net.config.channels, *shape), torch.rand(2), torch.tensor([0, 1]))
+        assert max(found) == net.largest(shape)
+
+
+def test_only_cpus_and_networks_that_know_take_parts(monkeypatch):
+    net, noise = small_net(), torch.randn(64, 3, 8, 8)
+    monkeypatch.setattr("justimage.sampling.parts.KEPT", 0)
+    assert samples_at_once(ji.Denoiser(net), noise) == 1  # one sample always goes
+    assert samples_at_once(ji.Denoiser(net), noise.to("meta")) is None
+    assert samples_at_once(ji.Denoiser(ToyMLP(MLPConfig())), noise) is None
+    assert samples_at_once(lambda z, t, y: z, noise) is None
+    monkeypatch.undo()
+    full = samples_at_once(ji.Denoiser(net), noise)
+    execution.cast_parameters(net, torch.bfloat16)
+    assert full and samples_at_once(ji.Denoiser(net), noise) == 2 * full
 
 
 def test_times_outside_of_the_grid_are_asked_for():

@@ -19,7 +19,7 @@ from justimage.data.sources import DataOptions
 from justimage.data.spec import DataSpec, Source, StreamSource
 from justimage.denoiser import Denoiser
 from justimage.disk import held, remove
-from justimage.evaluation.draws import Labels, draws_of
+from justimage.evaluation.draws import Labels, draws_of, shared_equally
 from justimage.evaluation.evaluate import evaluate, hash_of, mean_of, name_of
 from justimage.evaluation.fitted import Progress
 from justimage.evaluation.judge import Judge, check_counts
@@ -53,7 +53,8 @@ class Evaluate:
     """What they are compared with: anything that --data of training takes, or an .npz with mu and sigma; of a run, its
     training data by default."""
     count: Annotated[int, tyro.conf.arg(metavar="N")] = 5000
-    """Samples to draw. Papers draw 50,000; the Frechet distance of fewer is higher, and fd_infinity less so."""
+    """Samples to draw; the default is the nearest number to this that classes share equally. Papers draw 50,000; the
+    Frechet distance of fewer is higher, and fd_infinity less so."""
     labels: Labels = "balanced"
     """balanced: every class equally often; data: classes and conditions as in the data."""
     features: ExtractorName = "fit"
@@ -152,9 +153,10 @@ def _of_model(asked: Evaluate, arguments: Sequence[str], processes: Processes) -
         device=processes.device,
         dtype=SAMPLING_PRECISIONS.get(asked.precision),
     )
-    # Once more with the model's own settings as defaults: what the user has written wins over them.
+    # Once more with what suits the model as defaults: what the user has written wins over them.
     chosen = with_settings(model.sampling, PRESETS[asked.preset] if asked.preset else {})
-    asked = parse(Evaluate, arguments, "jit evaluate", Evaluate(asked.model, sampling=chosen))
+    count = shared_equally(Evaluate.count, model)
+    asked = parse(Evaluate, arguments, "jit evaluate", Evaluate(asked.model, count=count, sampling=chosen))
     if asked.save is not None and processes.world > 1:
         raise ValueError("--save is for one process; `jit sample` writes samples from the same seeds")
     shape = (model.config.channels, *model.config.size)

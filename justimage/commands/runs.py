@@ -14,13 +14,14 @@ from justimage.commands.line import parse
 from justimage.commands.main import DONE
 from justimage.runs.record import Record, read_run, runs_in
 
-WORDS = ("run", "state", "evaluation", "written")  # columns that are no numbers
+COLUMNS = ("run", "state", "images", "done", "img/s", "loss", "fd", "written")
+WORDS = ("run", "state", "written")  # columns that are no numbers
 SCALES = ((86_400, "d"), (3_600, "h"), (60, "min"))
 
 
 @dataclass(frozen=True)
 class Runs:
-    """List the runs in a folder: state, how far, speed, loss, the last evaluation, and when each last wrote."""
+    """List the runs in a folder: state, how far, speed, loss, the last Frechet distance, and when each last wrote."""
 
     folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")] = Path("runs")
     """Runs lie in it, at any depth up to three folders down; or it is one itself."""
@@ -34,8 +35,9 @@ def main(arguments: Sequence[str]) -> int:
     if not folders:
         raise ValueError(f"there are no runs in {asked.folder}; `jit train RECIPE` begins one, in runs/RECIPE")
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    for name in ("run", "state", "images/of", "done", "img/s", "loss", "evaluation", "written"):
-        table.add_column(name, overflow="fold", justify="left" if name in WORDS else "right")
+    for name in COLUMNS:  # in a narrow terminal names are broken, never a number
+        side = "left" if name in WORDS else "right"
+        table.add_column(name, overflow="fold", justify=side, no_wrap=name != "run")
     damaged = []
     for folder in folders:
         try:
@@ -53,11 +55,13 @@ def row(record: Record, now: float) -> tuple[str, ...]:
     tick = record.ticks[-1].tick if record.ticks else None
     last = record.evaluations[-1] if record.evaluations else {}
     fd = last.get("scores", {}).get("fd", {}) if isinstance(last.get("scores"), dict) else {}
-    figure = f"fd {fd['value']:.4g} at {last['nimg']:,}" if isinstance(fd.get("value"), float) else ""
+    figure = f"{fd['value']:.4g}" if isinstance(fd.get("value"), float) else ""
+    if figure and last["nimg"] != record.nimg:
+        figure += f" at {last['nimg']:,}"
     return (
         str(record.folder),
         record.state,
-        f"{record.nimg:,}/{record.total:,}",
+        f"{record.nimg:,}",
         f"{record.nimg / max(record.total, 1):.0%}",
         f"{tick.img_per_second:,.0f}" if tick else "",
         f"{tick.loss:.4g}" if tick else "",

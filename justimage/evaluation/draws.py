@@ -49,9 +49,8 @@ def draws_of(
     if not model.needs:
         return Draws(seeds, None, {}, "unconditional")
     if labels == "balanced" and not others:
-        classes = model.num_classes
-        if count % classes:
-            near = max(classes, round(count / classes) * classes)
+        classes, near = model.num_classes, shared_equally(count, model)
+        if count != near:
             raise ValueError(
                 f"{count:,} samples cannot be shared out equally over {classes:,} classes; choose --count {near}, or "
                 "--labels data"
@@ -73,6 +72,12 @@ def draws_of(
     drawn = _labels_at(source, indices) if model.num_classes else None
     condition = {name: _Given(source, indices, name) for name in others + masks}
     return Draws(seeds, drawn, condition, "as in the data")
+
+
+def shared_equally(count: int, model: Denoiser) -> int:
+    """The number nearest to count that the classes of a model can share equally."""
+    classes = max(model.num_classes, 1)
+    return max(round(count / classes), 1) * classes
 
 
 def _check_classes(model: Denoiser, spec: DataSpec) -> None:
