@@ -159,32 +159,6 @@ def cast_parameters(net: nn.Module, dtype: torch.dtype) -> None:
         parameter.data = parameter.data.to(dtype)
 
 
-PIECE = 768  # output features of one product
-FEW_ROWS = 128  # with fewer it is the memory that limits, whatever the shape
-
-
-def split_wide_maps(net: nn.Module) -> None:
-    """Linear maps to many features as several products, in place: for sampling in float32, where `pieces_gain` says so.
-
-    On AMD's processors MKL takes 1.1 to 1.7 times as long for all features of a wide map at once (docs/speed.md).
-    """
-    for module in net.modules():
-        if type(module) is nn.Linear and module.out_features > 2 * PIECE and "forward" not in vars(module):
-            module.forward = partial(linear_in_pieces, module)
-
-
-def linear_in_pieces(linear: nn.Linear, input: Tensor) -> Tensor:
-    """What the map makes of (..., in), (..., out), a few output features at a time; where gradients flow, as ever."""
-    rows, weight, bias = input.flatten(0, -2), linear.weight, linear.bias
-    if torch.is_grad_enabled() or bias is None or len(rows) < FEW_ROWS:
-        return nn.functional.linear(input, weight, bias)
-    count, width = len(rows), len(weight)
-    y = rows.new_empty(count, -(-width // 16) * 16)[:, :width]  # each row begins where a vector register can
-    for part in (slice(start, start + PIECE) for start in range(0, width, PIECE)):
-        torch.addmm(bias[part], rows, weight[part].T, out=y[:, part])
-    return y.unflatten(0, input.shape[:-1])
-
-
 def precision_of(net: nn.Module) -> str:
     """The precision of a network's products, as a name: that of its narrowest parameters."""
     dtypes = {parameter.dtype for parameter in net.parameters()} or {torch.float32}

@@ -5,20 +5,19 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from justimage.disk import cached
-from justimage.execution import PIECE, device_name, finish, linear_in_pieces
+from justimage.execution import device_name, finish
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # any other name: see fast_dtype
 SAMPLING_PRECISIONS = {**PRECISIONS, "int8": torch.int8}  # trained models can also be rounded further
 WORTH = 1.5  # a product that gains less than this is eaten up by casts and by what stays in float32
 # Rows, inner and outer length: tokens of an image or two through the widest map of B/16; a GPU needs more to be busy.
 SHAPE, LARGE_SHAPE = (256, 768, 4096), (8192, 4096, 4096)
-WIDE = (288, 768, 4096)  # tokens of one image through that map
-WORTH_PIECES = 1.05  # of the time for all at once: what differs by less is as fast
 FEW_ROWS = 32  # tried first: some machines take a hundred times as long for what they do not know
 HOPELESS = 0.25  # of float32's speed, with few rows
 SECONDS, MOST_CALLS = 0.1, 20  # of each precision
@@ -55,7 +54,7 @@ def measure(device: torch.device) -> dict[str, float | None]:
 
 
 def _rate(m: int, k: int, n: int, dtype: torch.dtype, device: torch.device) -> float:
-    return 2 * m * k * n / _fastest(matrix_product(m, k, n, dtype, device), device)
+    return 2 * m * k * n / fastest(matrix_product(m, k, n, dtype, device), device)
 
 
 def matrix_product(m: int, k: int, n: int, dtype: torch.dtype, device: torch.device) -> Callable[[], Tensor]:
@@ -67,7 +66,8 @@ def matrix_product(m: int, k: int, n: int, dtype: torch.dtype, device: torch.dev
     return lambda: torch.nn.functional.linear(a, b)
 
 
-def _fastest(call: Callable[[], object], device: torch.device) -> float:
+def fastest(call: Callable[[], object], device: torch.device) -> float:
+    """Seconds of the fastest of several calls."""
     call()
     finish(device)
     best, began = float("inf"), time.perf_counter()
@@ -85,38 +85,15 @@ def _fastest(call: Callable[[], object], device: torch.device) -> float:
 def probe(device: torch.device) -> list[Product]:
     """What this machine was found to do with each precision; measured once, and kept beside other cached values."""
     # The shape is part of what was measured: another one is another measurement.
-    flops = cached(f"matrix products {SHAPE} {LARGE_SHAPE} on {_where(device)}", lambda: measure(device))
-    return judged(flops)
+    return judged(measured_once(f"matrix products {SHAPE} {LARGE_SHAPE}", device, lambda: measure(device)))
 
 
-def pieces_gain(device: torch.device) -> float:
-    """How many times as fast a wide product in float32 is here in pieces (execution.split_wide_maps); 1.0 on GPUs.
-
-    Measured once, as by `probe`.
-    """
-    if device.type != "cpu":
-        return 1.0
-
-    def ratio() -> dict[str, float]:
-        m, k, n = WIDE
-        wide, x = torch.nn.Linear(k, n), torch.randn(m, k)
-        with torch.no_grad():
-            whole, pieces = _fastest(lambda: wide(x), device), _fastest(lambda: linear_in_pieces(wide, x), device)
-        return {"gain": whole / pieces}
-
-    return cached(f"a product {WIDE} in pieces of {PIECE} on {_where(device)}", ratio)["gain"]
-
-
-def pieces_pay(device: torch.device) -> bool:
-    """Whether products are made in pieces here."""
-    return pieces_gain(device) >= WORTH_PIECES
-
-
-def _where(device: torch.device) -> str:
-    """All that a measurement holds for."""
+def measured_once(what: str, device: torch.device, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What measure() found on this machine with so many threads and this torch; kept beside other cached values."""
     threads = f"{torch.get_num_threads()} threads"
     where = f"{device_name(device)}, {device.type}, {threads}, {platform.machine()}, torch {torch.__version__}"
-    return where + (f", {kept_to()}" if kept_to() else "")
+    where += f", {kept_to()}" if kept_to() else ""
+    return cached(f"{what} on {where}", measure)
 
 
 def kept_to() -> str:

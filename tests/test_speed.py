@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import justimage as ji
 from justimage import execution, precision
 from justimage.data.loader import Batch, batches
-from justimage.execution import blocks_of, linear_in_pieces
+from justimage.execution import blocks_of
 from justimage.networks.conditions import Part
 from justimage.networks.dit import DiT, DiTConfig
 from justimage.networks.dropout import Dropout
@@ -36,8 +36,10 @@ from justimage.training.loss import flow_matching
 from justimage.training.masks import keyed_dropouts
 from justimage.training.state import TrainingState
 from justimage.weights import load as load_module
+from justimage.weights import pieces
 from justimage.weights.int8 import Int8Linear, rounded
 from justimage.weights.load import compile_for, load, prepare, swap_weights
+from justimage.weights.pieces import PIECE, linear_in_pieces, swiglu_in_pieces
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[1]
@@ -105,10 +107,7 @@ def test_this_machine_is_measured():
     assert 1e8 < rates["float32"] < 1e15
 
 
-WIDE = [(300, 16, 2 * execution.PIECE + 37), (2, 70, 8, 1700), (128, 8, 5 * execution.PIECE)]
-
-
-@pytest.mark.parametrize("shape", WIDE)
+@pytest.mark.parametrize("shape", [(300, 16, 2 * PIECE + 37), (2, 70, 8, 1700), (128, 8, 5 * PIECE)])
 def test_a_product_in_pieces_is_the_product(shape):
     *rows, inner, outer = shape
     linear, x = torch.nn.Linear(inner, outer), torch.randn(*rows, inner)
@@ -121,22 +120,38 @@ def test_a_product_in_pieces_is_the_product(shape):
     torch.testing.assert_close(linear.weight.grad, x.flatten(0, -2).sum(0).expand_as(linear.weight))
 
 
+@pytest.mark.parametrize("hidden", [96, 3 * PIECE // 2, 3 * PIECE + 50])
+def test_a_feed_forward_layer_in_pieces_is_the_layer(hidden):
+    layer, x = SwiGLU(16, hidden, dropout=0.5), torch.randn(2, 70, 16)
+    assert not swiglu_in_pieces(layer.train(), x).equal(layer(x))  # it drops as ever
+    layer.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(swiglu_in_pieces(layer, x), layer(x), rtol=1e-5, atol=1e-5)
+    swiglu_in_pieces(layer, x).sum().backward()
+    assert layer.up.weight.grad is not None
+
+
 @pytest.mark.parametrize("pays", [True, False])
-def test_wide_maps_are_made_in_pieces_where_that_is_faster(pays, cache, monkeypatch):
-    monkeypatch.setattr(precision, "WORTH_PIECES", 0.0 if pays else torch.inf)
-    monkeypatch.setattr(execution, "PIECE", 30)
-    monkeypatch.setattr(execution, "FEW_ROWS", 1)
-    net = small_net()
+@pytest.mark.parametrize("swiglu", [True, False])
+def test_wide_layers_are_run_in_pieces_where_that_is_faster(pays, swiglu, cache, monkeypatch):
+    monkeypatch.setattr(pieces, "WORTH", 0.0 if pays else torch.inf)
+    monkeypatch.setattr(pieces, "PIECE", 30)
+    monkeypatch.setattr(pieces, "FEW_ROWS", 1)
+    monkeypatch.setattr(pieces, "TRIED", (8, 8, 8))
+    net = small_net(swiglu=swiglu)
     z, t, y = torch.randn(2, net.config.channels, 8, 8), torch.rand(2), torch.tensor([0, 1])
     with torch.no_grad():
         before = net(z, t, y)
         prepare(ji.Denoiser(net), device="cpu", dtype=torch.float32)
+        layers = [each for each in net.modules() if isinstance(each, SwiGLU)]
         wide = [each for each in net.modules() if isinstance(each, torch.nn.Linear) and each.out_features > 60]
-        assert wide
-        assert {each for each in net.modules() if "forward" in vars(each)} == (set(wide) if pays else set())
+        expected = {*layers, *wide} - {layer.up for layer in layers}
+        assert {each for each in net.modules() if "forward" in vars(each)} == (expected if pays else set())
+        assert bool(layers) == swiglu and wide
         torch.testing.assert_close(net(z, t, y), before, rtol=1e-5, atol=1e-6)
     other = prepare(ji.Denoiser(small_net()), device="cpu", dtype=torch.bfloat16)
     assert not any("forward" in vars(each) for each in other.modules())
+    assert pieces.pieces_gain(torch.device("meta")) == 1.0
 
 
 # Written out, since it is faster
@@ -388,7 +403,7 @@ def test_a_model_in_int8_draws_nearly_the_same_and_does_nothing_else(tmp_path):
     found, expected = (each.sample(labels=[1, 2], guidance=2.0, steps=4, raw=False) for each in (rough, exact))
     assert 0 < float((found - expected).norm() / expected.norm()) < 0.05
     layers: list[Any] = [next(blocks_of(each.net)) for each in (rough, exact)]
-    assert [layer.mlp._as_written() for layer in layers] == [False, True]  # one in int8 has no widths to pad
+    assert [layer.mlp.as_written() for layer in layers] == [False, True]  # one in int8 has no widths to pad
     with pytest.raises(ValueError, match="lose precision"):
         rough.save_pretrained(tmp_path / "again")
     with pytest.raises(ValueError, match="int8 cannot take other weights"):
@@ -444,7 +459,13 @@ def test_large_batches_are_drawn_in_parts(what, guidance, monkeypatch):
 
 @pytest.mark.parametrize(
     "net",
-    [small_net(), small_net(context_tokens=0), small_net(swiglu=False), small_net((8,), 2), DiT(DiTConfig((8, 8), 4))],
+    [
+        small_net(),
+        small_net(context_tokens=0),
+        small_net(swiglu=False),
+        small_net((8,), 2),
+        DiT(DiTConfig((8, 8), (4, 4))),
+    ],
     ids=["JiT", "no context tokens", "no SwiGLU", "a signal", "DiT"],
 )
 def test_networks_know_their_largest_tensor(net):

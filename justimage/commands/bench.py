@@ -17,10 +17,11 @@ from justimage.data.sources import open_source
 from justimage.data.spec import Source
 from justimage.disk import write_text
 from justimage.execution import find_device
-from justimage.precision import SAMPLING_PRECISIONS, pieces_gain, pieces_pay, probe
+from justimage.precision import SAMPLING_PRECISIONS, probe
 from justimage.runs.recipes import RECIPES, Recipe
 from justimage.speed.bench import facts, made_up, sampling_rows, training_rows, untrained
 from justimage.weights.load import read
+from justimage.weights.pieces import pieces_gain, pieces_pay
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,8 @@ def _show_products(device: torch.device) -> None:
         table.add_row(each.precision, rate, "default" if each.chosen else "", each.why)
     console.print(table)
     if device.type == "cpu":
-        how = "so that is how it is done" if pieces_pay(device) else "so it is made at once"
-        say(f"float32, to many features: in pieces {pieces_gain(device):.2f} times as fast as at once, {how}")
+        how = "so samples are drawn that way" if pieces_pay(device) else "so it is done at once"
+        say(f"a feed-forward layer in float32: in pieces {pieces_gain(device):.2f} times as fast as at once, {how}")
 
 
 def _show(what: str, found: Mapping[str, Any]) -> None:

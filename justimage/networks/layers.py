@@ -142,7 +142,7 @@ class SwiGLU(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        if _on_tensor_cores(x) and self._as_written() and self._odd:
+        if _on_tensor_cores(x) and self.as_written() and self._odd:
             return self._padded(x)
         a, b = self.up(x).chunk(2, -1)
         return self.out(self.dropout(F.silu(a) * b))
@@ -152,7 +152,7 @@ class SwiGLU(nn.Module):
         """Features that the hidden layer lacks to a multiple of WIDTHS: 22 in L, 43 in H and G, none in B."""
         return -self.out.in_features % WIDTHS
 
-    def _as_written(self) -> bool:
+    def as_written(self) -> bool:
         """Whether both maps are what they were made as: no adapters beside them, and not in int8."""
         return all(type(each) is nn.Linear and "forward" not in vars(each) for each in (self.up, self.out))
 

@@ -17,7 +17,7 @@ from justimage.execution import device_name, precision_of
 from justimage.networks.cost import cost_of
 from justimage.networks.layers import MLP, Attention, Modulation, SwiGLU
 from justimage.parallel import Processes
-from justimage.precision import SAMPLING_PRECISIONS, kept_to, pieces_gain, probe
+from justimage.precision import SAMPLING_PRECISIONS, kept_to, probe
 from justimage.process import Prediction
 from justimage.randomness import Purpose, normals, training_noise, uniforms
 from justimage.runs.recipes import Recipe
@@ -29,6 +29,7 @@ from justimage.training.build import build, initialise
 from justimage.training.loop import train
 from justimage.training.loss import flow_matching
 from justimage.weights.load import compile_for, prepare
+from justimage.weights.pieces import pieces_gain
 
 PARTS: Mapping[str, tuple[type[nn.Module], ...]] = {
     "attention": (Attention,),

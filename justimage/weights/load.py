@@ -17,17 +17,17 @@ from justimage.execution import (
     compiling_pays,
     find_device,
     precision_of,
-    split_wide_maps,
 )
 from justimage.networks.cost import cost_of
 from justimage.networks.protocol import NETWORKS, NetworkClass, name_of
-from justimage.precision import SAMPLING_PRECISIONS, fast_dtype, pieces_pay
+from justimage.precision import SAMPLING_PRECISIONS, fast_dtype
 from justimage.weights.adapters import base_of, holds_adapters, on_base
 from justimage.weights.description import Description, assign_tensors, describe, restore_model
 from justimage.weights.folder import CONFIG, read_folder
 from justimage.weights.hub import from_hub
 from justimage.weights.int8 import use_int8
 from justimage.weights.official import load_official, weight_sets_of
+from justimage.weights.pieces import pieces_pay, use_pieces
 
 
 def weight_sets(source: str | Path) -> list[str]:
@@ -213,7 +213,7 @@ def prepare(
     else:
         cast_parameters(model.net, dtype)
     if dtype == torch.float32 and pieces_pay(where):
-        split_wide_maps(model.net)
+        use_pieces(model.net)
     if compiling_pays(model.net, where, dtype) if compile is None else compile:
         compile_blocks(model.net)
     return model
