@@ -29,6 +29,11 @@ def error(value: float, by: float) -> str:
     return f"{value:.2f} ± {by:.2f}"
 
 
+def rate(per_second: float) -> str:
+    """Images a second, also where one takes minutes."""
+    return f"{per_second:,.2f}" if per_second >= 1 else f"{per_second:.3g}"
+
+
 def where(told: dict[str, Any]) -> str:
     """The machine of a result."""
     threads, kept_to = told["threads"], f" {told['kept_to']}" if told.get("kept_to") else ""
@@ -57,20 +62,27 @@ def benches() -> str:
                     ]
                 )
         whole = [
-            [row["what"], str(row["evaluations"]), f"{row['img_per_second']:,.2f}", f"{ratio:.2f}"]
+            [row["what"], str(row["evaluations"]), rate(row["img_per_second"]), f"{ratio:.2f}"]
             for row in told["sampling"]["samples"]
             for ratio in (row["img_per_second"] / told["sampling"]["samples"][-1]["img_per_second"],)
         ]
         drawn = "drawn" if told["sampling"]["samples"][0]["whole"] else "added up from evaluations"
         parts.append(
             f"### {told['what']}, batch {told['sampling']['batch']}, {told['sampling']['rows'][0]['precision']}\n\n"
-            f"{where(told)} (`{name}.json`).\n\n"
+            f"{where(told)} (`{name}.json`).{_in_pieces(told)}\n\n"
             + table(["what", "samples", "ms", "of the matmul peak", "times plain"], rows)
             + (_consists_of(told["training"]["parts"]) if "training" in told else "")
             + f"\n\nWhole samples, {drawn}; an evaluation of the network and one of its null pass count one each:\n\n"
             + table(["preset", "evaluations", "img/s", "times plain"], whole)
         )
     return "\n\n".join(parts)
+
+
+def _in_pieces(told: dict[str, Any]) -> str:
+    gain = told.get("pieces_gain")
+    if gain is None or told["sampling"]["rows"][0]["precision"] != "float32":
+        return ""
+    return f" A feed-forward layer in pieces is {gain:.2f} times as fast as at once there."
 
 
 def _consists_of(parts: dict[str, float]) -> str:

@@ -64,14 +64,13 @@ def main(arguments: Sequence[str]) -> int:
         return DONE
     result: dict[str, Any] = {"what": asked.model, **facts(device)}
     say(f"{asked.model} on {result['device']}, {result['threads']} threads, torch {result['torch']}")
+    recipe, source = None, None
     if asked.model in RECIPES:
         recipe = RECIPES[asked.model]
         if asked.precision != "int8":
             recipe = replace(recipe, training=replace(recipe.training, precision=asked.precision))
         source = _source(recipe, asked.data)
         result["data"] = source.describe()
-        result["training"] = training_rows(recipe, source, asked.batch_size, asked.rounds, device)
-        _show("training", result["training"])
         model = untrained(recipe, source)
     else:
         if asked.data:
@@ -79,9 +78,14 @@ def main(arguments: Sequence[str]) -> int:
         model = read(asked.model)
     dtype = SAMPLING_PRECISIONS.get(asked.precision)
     rounds, batch = asked.rounds, asked.batch_size
+    # Before training, which leaves a process with much memory in pieces: usually, samples are drawn without it.
     result["sampling"] = sampling_rows(model, batch, rounds, device, whole=asked.whole, dtype=dtype)
     _show("sampling", result["sampling"])
     _show_samples(result["sampling"])
+    if recipe is not None and source is not None:
+        del model
+        result["training"] = training_rows(recipe, source, batch, rounds, device)
+        _show("training", result["training"])
     if asked.out is not None:
         write_text(asked.out, json.dumps(result, indent=1) + "\n")
         say(f"everything is in {asked.out}")
@@ -116,7 +120,7 @@ def _show(what: str, found: Mapping[str, Any]) -> None:
         spread = f"{1e3 * seconds['fastest']:,.1f} to {1e3 * seconds['slowest']:,.1f}"
         name = f"{row['what']} ({row['precision']})"
         share = f"{100 * row['share_of_peak']:.0f}"
-        table.add_row(name, f"{1e3 * seconds['median']:,.1f}", spread, f"{row['img_per_second']:,.1f}", share)
+        table.add_row(name, f"{1e3 * seconds['median']:,.1f}", spread, _rate(row["img_per_second"]), share)
     console.print(table)
     parts = sorted(found["parts"].items(), key=lambda item: -item[1])
     say("of which " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in parts if share >= 0.005))
@@ -130,7 +134,12 @@ def _show_samples(found: Mapping[str, Any]) -> None:
     for row in found["samples"]:
         rate = row["img_per_second"]
         seconds = f"{row['seconds']['median']:,.2f}"
-        table.add_row(row["what"], str(row["evaluations"]), seconds, f"{rate:,.2f}", f"{rate / plain:.2f}")
+        table.add_row(row["what"], str(row["evaluations"]), seconds, _rate(rate), f"{rate / plain:.2f}")
     console.print(table)
     if not found["samples"][0]["whole"]:
         say("added up from the times of evaluations; --whole draws them")
+
+
+def _rate(per_second: float) -> str:
+    """Images a second, also where one takes minutes."""
+    return f"{per_second:,.1f}" if per_second >= 10 else f"{per_second:.3g}"
