@@ -630,3 +630,28 @@ def test_a_state_that_is_not_finite_is_never_saved(tmp_path, part):
     with pytest.raises(NotFinite):
         state.save(tmp_path / "state")
     assert not (tmp_path / "state").exists()
+
+
+UNFINISHED = """
+import sys
+sys.path.insert(0, {tests!r})
+import torch, numpy as np, justimage as ji
+from conftest import small_net
+from justimage.parallel import Processes
+from justimage.training.build import build
+from justimage.training.loop import train
+from justimage.training.loss import flow_matching
+
+x = np.zeros((64, 2, 8, 8), np.float32) + np.arange(64, dtype=np.float32)[:, None, None, None]
+source = ji.Arrays(x, np.arange(64) % 3, classes=["a", "b", "c"])
+config = ji.Training(batch_size=8, duration_nimg=800, precision="float32")
+state = build(ji.Denoiser(small_net(), spec=source.spec), config, Processes(device=torch.device("cpu")))
+ticks = train(state, source, flow_matching(state.model, config), config, tick_nimg=8)
+print(next(ticks).nimg)
+"""
+
+
+def test_a_training_that_is_left_unfinished_ends_in_silence():
+    code = UNFINISHED.format(tests=str(Path(__file__).parent))
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert (child.stdout, "ignored" in child.stderr, "Traceback" in child.stderr) == ("8\n", False, False)

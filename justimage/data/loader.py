@@ -184,7 +184,11 @@ def batches(
     if workers == 0:
         for job in jobs:
             yield job()
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="data")
+    pool, closing = ThreadPoolExecutor(workers, thread_name_prefix="data"), contextlib.ExitStack()
+    closing.callback(pool.shutdown, wait=False, cancel_futures=True)
+    if isinstance(jobs, Generator):
+        closing.callback(jobs.close)
+    over = weakref.finalize(buffers, closing.close)  # before Python ends, should this generator be left unfinished
     try:
         ahead = deque(pool.submit(job) for job in itertools.islice(jobs, workers + 1))
         while True:
@@ -192,9 +196,7 @@ def batches(
             ahead.append(pool.submit(next(jobs)))
             yield batch
     finally:
-        if isinstance(jobs, Generator):
-            jobs.close()
-        pool.shutdown(wait=False, cancel_futures=True)
+        over()
 
 
 def _read_by_a_thread(jobs: Iterator[Job], depth: int) -> Iterator[Job]:
