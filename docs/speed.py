@@ -185,6 +185,8 @@ def page() -> str:
             "Two trainings at a time, one thread each; the better of raw and averaged weights and of two ways to draw.",
             sooner(),
             "## The work itself",
+            "Shares are of a large product: of its median in turn with the rows where a word on pieces is said, of its "
+            "fastest call before them in older results.",
             benches(),
             "## How cost grows",
             growth() or "Not measured yet: `python benchmarks/growth.py`.",

@@ -54,7 +54,7 @@ def measure(device: torch.device) -> dict[str, float | None]:
 
 
 def _rate(m: int, k: int, n: int, dtype: torch.dtype, device: torch.device) -> float:
-    return 2 * m * k * n / fastest(matrix_product(m, k, n, dtype, device), device)
+    return 2 * m * k * n / _fastest(matrix_product(m, k, n, dtype, device), device)
 
 
 def matrix_product(m: int, k: int, n: int, dtype: torch.dtype, device: torch.device) -> Callable[[], Tensor]:
@@ -66,8 +66,7 @@ def matrix_product(m: int, k: int, n: int, dtype: torch.dtype, device: torch.dev
     return lambda: torch.nn.functional.linear(a, b)
 
 
-def fastest(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds of the fastest of several calls."""
+def _fastest(call: Callable[[], object], device: torch.device) -> float:
     call()
     finish(device)
     best, began = float("inf"), time.perf_counter()

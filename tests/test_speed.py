@@ -30,6 +30,7 @@ from justimage.sampling.parts import samples_at_once
 from justimage.speed.bench import Clock, fitting_batch, made_up, sampling_rows, training_rows
 from justimage.speed.plain import plain, sample_plainly, training_step
 from justimage.speed.timing import timed
+from justimage.training.adapters import LoRA, add_adapters
 from justimage.training.build import build
 from justimage.training.loop import train
 from justimage.training.loss import flow_matching
@@ -114,7 +115,11 @@ def test_a_product_in_pieces_is_the_product(shape):
     with torch.no_grad():
         found = linear_in_pieces(linear, x)
         torch.testing.assert_close(found, linear(x), rtol=1e-5, atol=1e-5)
+        assert linear_in_pieces(linear, x[0].flatten()[:inner]).shape == (outer,)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert linear_in_pieces(linear, x).equal(linear(x))
     assert found.shape == (*rows, outer)
+    assert found.is_contiguous()
     linear_in_pieces(linear, x).sum().backward()  # gradients flow as ever
     assert linear.weight.grad is not None
     torch.testing.assert_close(linear.weight.grad, x.flatten(0, -2).sum(0).expand_as(linear.weight))
@@ -131,26 +136,72 @@ def test_a_feed_forward_layer_in_pieces_is_the_layer(hidden):
     assert layer.up.weight.grad is not None
 
 
+@pytest.fixture
+def small_pieces(cache, monkeypatch):
+    """Layers of small networks are wide, and pieces pay."""
+    for name, value in {"PIECE": 30, "WIDE": 60, "FEW_ROWS": 1, "TRIED": (8, 8, 8), "ROUNDS": 1, "WORTH": 0.0}.items():
+        monkeypatch.setattr(pieces, name, value)
+
+
+def otherwise(net: torch.nn.Module) -> set[torch.nn.Module]:
+    """Modules that are not run as they were written."""
+    return {each for each in net.modules() if "forward" in vars(each)}
+
+
 @pytest.mark.parametrize("pays", [True, False])
 @pytest.mark.parametrize("swiglu", [True, False])
-def test_wide_layers_are_run_in_pieces_where_that_is_faster(pays, swiglu, cache, monkeypatch):
-    monkeypatch.setattr(pieces, "WORTH", 0.0 if pays else torch.inf)
-    monkeypatch.setattr(pieces, "PIECE", 30)
-    monkeypatch.setattr(pieces, "FEW_ROWS", 1)
-    monkeypatch.setattr(pieces, "TRIED", (8, 8, 8))
+def test_wide_layers_are_run_in_pieces_where_that_is_faster(pays, swiglu, small_pieces, monkeypatch):
+    if not pays:
+        monkeypatch.setattr(pieces, "WORTH", torch.inf)
     net = small_net(swiglu=swiglu)
     z, t, y = torch.randn(2, net.config.channels, 8, 8), torch.rand(2), torch.tensor([0, 1])
     with torch.no_grad():
         before = net(z, t, y)
+        random = torch.get_rng_state()
         prepare(ji.Denoiser(net), device="cpu", dtype=torch.float32)
+        assert torch.get_rng_state().equal(random)
         layers = [each for each in net.modules() if isinstance(each, SwiGLU)]
-        wide = [each for each in net.modules() if isinstance(each, torch.nn.Linear) and each.out_features > 60]
+        wide = [each for each in net.modules() if isinstance(each, torch.nn.Linear) and each.out_features >= 60]
         expected = {*layers, *wide} - {layer.up for layer in layers}
-        assert {each for each in net.modules() if "forward" in vars(each)} == (expected if pays else set())
+        assert otherwise(net) == (expected if pays else set())
         assert bool(layers) == swiglu and wide
         torch.testing.assert_close(net(z, t, y), before, rtol=1e-5, atol=1e-6)
-    other = prepare(ji.Denoiser(small_net()), device="cpu", dtype=torch.bfloat16)
-    assert not any("forward" in vars(each) for each in other.modules())
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(net(z, t, y).float(), before, rtol=0.1, atol=0.1)
+
+
+def test_layers_that_are_not_the_librarys_or_have_changed_are_run_as_they_are(small_pieces):
+    class Own(SwiGLU):
+        def forward(self, x: Tensor) -> Tensor:
+            return x
+
+    class OwnNetwork(ji.JiT):
+        pass
+
+    ways: list[tuple[torch.nn.Module, dict[str, Any]]] = [
+        (small_net(), {"dtype": torch.bfloat16}),
+        (small_net(), {"dtype": torch.float32, "compile": False}),  # the reference
+        (OwnNetwork(small_net().config), {"dtype": torch.float32}),
+    ]
+    for each, how in ways:
+        assert not otherwise(prepare(ji.Denoiser(each), device="cpu", **how))
+    net, x = small_net(), torch.randn(2, 4, 32)
+    layers = [each for each in net.modules() if isinstance(each, SwiGLU)]
+    layers[1].up.bias = None
+    layers.append(Own(32, 96, dropout=0.0))
+    net.extra = layers[-1]
+    prepare(ji.Denoiser(net), device="cpu", dtype=torch.float32)
+    assert [layer in otherwise(net) for layer in layers] == [True, False, False]
+    layer = layers[0]
+    with torch.no_grad():
+        before = layer(x)
+        add_adapters(net, LoRA(rank=2, parts=("mlp.up",)), seed=0)
+        layer.up.get_parameter("lora_up").add_(1.0)
+        assert not layer(x).equal(before)
+    net = small_net()
+    for dtype in (torch.float32, torch.int8):
+        model = prepare(ji.Denoiser(net), device="cpu", dtype=dtype)
+    assert model(torch.randn(2, net.config.channels, 8, 8), torch.rand(2), torch.tensor([0, 1])).value.isfinite().all()
     assert pieces.pieces_gain(torch.device("meta")) == 1.0
 
 
@@ -489,8 +540,11 @@ def test_only_cpus_and_networks_that_know_take_parts(monkeypatch):
     assert samples_at_once(lambda z, t, y: z, noise) is None
     monkeypatch.undo()
     full = samples_at_once(ji.Denoiser(net), noise)
+    assert full and 4 * full * net.largest((8, 8)) < 2**25 <= 8 * full * net.largest((8, 8))
+    monkeypatch.setattr(net, "largest", lambda size: 2**20)  # 32 MiB are too many for eight
+    assert samples_at_once(ji.Denoiser(net), noise) == 4
     execution.cast_parameters(net, torch.bfloat16)
-    assert full and samples_at_once(ji.Denoiser(net), noise) == 2 * full
+    assert samples_at_once(ji.Denoiser(net), noise) is None
 
 
 def test_times_outside_of_the_grid_are_asked_for():

@@ -155,7 +155,7 @@ def _of_model(asked: Evaluate, arguments: Sequence[str], processes: Processes) -
     )
     # Once more with what suits the model as defaults: what the user has written wins over them.
     chosen = with_settings(model.sampling, PRESETS[asked.preset] if asked.preset else {})
-    count = shared_equally(Evaluate.count, model)
+    count = shared_equally(Evaluate.count, model) if asked.labels == "balanced" else Evaluate.count
     asked = parse(Evaluate, arguments, "jit evaluate", Evaluate(asked.model, count=count, sampling=chosen))
     if asked.save is not None and processes.world > 1:
         raise ValueError("--save is for one process; `jit sample` writes samples from the same seeds")

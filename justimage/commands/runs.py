@@ -16,6 +16,7 @@ from justimage.runs.record import Record, read_run, runs_in
 
 COLUMNS = ("run", "state", "images", "done", "img/s", "loss", "fd", "written")
 WORDS = ("run", "state", "written")  # columns that are no numbers
+USUAL_WIDTH = 80  # of a terminal
 SCALES = ((86_400, "d"), (3_600, "h"), (60, "min"))
 
 
@@ -35,9 +36,9 @@ def main(arguments: Sequence[str]) -> int:
     if not folders:
         raise ValueError(f"there are no runs in {asked.folder}; `jit train RECIPE` begins one, in runs/RECIPE")
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-    for name in COLUMNS:  # in a narrow terminal names are broken, never a number
+    for name in COLUMNS:  # names are broken before numbers are; where that does not suffice, all are, and none is cut
         side = "left" if name in WORDS else "right"
-        table.add_column(name, overflow="fold", justify=side, no_wrap=name != "run")
+        table.add_column(name, overflow="fold", justify=side, no_wrap=name != "run" and console.width >= USUAL_WIDTH)
     damaged = []
     for folder in folders:
         try:
@@ -56,8 +57,6 @@ def row(record: Record, now: float) -> tuple[str, ...]:
     last = record.evaluations[-1] if record.evaluations else {}
     fd = last.get("scores", {}).get("fd", {}) if isinstance(last.get("scores"), dict) else {}
     figure = f"{fd['value']:.4g}" if isinstance(fd.get("value"), float) else ""
-    if figure and last["nimg"] != record.nimg:
-        figure += f" at {last['nimg']:,}"
     return (
         str(record.folder),
         record.state,

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +15,7 @@ from justimage.commands.line import parse
 from justimage.commands.main import DONE, INTERRUPTED
 from justimage.data.sources import DataOptions
 from justimage.disk import held, remove, write_text
-from justimage.evaluation.draws import Labels, draws_of, shared_equally
+from justimage.evaluation.draws import Labels, draws_of
 from justimage.evaluation.evaluate import evaluate, hash_of, mean_of, name_of
 from justimage.evaluation.judge import check_counts
 from justimage.evaluation.plots import plot_guidance, plot_nfe, pyplot
@@ -136,11 +136,8 @@ def _sweep(asked: SweepCommand, sets: list[tuple[str, str]], processes: Processe
                 progress=progress,
             ),
         )
-        count, halving = asked.halving.count, asked.halving
-        if count == Halving.count:  # nobody has asked for it
-            count = shared_equally(count, model)
-            halving = replace(halving, count=count)
-        check_counts(count, judge.features)
+        check_counts(asked.halving.count, judge.features)
+        count = asked.halving.count
         draws = draws_of(model, count, asked.first_seed, asked.labels, given)
         compile_for(model, count * sum(each.sampling.evaluations() for each in candidates))
         if processes.first:
@@ -153,7 +150,7 @@ def _sweep(asked: SweepCommand, sets: list[tuple[str, str]], processes: Processe
             judge,
             draws,
             candidates,
-            halving,
+            asked.halving,
             out / "rows",
             always=(
                 lambda each: each.sampling.guidance == 1,

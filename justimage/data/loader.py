@@ -188,7 +188,7 @@ def batches(
     closing.callback(pool.shutdown, wait=False, cancel_futures=True)
     if isinstance(jobs, Generator):
         closing.callback(jobs.close)
-    over = weakref.finalize(buffers, closing.close)  # before Python ends, should this generator be left unfinished
+    over = weakref.finalize(buffers, closing.close)  # from below, or as Python ends
     try:
         ahead = deque(pool.submit(job) for job in itertools.islice(jobs, workers + 1))
         while True:

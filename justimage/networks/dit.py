@@ -108,8 +108,9 @@ class DiT(nn.Module):
         return unpatchify(self.head(x, modulating), grid, self.config.patch)
 
     def largest(self, size: Sequence[int]) -> int:
-        """Numbers in the largest tensor of one sample of a size: all tokens in their widest."""
-        return prod(grid_of(size, self.config.patch)) * cast(Block, self.blocks[0]).widest
+        """Numbers in the largest tensor of one sample of a size: all tokens where they are widest."""
+        numbers = self.config.channels * prod(self.config.patch)
+        return prod(grid_of(size, self.config.patch)) * max(cast(Block, self.blocks[0]).widest, numbers)
 
     @property
     def axes(self) -> dict[str, tuple[str, int]]:

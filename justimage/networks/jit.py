@@ -268,9 +268,10 @@ class JiT(nn.Module):
         return torch.cat((*found, time), -1)
 
     def largest(self, size: Sequence[int]) -> int:
-        """Numbers in the largest tensor of one sample of a size: all tokens in their widest."""
+        """Numbers in the largest tensor of one sample of a size: all tokens where they are widest."""
         tokens = prod(grid_of(size, self.config.patch)) + getattr(self.condition, "longest", 0)
-        return tokens * cast(Block, self.blocks[0]).widest
+        numbers = self.config.channels * prod(self.config.patch)
+        return tokens * max(cast(Block, self.blocks[0]).widest, numbers)
 
     def _places(self, grid: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
         """Positions (T, D) and rotations (K + T, d / 2, 2) of a grid; the network's own are kept in buffers."""

@@ -154,7 +154,8 @@ class SwiGLU(nn.Module):
 
     def as_written(self) -> bool:
         """Whether both maps are what they were made as: no adapters beside them, and not in int8."""
-        return all(type(each) is nn.Linear and "forward" not in vars(each) for each in (self.up, self.out))
+        maps = (self.up, self.out)
+        return all(type(each) is nn.Linear and "forward" not in vars(each) and each.bias is not None for each in maps)
 
     def _padded(self, x: Tensor) -> Tensor:
         """The same with hidden features of zero beside the others: silu(0) 0 = 0, and nothing flows back to them.
@@ -210,13 +211,12 @@ class Block(nn.Module):
     told: see `Modulation`.
     """
 
-    def __init__(self, attention: Attention, mlp: SwiGLU | MLP, norms: tuple[nn.Module, nn.Module], width: int):
+    def __init__(self, attention: Attention, mlp: nn.Module, norms: tuple[nn.Module, nn.Module], width: int):
         super().__init__()
         self.norm1, self.norm2 = norms
         self.attention = attention
         self.mlp = mlp
         self.modulation = Modulation(width, 6)
-        self.widest = max(attention.qkv.out_features, mlp.up.out_features)  # features of a token on the way
 
     def forward(
         self, x: Tensor, c: Tensor, rotation: Tensor | None, mask: Tensor | None = None, told: Tensor | None = None
@@ -224,6 +224,12 @@ class Block(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c, told)
         x = torch.addcmul(x, gate1, self.attention(modulate(self.norm1(x), shift1, scale1), rotation, mask))
         return torch.addcmul(x, gate2, self.mlp(modulate(self.norm2(x), shift2, scale2)))
+
+    @property
+    def widest(self) -> int:
+        """Features of a token where it has most."""
+        maps = (*self.attention.modules(), *self.mlp.modules())
+        return max(each.out_features for each in maps if isinstance(each, nn.Linear))
 
 
 class Head(nn.Module):

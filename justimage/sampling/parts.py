@@ -15,20 +15,19 @@ from justimage.execution import precision_of
 from justimage.process import Prediction
 
 Model = Callable[[Tensor, Tensor, Any], Prediction]
-KEPT = 32 * 2**20  # bytes: glibc takes what is larger than this from the system each time
+KEPT = 32 * 2**20 - 2**16  # bytes: glibc takes 32 MiB, its own header among them, from the system each time
 
 
 def samples_at_once(model: Any, noise: Tensor) -> int | None:
     """How many samples of noise (B, C, *S) a model takes at once, a power of two; None: as many as there are.
 
-    So it is on a CPU, for networks with `largest` (justimage.networks.protocol).
+    So it is on a CPU in float32, where it was measured, for networks with `largest` (justimage.networks.protocol).
     """
     net: Any = getattr(model, "net", None)
     largest = getattr(net, "largest", None)
-    if largest is None or noise.device.type != "cpu":
+    if largest is None or noise.device.type != "cpu" or precision_of(net) != "float32":
         return None
-    bytes_of_number = 2 if precision_of(net) == "bfloat16" else 4
-    fitting = KEPT // (bytes_of_number * largest(noise.shape[2:]))
+    fitting = KEPT // (4 * largest(noise.shape[2:]))
     return 1 << max(fitting.bit_length() - 1, 0)
 
 

@@ -27,7 +27,7 @@ from justimage.weights.folder import CONFIG, read_folder
 from justimage.weights.hub import from_hub
 from justimage.weights.int8 import use_int8
 from justimage.weights.official import load_official, weight_sets_of
-from justimage.weights.pieces import pieces_pay, use_pieces
+from justimage.weights.pieces import use_pieces
 
 
 def weight_sets(source: str | Path) -> list[str]:
@@ -177,7 +177,8 @@ def load(
     allow_non_finite: take weights that hold NaN or infinity, which draw nothing.
     base: the weights that adapters are for, where they are no longer where they were.
     device, dtype, compile: by default the accelerator if there is one, bfloat16 where that is faster, and compiled
-    blocks where that pays: on GPUs, and see `compile_for`. dtype=torch.float32, compile=False is the reference;
+    blocks where that pays: on GPUs, and see `compile_for`; in float32 on a CPU, wide layers in pieces where that does
+    (weights.pieces). dtype=torch.float32, compile=False is the reference;
     dtype=torch.int8 rounds the linear maps of the blocks (weights.int8), which is fast on CPUs without AMX, and such a
     model can only sample.
 
@@ -212,8 +213,8 @@ def prepare(
         use_int8(model.net)
     else:
         cast_parameters(model.net, dtype)
-    if dtype == torch.float32 and pieces_pay(where):
-        use_pieces(model.net)
+    if dtype == torch.float32 and compile is None and name_of(model.net) in NETWORKS:
+        use_pieces(model.net, where)
     if compiling_pays(model.net, where, dtype) if compile is None else compile:
         compile_blocks(model.net)
     return model
