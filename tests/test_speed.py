@@ -187,7 +187,7 @@ def test_layers_that_are_not_the_librarys_or_have_changed_are_run_as_they_are(sm
         assert not otherwise(prepare(ji.Denoiser(each), device="cpu", **how))
     net, x = small_net(), torch.randn(2, 4, 32)
     layers = [each for each in net.modules() if isinstance(each, SwiGLU)]
-    layers[1].up.bias = None
+    layers[1].up.register_parameter("bias", None)
     layers.append(Own(32, 96, dropout=0.0))
     net.extra = layers[-1]
     prepare(ji.Denoiser(net), device="cpu", dtype=torch.float32)
