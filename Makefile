@@ -23,9 +23,9 @@ test-lowest:
 	set -e; \
 	$$uv venv --quiet --clear --python 3.11 $(LOWEST); \
 	$$uv pip install --quiet --compile-bytecode --python $(LOWEST)/bin/python --resolution lowest-direct -e '.[dev,demo,data,science,eval]'
-	@$(LOWEST)/bin/python -c 'import re; from importlib.metadata import requires, version; \
-	names = {re.match(r"[\w.-]+", text)[0] for text in requires("justimage")}; \
-	print(*(f"{name}=={version(name)}" for name in sorted(names)), sep="\n")'
+	@$(LOWEST)/bin/python -c 'import re; from importlib.metadata import distributions, requires; \
+	names = {re.match(r"[\w.-]+", text)[0].lower() for text in requires("justimage")}; \
+	print(*sorted(f"{each.name}=={each.version}" for each in distributions() if each.name.lower() in names), sep="\n")'
 	$(LOWEST)/bin/python -m pytest -n auto tests/lowest.py
 
 format: $(VENV)/.ready
