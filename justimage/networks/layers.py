@@ -153,7 +153,7 @@ class SwiGLU(nn.Module):
         return -self.out.in_features % WIDTHS
 
     def as_written(self) -> bool:
-        """Whether both maps are what they were made as: no adapters beside them, and not in int8."""
+        """Whether both maps are what they were made as: with a bias, no adapters beside them, and not in int8."""
         maps = (self.up, self.out)
         return all(type(each) is nn.Linear and "forward" not in vars(each) and each.bias is not None for each in maps)
 

@@ -4,7 +4,6 @@ A few samples of a large network fill a CPU as well as many do. With many, tenso
 keeps for the next ones: each gets fresh pages, which the system clears one by one.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,8 +12,8 @@ from torch.utils import _pytree as pytree
 
 from justimage.execution import precision_of
 from justimage.process import Prediction
+from justimage.sampling.ahead import Model
 
-Model = Callable[[Tensor, Tensor, Any], Prediction]
 KEPT = 32 * 2**20 - 2**16  # bytes: glibc takes 32 MiB, its own header among them, from the system each time
 
 
