@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from justimage.execution import device_name
-from justimage.speed.timing import timed
+from justimage.timing import timed
 
 RESULTS = Path(__file__).parent / "results"
 

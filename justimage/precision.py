@@ -1,17 +1,14 @@
 """The precision of matrix products: chosen by how fast this machine is with each, measured once and kept."""
 
-import os
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from justimage.disk import cached
-from justimage.execution import device_name, finish
+from justimage.execution import finish
+from justimage.timing import measured_once
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # any other name: see fast_dtype
 SAMPLING_PRECISIONS = {**PRECISIONS, "int8": torch.int8}  # trained models can also be rounded further
@@ -85,20 +82,6 @@ def probe(device: torch.device) -> list[Product]:
     """What this machine was found to do with each precision; measured once, and kept beside other cached values."""
     # The shape is part of what was measured: another one is another measurement.
     return judged(measured_once(f"matrix products {SHAPE} {LARGE_SHAPE}", device, lambda: measure(device)))
-
-
-def measured_once(what: str, device: torch.device, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What measure() found on this machine with so many threads and this torch; kept beside other cached values."""
-    threads = f"{torch.get_num_threads()} threads"
-    where = f"{device_name(device)}, {device.type}, {threads}, {platform.machine()}, torch {torch.__version__}"
-    where += f", {kept_to()}" if kept_to() else ""
-    return cached(f"{what} on {where}", measure)
-
-
-def kept_to() -> str:
-    """The instructions that products on a CPU are kept to, if the user has said so: it is then like an older one."""
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "")
-    return f"kept to {limit}" if limit else ""
 
 
 def judged(flops: dict[str, float | None]) -> list[Product]:

@@ -29,7 +29,7 @@ from justimage.sampling.draw import draw
 from justimage.sampling.parts import samples_at_once
 from justimage.speed.bench import Clock, fitting_batch, made_up, sampling_rows, training_rows
 from justimage.speed.plain import plain, sample_plainly, training_step
-from justimage.speed.timing import timed
+from justimage.timing import timed
 from justimage.training.adapters import LoRA, add_adapters
 from justimage.training.build import build
 from justimage.training.loop import train
@@ -506,6 +506,13 @@ def test_large_batches_are_drawn_in_parts(what, guidance, monkeypatch):
     unconditional = draw(model, None, noise, replace(sampling, guidance=1.0))
     monkeypatch.undo()
     torch.testing.assert_close(unconditional, draw(model, None, noise, replace(sampling, guidance=1.0)))
+
+
+@pytest.mark.parametrize("y", [torch.tensor([1]), {"labels": torch.tensor([0, 1])}, torch.tensor(1)])
+def test_conditions_are_for_each_sample(y):
+    model = ji.Denoiser(small_net()).eval()
+    with pytest.raises(ValueError, match="not a value for each of 3 samples"):
+        draw(model, y, torch.randn(3, 3, 8, 8), Sampling(steps=1))
 
 
 @pytest.mark.parametrize(

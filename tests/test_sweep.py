@@ -287,6 +287,17 @@ def test_the_command_leaves_a_table_plots_and_settings(tmp_path, monkeypatch, ca
     assert json.loads((tmp_path / "samples" / "samples.json").read_text())["sampling"] == best["sampling"]
 
 
+def test_the_default_number_of_samples_is_one_that_classes_share(tmp_path, monkeypatch, capsys):
+    model().save_pretrained(tmp_path / "m")
+    pictures(tmp_path / "data.npz")
+    monkeypatch.setattr(Halving, "count", 31)
+    words = ["sweep", "m", "--data", "data.npz", "--first", "1", "--guidance", "1", "--steps", "1", "--repeats", "1"]
+    assert jit_here(*words, "--device", "cpu", cwd=tmp_path, monkeypatch=monkeypatch) == 0
+    assert json.loads((tmp_path / "sweep" / "sweep.json").read_text())["fresh"]["count"] == 30
+    assert jit_here(*words, "--count", "31", "--device", "cpu", cwd=tmp_path, monkeypatch=monkeypatch) == 2
+    assert "choose --count 30" in capsys.readouterr().err
+
+
 def test_all_weights_of_a_run_are_swapped_in(tmp_path, monkeypatch, capsys):
     """Of a run of an older version; each draws what it draws when it is loaded alone."""
     shutil.copytree(PREVIOUS / "run", tmp_path / "run")

@@ -15,7 +15,7 @@ from justimage.commands.line import parse
 from justimage.commands.main import DONE, INTERRUPTED
 from justimage.data.sources import DataOptions
 from justimage.disk import held, remove, write_text
-from justimage.evaluation.draws import Labels, draws_of
+from justimage.evaluation.draws import Labels, draws_of, shared_equally
 from justimage.evaluation.evaluate import evaluate, hash_of, mean_of, name_of
 from justimage.evaluation.judge import check_counts
 from justimage.evaluation.plots import plot_guidance, plot_nfe, pyplot
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str]) -> int:
     processes = join(find_device(asked.device))
     try:
         with naming_the_gone(processes):
-            return _sweep(asked, sets, processes)
+            return _sweep(asked, arguments, sets, processes)
     except KeyboardInterrupt:
         if processes.first:
             say("interrupted; the same command goes on from what was drawn")
@@ -113,9 +113,12 @@ def _sets(asked: SweepCommand) -> list[tuple[str, str]]:
     return list(dict.fromkeys(sets))
 
 
-def _sweep(asked: SweepCommand, sets: list[tuple[str, str]], processes: Processes) -> int:
+def _sweep(asked: SweepCommand, arguments: Sequence[str], sets: list[tuple[str, str]], processes: Processes) -> int:
     source, weights = sets[0]
     model = load(source, weights=weights or None, device=processes.device)
+    # Once more with a number that the model's classes share as default: what the user has written wins over it.
+    few = shared_equally(Halving.count, model) if asked.labels == "balanced" else Halving.count
+    asked = parse(SweepCommand, arguments, "jit sweep", SweepCommand(asked.models, halving=Halving(few)))
     check_samples(asked.batch_size, (model.config.channels, *model.config.size), model.device)
     candidates = asked.space.candidates(sets, model.sampling, guided=bool(model.needs))
     data = reference_data(source, asked.data, asked.data_options)

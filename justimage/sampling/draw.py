@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from justimage.execution import check_memory
 from justimage.process import Prediction
@@ -45,8 +46,12 @@ def draw(
     model(z, t, y) -> Prediction; a guidance scale other than 1 also asks it for null(count, size, device), the value of
     the condition that means none. y: a value of the condition for each sample, or None. noise has the model's
     noise_scale. watch: called with (z, t, prediction) at every evaluation. step, grid: functions in place of those that
-    `sampling` names. A network in training mode is put in evaluation mode meanwhile.
+    `sampling` names. A network in training mode is put in evaluation mode meanwhile. Raises ValueError where y is not
+    for as many samples as there is noise for.
     """
+    for each in pytree.tree_leaves(y):
+        if isinstance(each, Tensor) and each.shape[:1] != noise.shape[:1]:
+            raise ValueError(f"y of the shape {tuple(each.shape)} is not a value for each of {len(noise)} samples")
     needs_null = sampling.guidance != 1 and y is not None
     null = model.null(len(noise), noise.shape[2:], noise.device) if needs_null else None
     if isinstance(y, Tensor) and isinstance(null, dict):  # labels alone are a value too

@@ -17,14 +17,15 @@ from justimage.execution import device_name, precision_of
 from justimage.networks.cost import cost_of
 from justimage.networks.layers import MLP, Attention, Modulation, SwiGLU
 from justimage.parallel import Processes
-from justimage.precision import SAMPLING_PRECISIONS, kept_to, probe
+from justimage.precision import SAMPLING_PRECISIONS, probe
 from justimage.process import Prediction
 from justimage.randomness import Purpose, normals, training_noise, uniforms
 from justimage.runs.recipes import Recipe
 from justimage.samplers import PRESETS, Sampling, with_settings
 from justimage.sampling.draw import draw, predictor
+from justimage.speed.clock import Clock, peak_memory, square_product
 from justimage.speed.plain import plain, sample_plainly, training_step
-from justimage.speed.timing import Clock, Timed, peak_memory, square_product, timed
+from justimage.timing import Timed, kept_to, timed
 from justimage.training.build import build, initialise
 from justimage.training.loop import train
 from justimage.training.loss import flow_matching

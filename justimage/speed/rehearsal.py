@@ -19,7 +19,7 @@ from justimage.execution import find_device, finish
 from justimage.parallel import Processes
 from justimage.runs.recipes import Recipe
 from justimage.speed.bench import made_up, replaced
-from justimage.speed.timing import Clock, peak_memory
+from justimage.speed.clock import Clock, peak_memory
 from justimage.training.build import build
 from justimage.training.loop import train
 from justimage.training.loss import flow_matching

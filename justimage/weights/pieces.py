@@ -4,8 +4,6 @@ What a feed-forward layer makes of some hundred features is still in the cache w
 features is not. And on AMD's processors MKL takes up to 1.7 times as long for many output features at once.
 """
 
-import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 
@@ -14,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from justimage.networks.layers import SwiGLU
-from justimage.precision import measured_once
+from justimage.timing import measured_once, timed
 
 PIECE = 768  # features
 WIDE = 3 * PIECE  # output features of one map, from which on they are too many at once
@@ -88,15 +86,9 @@ def pieces_gain(device: torch.device) -> float:
         tokens, width, hidden = TRIED
         with torch.random.fork_rng(devices=[]):  # whoever draws random numbers afterwards draws what they would have
             layer, x = SwiGLU(width, hidden, dropout=0.0).eval(), torch.randn(tokens, width)
-        ways: tuple[Callable[[], Tensor], ...] = (lambda: layer(x), lambda: swiglu_in_pieces(layer, x))
-        seconds: list[list[float]] = [[] for _ in ways]
-        for _ in range(1 + ROUNDS):
-            for way, each in zip(ways, seconds, strict=True):
-                began = time.perf_counter()
-                way()
-                each.append(time.perf_counter() - began)
-        whole, pieces = (statistics.median(each[1:]) for each in seconds)
-        return {"gain": whole / pieces}
+        ways = {"whole": lambda: layer(x), "pieces": lambda: swiglu_in_pieces(layer, x)}
+        found = timed(ways, ROUNDS, device)
+        return {"gain": found["whole"].median / found["pieces"].median}
 
     return measured_once(f"SwiGLU of {TRIED} in pieces of {PIECE}", device, measure)["gain"]
 

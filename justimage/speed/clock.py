@@ -1,9 +1,8 @@
-"""Timing that is fair on a noisy machine: rows in turn, round by round, and the most that the machine could do."""
+"""Where the time goes, part by part, and the most that the machine could do."""
 
 import contextlib
-import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -13,34 +12,6 @@ from justimage.precision import matrix_product
 
 PEAK_LENGTH = {"cuda": 8192}  # of the square matrices whose product is a machine's peak
 SMALL_PEAK_LENGTH = 2048
-
-
-@dataclass(frozen=True)
-class Timed:
-    """Seconds of one call, over some rounds."""
-
-    median: float
-    fastest: float
-    slowest: float
-    rounds: int
-
-
-def timed(rows: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> dict[str, Timed]:
-    """Each row called once without looking, then all of them in turn for so many rounds.
-
-    What else the machine does then falls on all rows alike: ratios of their medians hold where seconds do not.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in rows}
-    for call in rows.values():
-        call()
-    for _ in range(rounds):
-        for name, call in rows.items():
-            finish(device)
-            began = time.perf_counter()
-            call()
-            finish(device)
-            seconds[name].append(time.perf_counter() - began)
-    return {name: Timed(statistics.median(each), min(each), max(each), rounds) for name, each in seconds.items()}
 
 
 def square_product(dtype: torch.dtype, device: torch.device) -> tuple[Callable[[], object], float]:
