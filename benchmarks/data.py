@@ -24,7 +24,7 @@ import tyro
 from machine import facts, result_path
 from PIL import Image
 
-from justimage.data.arrays import digits
+from justimage.data.array_files import digits
 from justimage.data.files import Files, find_files
 from justimage.data.images import Images
 from justimage.data.loader import Buffers, batches, read

@@ -24,7 +24,8 @@ import tyro
 from machine import facts, result_path
 from rich.console import Console
 
-from justimage.data.arrays import Arrays, digits
+from justimage.data.array_files import digits
+from justimage.data.arrays import Arrays
 from justimage.evaluation.draws import draws_of
 from justimage.evaluation.evaluate import evaluate
 from justimage.evaluation.features import open_features

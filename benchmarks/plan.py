@@ -23,7 +23,7 @@ from typing import Any
 import tyro
 from machine import facts, result_path
 
-from justimage.disk import write_text
+from justimage.disk.whole import write_text
 from justimage.execution import best_device
 
 ROOT = Path(__file__).resolve().parents[1]

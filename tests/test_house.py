@@ -34,17 +34,18 @@ PACKAGE = ROOT / "justimage"
 
 # Which rooms a room may import from; its own files aside. The root holds three rooms: the paper, how it is run, and
 # the denoiser, whose methods are shortcuts into rooms above it and import them when they are called.
-BELOW_RUNS = {"paper", "running", "data", "denoiser", "weights", "sampling", "training", "evaluation"}
+BELOW_RUNS = {"disk", "paper", "running", "data", "denoiser", "weights", "sampling", "training", "evaluation"}
 EDGES: dict[str, set[str]] = {
     "paper": set(),
-    "running": set(),
+    "disk": set(),
+    "running": {"disk"},
     "networks": set(),
-    "data": {"paper", "running"},
+    "data": {"disk", "paper", "running"},
     "denoiser": {"paper", "data"},
-    "weights": {"paper", "running", "networks", "data", "denoiser"},
-    "sampling": {"paper", "running", "data", "denoiser"},
-    "training": {"paper", "running", "data", "denoiser"},
-    "evaluation": {"paper", "running", "data", "denoiser", "weights", "sampling"},
+    "weights": {"disk", "paper", "running", "networks", "data", "denoiser"},
+    "sampling": {"disk", "paper", "running", "data", "denoiser"},
+    "training": {"disk", "paper", "running", "data", "denoiser"},
+    "evaluation": {"disk", "paper", "running", "data", "denoiser", "weights", "sampling"},
     "runs": BELOW_RUNS | {"networks"},
     "reproductions": BELOW_RUNS | {"networks", "runs"},
     "speed": BELOW_RUNS | {"networks", "runs"},
@@ -61,7 +62,7 @@ ROOT_ROOMS = {
     "pulse": "running",
     "parallel": "running",
     "precision": "running",
-    "disk": "running",
+    "timing": "running",
     "__main__": "commands",
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")

@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 from conftest import jit_here
 
-from justimage.disk import discard, held, is_empty, put, temporary, tidy, whole
+from justimage.disk.hold import held, is_empty, tidy
+from justimage.disk.whole import discard, put, temporary, whole
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from justimage.disk import held, temporary
+from justimage.disk.hold import held
+from justimage.disk.whole import temporary
 with held(Path(sys.argv[1])):
     temporary(Path(sys.argv[1]) / "x.npy").write_text("half")
     print("held", flush=True)
@@ -69,7 +71,7 @@ def test_a_hold_leaves_nothing_behind(tmp_path):
 def test_one_holder_at_a_time_however_many_try(tmp_path):
     """Ten processes take and leave the lock; a counter that only the holder changes loses no count."""
     code = (
-        "import sys, time\nfrom pathlib import Path\nfrom justimage.disk import held\n"
+        "import sys, time\nfrom pathlib import Path\nfrom justimage.disk.hold import held\n"
         "folder, counter, done = Path(sys.argv[1]), Path(sys.argv[2]), 0\n"
         "while done < 30:\n"
         "    try:\n"

@@ -28,7 +28,7 @@ from test_run import TINY
 from test_train import ALONE, CONFIG, CPU, begin, equal, go_on, waves
 
 from justimage.denoiser import Denoiser
-from justimage.disk import sum_of
+from justimage.disk.tensors import sum_of
 from justimage.execution import compiler_works
 from justimage.meeting import Seat, device_of, meet, seat_of
 from justimage.networks.dropout import Dropout, kept

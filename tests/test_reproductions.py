@@ -20,7 +20,7 @@ from PIL import Image
 
 import justimage as ji
 from justimage.data.records import replaced
-from justimage.disk import held as held_folder
+from justimage.disk.hold import held as held_folder
 from justimage.evaluation.features import Resizing, resize
 from justimage.networks.cost import cost_of
 from justimage.reproductions import measures

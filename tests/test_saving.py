@@ -15,7 +15,7 @@ from test_writing import small_disk, visible  # noqa: F401 (a fixture)
 
 import justimage as ji
 from justimage.commands.sweep import SweepCommand, _sets
-from justimage.disk import Unwritten
+from justimage.disk.whole import Unwritten
 from justimage.runs import saving
 from justimage.runs.run import Failed, train_run
 from justimage.training.loop import Tick

@@ -559,7 +559,7 @@ def test_a_folder_of_arrays_is_measured_again_when_it_changes(tmp_path, monkeypa
 
 
 def test_options_for_other_data_are_not_ignored(cifar):
-    from justimage.data.fields import FieldOptions
+    from justimage.data.axes import FieldOptions
 
     with pytest.raises(ValueError, match=r"--data-options.fields is for fields, and .* is read as images"):
         source_of(cifar, fields=FieldOptions(label="time.hour"))

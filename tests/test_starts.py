@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from justimage.data.arrays import Arrays
 from justimage.data.spec import DataSpec
 from justimage.denoiser import Denoiser
-from justimage.disk import nearest
+from justimage.disk.reading import nearest
 from justimage.networks.conditions import Part
 from justimage.networks.dit import DiT, DiTConfig
 from justimage.networks.jit import JiT, JiTConfig

@@ -18,8 +18,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import justimage as ji
-from justimage import disk
-from justimage.disk import GrowingArray, Unwritten, read_tensors, whole, write_tensors, write_text
+from justimage.disk import growing
+from justimage.disk.growing import GrowingArray
+from justimage.disk.tensors import read_tensors, write_tensors
+from justimage.disk.whole import Unwritten, whole, write_text
 from justimage.sampling.fields_file import FieldsFile
 from justimage.sampling.generate import Samples
 from justimage.sampling.write import FileNames
@@ -165,7 +167,7 @@ def test_what_libraries_say_of_a_full_disk_names_the_file(small_disk):
     write_tensors(folder / "x.safetensors", good)
     with pytest.raises(Unwritten, match=r"x\.safetensors cannot be written: the disk is full"):
         write_tensors(folder / "x.safetensors", large)
-    assert torch.equal(disk.read_tensors(folder / "x.safetensors")["a"], good["a"])
+    assert torch.equal(read_tensors(folder / "x.safetensors")["a"], good["a"])
     assert [path.name for path in folder.iterdir()] == ["x.safetensors"]
 
 
@@ -185,7 +187,7 @@ def test_files_get_the_mode_of_any_other(tmp_path, umask):
 def test_rows_are_appended_all_or_none(tmp_path, monkeypatch):
     array = GrowingArray(tmp_path / "a.npy")
     array.append(np.arange(6).reshape(3, 2))
-    real = disk.File.write
+    real = growing.File.write
 
     def half(self, data):
         if memoryview(data).nbytes < 1000:  # a header
@@ -194,7 +196,7 @@ def test_rows_are_appended_all_or_none(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(disk.File, "write", half)
+        patch.setattr(growing.File, "write", half)
         with pytest.raises(OSError, match="No space left"):
             array.append(np.zeros((100, 2), int))
     assert np.load(tmp_path / "a.npy").tolist() == [[0, 1], [2, 3], [4, 5]]

@@ -15,7 +15,7 @@ from justimage.commands.line import parse
 from justimage.commands.main import DONE
 from justimage.data.sources import open_source
 from justimage.data.spec import Source
-from justimage.disk import write_text
+from justimage.disk.whole import write_text
 from justimage.execution import find_device
 from justimage.precision import SAMPLING_PRECISIONS, probe
 from justimage.runs.recipes import RECIPES, Recipe

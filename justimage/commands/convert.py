@@ -9,7 +9,7 @@ import tyro
 
 from justimage.commands.console import say
 from justimage.commands.main import DONE
-from justimage.disk import held, is_empty
+from justimage.disk.hold import held, is_empty
 from justimage.weights.adapters import holds_adapters
 from justimage.weights.load import read
 from justimage.weights.official import check_official_name, load_official, save_official

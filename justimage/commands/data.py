@@ -11,11 +11,12 @@ import tyro
 from justimage.commands.console import console, interruptible, say
 from justimage.commands.inspection import as_json, inspect, sheet, table
 from justimage.commands.main import DONE, FAILED, INTERRUPTED
-from justimage.data.arrays import ARRAY_FILES
+from justimage.data.array_files import ARRAY_FILES
 from justimage.data.containers import IMAGES, holds, written_by_justimage
 from justimage.data.packing import Unfinished, check_place, pack
 from justimage.data.sources import DataOptions, open_source
-from justimage.disk import held, write_text
+from justimage.disk.hold import held
+from justimage.disk.whole import write_text
 from justimage.sampling.pictures import save
 
 SHEET = "contact-sheet.png"

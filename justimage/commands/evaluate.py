@@ -18,7 +18,8 @@ from justimage.data.containers import IMAGES, holds, written_by_justimage
 from justimage.data.sources import DataOptions
 from justimage.data.spec import DataSpec, Source, StreamSource
 from justimage.denoiser import Denoiser
-from justimage.disk import held, remove
+from justimage.disk.hold import held
+from justimage.disk.whole import remove
 from justimage.evaluation.draws import Labels, draws_of, shared_equally
 from justimage.evaluation.evaluate import evaluate, hash_of, mean_of, name_of
 from justimage.evaluation.fitted import Progress

@@ -11,7 +11,7 @@ from justimage.commands.console import say
 from justimage.data.records import from_plain, known_fields, read_json
 from justimage.data.sources import DataOptions, open_source
 from justimage.data.spec import DataSpec, Source, StreamSource, evenly
-from justimage.disk import append_json
+from justimage.disk.whole import append_json
 from justimage.evaluation.copying import copying, reduced
 from justimage.evaluation.features import Features, open_features
 from justimage.evaluation.fitted import Progress, load_fitted

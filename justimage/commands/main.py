@@ -244,7 +244,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return FAILED
     except OSError as error:
-        from justimage.disk import in_words
+        from justimage.disk.whole import in_words
 
         print(f"jit: {in_words(error)}", file=sys.stderr)
         return REFUSED if error.errno == errno.ENAMETOOLONG else FAILED  # a name that nothing can have

@@ -12,7 +12,7 @@ from rich.table import Table
 from justimage.commands.console import console, interruptible, say
 from justimage.commands.line import parse
 from justimage.commands.main import DONE
-from justimage.disk import write_text
+from justimage.disk.whole import write_text
 from justimage.runs.hardware import hardware
 from justimage.runs.plan import in_time
 from justimage.runs.recipes import RECIPES, Recipe

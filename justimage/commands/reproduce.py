@@ -16,7 +16,8 @@ from justimage.commands.console import bars, console, interruptible, say
 from justimage.commands.line import parse
 from justimage.commands.main import DONE, FAILED, INTERRUPTED
 from justimage.data.records import read_json
-from justimage.disk import held, write_text
+from justimage.disk.hold import held
+from justimage.disk.whole import write_text
 from justimage.evaluation.plots import pyplot
 from justimage.execution import find_device
 from justimage.reproductions.family import Cell, Family, ScaleName

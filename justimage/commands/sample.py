@@ -14,7 +14,8 @@ from justimage.commands.line import parse
 from justimage.commands.main import DONE, INTERRUPTED
 from justimage.data.containers import IMAGES, holds, written_by_justimage
 from justimage.denoiser import Denoiser
-from justimage.disk import held, reason_of
+from justimage.disk.hold import held
+from justimage.disk.reading import reason_of
 from justimage.precision import SAMPLING_PRECISIONS
 from justimage.samplers import PRESETS, Preset, Sampling, with_settings
 from justimage.sampling.generate import Samples, generate

@@ -14,7 +14,8 @@ from justimage.commands.judging import ExtractorName, in_words, judge_of, pictur
 from justimage.commands.line import parse
 from justimage.commands.main import DONE, INTERRUPTED
 from justimage.data.sources import DataOptions
-from justimage.disk import held, remove, write_text
+from justimage.disk.hold import held
+from justimage.disk.whole import remove, write_text
 from justimage.evaluation.draws import Labels, draws_of, shared_equally
 from justimage.evaluation.evaluate import evaluate, hash_of, mean_of, name_of
 from justimage.evaluation.judge import check_counts

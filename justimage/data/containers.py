@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, Protocol
 
 from justimage.data.tars import Tar
 from justimage.data.zips import open_zip, zip_name
-from justimage.disk import state_of
+from justimage.disk.cache import state_of
 
 # What Pillow opens by itself; not EPS, which needs Ghostscript, and not BUFR, GRIB, HDF5, MPEG and WMF, of which it
 # knows the beginning only.

@@ -8,7 +8,7 @@ import numpy as np
 
 from justimage.data.moments import LARGEST, Moments, changes, chunks, hash_rows
 from justimage.data.spec import Given
-from justimage.disk import cached
+from justimage.disk.cache import cached
 
 MASK = "_mask"
 

@@ -12,7 +12,7 @@ from rich.progress import Progress
 
 from justimage.data.files import Files
 from justimage.data.spec import DataSpec, FileFacts, Item, Source, Unreadable, UnreadableSample
-from justimage.disk import cached
+from justimage.disk.cache import cached
 
 BLOCK = 32  # images that a thread takes at once
 PER_PIXEL = 4  # bytes of a channel: training takes it as float32

@@ -18,15 +18,12 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
-from justimage.data.arrays import UNREADABLE_ARRAY
+from justimage.data.array_files import UNREADABLE_ARRAY
 from justimage.data.containers import allow_open_files
 from justimage.data.records import read_json
 from justimage.data.spec import DataSpec, Item, Source
-from justimage.disk import (
-    cached,
-    reason_of,
-    state_of,
-)
+from justimage.disk.cache import cached, state_of
+from justimage.disk.reading import reason_of
 
 FORMAT = "justimage-pack/1"
 INDEX = "index.json"

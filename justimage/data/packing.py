@@ -23,18 +23,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from justimage.data.packed import FORMAT, INDEX, Packed, is_pack, read_index
 from justimage.data.spec import DataSpec, Source, Unreadable
-from justimage.disk import (
-    FULL,
-    Unwritten,
-    held,
-    is_empty,
-    put,
-    system_reason,
-    temporary,
-    write_array_header,
-    write_text,
-    writing,
-)
+from justimage.disk.growing import write_array_header
+from justimage.disk.hold import held, is_empty
+from justimage.disk.whole import FULL, Unwritten, put, system_reason, temporary, write_text, writing
 
 LARGEST = 10**9  # bytes of a sample, of which some tens are in memory at once
 TASK = 16  # samples that one thread decodes before it takes the next

@@ -11,16 +11,19 @@ from typing import Literal
 
 import numpy as np
 
-from justimage.data.arrays import ARRAY_FILES, Missing, digits, read_arrays, stack_arrays
+from justimage.data.array_files import ARRAY_FILES, digits, read_arrays, stack_arrays
+from justimage.data.arrays import Missing
+from justimage.data.axes import FieldOptions
 from justimage.data.containers import IMAGES, TARS, holds, is_tar, suffix_of
 from justimage.data.crops import At, Crops
-from justimage.data.fields import NETCDF, FieldOptions, is_zarr, read_fields
+from justimage.data.fields import read_fields
 from justimage.data.files import Files, find_files
 from justimage.data.held_out import without_held_out
 from justimage.data.images import Deep, Images, Policy
 from justimage.data.labels import TABLES_OF_LABELS
 from justimage.data.packed import Packed, is_pack
 from justimage.data.spec import Source, StreamSource
+from justimage.data.stores import NETCDF, is_zarr
 from justimage.data.streams import REMOTE, StreamOptions, open_shards, stream_rows
 from justimage.data.tables import SAVED, TABLES, TableOptions, find_rows, is_hub_id
 from justimage.data.zips import open_zip

@@ -14,7 +14,7 @@ import torch
 
 from justimage.data.spec import DataSpec
 from justimage.denoiser import Denoiser
-from justimage.disk import sum_of
+from justimage.disk.tensors import sum_of
 from justimage.evaluation.draws import Draws
 from justimage.evaluation.fitted import Progress
 from justimage.evaluation.judge import Judge, check_counts

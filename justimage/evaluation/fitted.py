@@ -21,7 +21,9 @@ from torch.nn import functional as F
 from justimage.data.loader import batches, model_values, order, read
 from justimage.data.records import from_plain, read_json
 from justimage.data.spec import DataSpec, Item, Source
-from justimage.disk import cache_folder, read_tensors, sum_of, whole, write_tensors, write_text
+from justimage.disk.cache import cache_folder
+from justimage.disk.tensors import read_tensors, sum_of, write_tensors
+from justimage.disk.whole import whole, write_text
 from justimage.evaluation.encoder import Decoder, Encoder, initialise, shifted
 from justimage.execution import to_device
 from justimage.randomness import Purpose, key

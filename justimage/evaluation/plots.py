@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from justimage.disk import whole
+from justimage.disk.whole import whole
 from justimage.evaluation.sweep import Trial
 
 

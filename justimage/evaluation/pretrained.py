@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from justimage.data.spec import DataSpec
-from justimage.disk import sum_of
+from justimage.disk.tensors import sum_of
 from justimage.execution import not_finite
 from justimage.weights.official import read_checkpoint
 

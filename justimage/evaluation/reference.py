@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from justimage.data.spec import DataSpec, Source, StreamSource, evenly
-from justimage.disk import Unwritten, cache_folder, reason_of, whole, write_text
+from justimage.disk.cache import cache_folder
+from justimage.disk.reading import reason_of
+from justimage.disk.whole import Unwritten, whole, write_text
 from justimage.evaluation.copying import reduced
 from justimage.evaluation.features import Features
 from justimage.evaluation.fitted import Progress

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from justimage.data.records import read_json
 from justimage.data.spec import DataSpec
-from justimage.disk import File, write_text, writing
+from justimage.disk.growing import File
+from justimage.disk.whole import write_text, writing
 from justimage.evaluation.features import Features
 from justimage.evaluation.raw import lag_products, radial_spectrum, value_sample
 

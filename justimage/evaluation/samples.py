@@ -11,7 +11,8 @@ from justimage.data.files import Files
 from justimage.data.images import Images
 from justimage.data.sources import DataOptions, open_source
 from justimage.data.spec import Source, StreamSource, Unreadable, UnreadableSample
-from justimage.disk import reason_of, state_of
+from justimage.disk.cache import state_of
+from justimage.disk.reading import reason_of
 
 GRID = "grid.png"  # beside samples, and none of them
 GREY = ("1", "L", "LA", "I", "F")  # modes of images with one channel

@@ -7,7 +7,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
-from justimage.disk import write_text
+from justimage.disk.whole import write_text
 
 Better = Literal["lower", "higher", ""]
 

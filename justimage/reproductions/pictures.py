@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from justimage.data.spec import DataSpec
-from justimage.disk import whole
+from justimage.disk.whole import whole
 from justimage.evaluation.features import resize
 from justimage.evaluation.plots import pyplot
 from justimage.reproductions.family import Arrays, Family

@@ -27,7 +27,8 @@ from rich.console import Console
 from justimage import __version__
 from justimage.data.records import read_json
 from justimage.data.spec import Source, StreamSource
-from justimage.disk import discard, held, whole, write_text
+from justimage.disk.hold import held
+from justimage.disk.whole import discard, whole, write_text
 from justimage.evaluation.scores import plain
 from justimage.execution import device_name
 from justimage.parallel import Processes

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from justimage.disk import whole
+from justimage.disk.whole import whole
 from justimage.evaluation.plots import pyplot
 from justimage.runs.health import Measured
 from justimage.runs.record import Record

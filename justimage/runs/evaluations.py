@@ -16,7 +16,7 @@ from rich.console import Console
 from justimage.data.records import read_json
 from justimage.data.spec import Source, StreamSource, UnreadableSample
 from justimage.denoiser import Denoiser
-from justimage.disk import append_json
+from justimage.disk.whole import append_json
 from justimage.evaluation.draws import Draws, draws_of
 from justimage.evaluation.evaluate import evaluate
 from justimage.evaluation.features import open_features

@@ -3,7 +3,7 @@
 import contextlib
 from pathlib import Path
 
-from justimage.disk import in_words
+from justimage.disk.whole import in_words
 from justimage.parallel import FailedElsewhere, Processes, wait
 from justimage.runs.recipes import Recipe
 from justimage.runs.saving import save_all

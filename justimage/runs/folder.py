@@ -29,7 +29,7 @@ from justimage import __version__
 from justimage.data.records import from_plain, known_fields, read_json, replaced
 from justimage.data.spec import DataSpec, Source, StreamSource
 from justimage.denoiser import Denoiser
-from justimage.disk import is_empty
+from justimage.disk.hold import is_empty
 from justimage.networks.protocol import OLDEST, name_of
 from justimage.process import LogitNormal
 from justimage.runs.recipes import Recipe

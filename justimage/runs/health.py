@@ -20,7 +20,7 @@ from torch import Tensor
 
 from justimage.data.spec import DataSpec, Source, StreamSource, Unreadable, evenly
 from justimage.denoiser import Denoiser
-from justimage.disk import append_json
+from justimage.disk.whole import append_json
 from justimage.execution import autocast, peak_of_process
 from justimage.process import Density
 from justimage.runs.glance import Glance, glance_at

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from justimage.data.records import from_plain, known_fields
-from justimage.disk import is_held
+from justimage.disk.hold import is_held
 from justimage.runs.folder import HEALTH, LOG, RECIPE, RESULTS, flat, read_facts
 from justimage.runs.health import FAILED, Measured
 from justimage.training.loop import Tick

@@ -16,7 +16,8 @@ from rich.text import Text
 from justimage.data.loader import indices_at
 from justimage.data.spec import Source, StreamSource, UnreadableSample
 from justimage.denoiser import Denoiser, Scalings
-from justimage.disk import held, in_words, write_text
+from justimage.disk.hold import held
+from justimage.disk.whole import in_words, write_text
 from justimage.execution import best_device
 from justimage.networks.protocol import NetworkClass, name_of
 from justimage.parallel import FailedElsewhere, Processes, any_of, failing_together, in_the_first, wait

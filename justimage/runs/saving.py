@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from justimage.disk import check_room, write_tensors, writing
+from justimage.disk.tensors import write_tensors
+from justimage.disk.whole import check_room, writing
 from justimage.parallel import any_of, failing_together
 from justimage.runs.folder import SKIPPED, origin_of, read_facts
 from justimage.runs.preview import names_of, weights_named

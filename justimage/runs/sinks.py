@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from justimage.disk import append_json
+from justimage.disk.whole import append_json
 from justimage.training.loop import Tick
 
 Sink = Callable[[Tick], None]

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from justimage.disk import held, read_tensors
+from justimage.disk.hold import held
+from justimage.disk.tensors import read_tensors
 from justimage.training.profiles import Mixture, Profile, gamma_of, mixture
 from justimage.weights.folder import read_folder, write_folder
 

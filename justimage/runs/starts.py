@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from justimage.denoiser import Denoiser
-from justimage.disk import sum_of
+from justimage.disk.tensors import sum_of
 from justimage.parallel import Processes, first_then_others
 from justimage.runs.folder import RECIPE, Origin
 from justimage.runs.recipes import Recipe

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from justimage.disk import write_text
+from justimage.disk.whole import write_text
 from justimage.evaluation.scores import Scores
 from justimage.training.loop import Tick
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from justimage.data.fields import xarray_library
 from justimage.data.origin import Attributes, Origin, Variable
 from justimage.data.spec import DataSpec
-from justimage.disk import whole
+from justimage.data.stores import xarray_library
+from justimage.disk.whole import whole
 
 
 def to_xarray(

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from justimage.data.spec import DataSpec
-from justimage.disk import check_room, put, remove, temporary
+from justimage.disk.whole import check_room, put, remove, temporary
 from justimage.sampling.fields import store_fields, to_xarray
 from justimage.sampling.generate import Samples
 

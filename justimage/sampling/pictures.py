@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from justimage.data.spec import DataSpec
-from justimage.disk import whole
+from justimage.disk.whole import whole
 
 # All lengths are in pixels.
 GAP = 2  # between the samples of a grid

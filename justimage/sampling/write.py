@@ -12,10 +12,11 @@ from PIL import Image
 from torch import Tensor
 
 from justimage import __version__
-from justimage.data.fields import xarray_library
 from justimage.data.spec import DataSpec
+from justimage.data.stores import xarray_library
 from justimage.denoiser import Denoiser
-from justimage.disk import GrowingArray, check_room, put, temporary, write_text
+from justimage.disk.growing import GrowingArray
+from justimage.disk.whole import check_room, put, temporary, write_text
 from justimage.sampling.fields_file import FieldsFile
 from justimage.sampling.generate import Samples
 from justimage.sampling.pictures import grid, save

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from justimage.denoiser import Denoiser
-from justimage.disk import read_tensors, sum_of, whole
+from justimage.disk.tensors import read_tensors, sum_of
+from justimage.disk.whole import whole
 from justimage.parallel import Processes, fail_together, gathered, same_everywhere
 
 FILES = "*.safetensors"

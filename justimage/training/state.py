@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from justimage.data.records import read_json
 from justimage.denoiser import Denoiser
-from justimage.disk import discard, read_tensors, whole, write_tensors, write_text
+from justimage.disk.tensors import read_tensors, write_tensors
+from justimage.disk.whole import discard, whole, write_text
 from justimage.execution import not_finite
 from justimage.parallel import Processes, any_of
 from justimage.training.ema import EMA

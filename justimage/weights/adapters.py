@@ -16,7 +16,8 @@ from torch import Tensor
 
 from justimage.data.records import from_plain, known_fields, read_json
 from justimage.denoiser import Denoiser
-from justimage.disk import read_tensors, sum_of, whole, write_tensors, write_text
+from justimage.disk.tensors import read_tensors, sum_of, write_tensors
+from justimage.disk.whole import whole, write_text
 from justimage.weights.description import assign_tensors, restore_model
 from justimage.weights.transfer import transfer
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from torch import Tensor
 
 from justimage.data.records import read_json
-from justimage.disk import read_tensors, whole, write_tensors, write_text
+from justimage.disk.tensors import read_tensors, write_tensors
+from justimage.disk.whole import whole, write_text
 from justimage.networks.protocol import OLDEST
 
 FORMAT = "justimage/1"

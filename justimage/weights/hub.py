@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from justimage.disk import nearest
+from justimage.disk.reading import nearest
 from justimage.weights.folder import CONFIG, TENSORS
 
 

@@ -9,7 +9,7 @@ import torch
 from justimage.data.records import from_plain, known_fields, read_json
 from justimage.data.tables import is_hub_id
 from justimage.denoiser import Denoiser, Scalings
-from justimage.disk import nearest
+from justimage.disk.reading import nearest
 from justimage.execution import (
     LARGE,
     cast_parameters,

@@ -19,7 +19,9 @@ from torch import Tensor
 from justimage.data.records import from_plain, known_fields
 from justimage.data.spec import DataSpec
 from justimage.denoiser import Denoiser
-from justimage.disk import File, read_tensors, whole, write_tensors
+from justimage.disk.growing import File
+from justimage.disk.tensors import read_tensors, write_tensors
+from justimage.disk.whole import whole
 from justimage.networks.jit import VARIANT_COLUMNS, VARIANTS, JiT, JiTConfig
 from justimage.samplers import Sampling
 from justimage.weights.description import FLOATS, assign_tensors
