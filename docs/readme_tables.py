@@ -12,7 +12,7 @@ from justimage.reproductions.table import FAMILIES
 from justimage.runs.recipes import RECIPES
 
 # Lower rooms first.
-BELOW = ("networks", "data", "weights", "sampling", "training", "evaluation")
+BELOW = ("disk", "networks", "data", "weights", "sampling", "training", "evaluation")
 ROOMS = (*BELOW, "runs", "reproductions", "speed", "commands")
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ("justimage", *(f"justimage/{room}" for room in ROOMS))

@@ -209,7 +209,9 @@ def test_what_must_not_be_there():
 
 def test_the_readme_is_true_to_the_code():
     text = (ROOT / "README.md").read_text()
-    assert script("docs/readme_tables.py").with_tables(text) == text, "run: python docs/readme_tables.py"
+    tables = script("docs/readme_tables.py")
+    assert tables.with_tables(text) == text, "run: python docs/readme_tables.py"
+    assert set(tables.ROOMS) == {path.parent.name for path in FILES} - {"justimage"}
     for link in re.findall(r"\]\(((?!http)[^)#]+)\)", text):
         assert (ROOT / link).exists(), link
     code = re.findall(r"`([a-z_]+)\.([A-Za-z_]+)[(`]", text)
