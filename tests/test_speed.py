@@ -198,6 +198,13 @@ def test_layers_that_are_not_the_librarys_or_have_changed_are_run_as_they_are(sm
         add_adapters(net, LoRA(rank=2, parts=("mlp.up",)), seed=0)
         layer.up.get_parameter("lora_up").add_(1.0)
         assert not layer(x).equal(before)
+    net, seen = small_net(), []
+    prepare(ji.Denoiser(net), device="cpu", dtype=torch.float32)
+    watched = next(each for each in net.modules() if isinstance(each, SwiGLU))
+    watched.up.register_forward_hook(lambda module, inputs, out: seen.append(out.shape[-1]))
+    with torch.no_grad():
+        watched(x)
+    assert watched in otherwise(net) and seen == [watched.up.out_features]
     net = small_net()
     for dtype in (torch.float32, torch.int8):
         model = prepare(ji.Denoiser(net), device="cpu", dtype=dtype)

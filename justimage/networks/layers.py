@@ -153,8 +153,10 @@ class SwiGLU(nn.Module):
         return -self.out.in_features % WIDTHS
 
     def as_written(self) -> bool:
-        """Whether both maps are what they were made as: with a bias, no adapters beside them, and not in int8."""
+        """Whether both maps are what they were made as: with a bias, no adapters beside them, no hooks, not in int8."""
         maps = (self.up, self.out)
+        if any(each._forward_hooks or each._forward_pre_hooks for each in maps):
+            return False
         return all(type(each) is nn.Linear and "forward" not in vars(each) and each.bias is not None for each in maps)
 
     def _padded(self, x: Tensor) -> Tensor:
