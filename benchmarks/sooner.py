@@ -1,12 +1,13 @@
 """Images and time to a Frechet distance: a recipe of today against the one before it, three seeds of each.
 
     python benchmarks/sooner.py mnist-demo
-    python benchmarks/sooner.py cifar10 --data DIR --images 226816
+    python benchmarks/sooner.py cifar10 --data DIR --images 128000 --share 0.65 --compile
+    python benchmarks/sooner.py cifar10 --data DIR --images 380000 --share 0.56 --compile --called hour
 
 Two processes of one thread train side by side, and seconds are those of their processor, compiling included. Both
 recipes are judged by the same features, with the settings of either for drawing; of several sets of weights the better
 one counts. Each training is written down when it ends, and the same command goes on from there. Writes
-benchmarks/results/sooner-RECIPE-DEVICE.json.
+benchmarks/results/CALLED-RECIPE-DEVICE.json.
 """
 
 import json
@@ -71,6 +72,8 @@ class Options:
     share: float = 0.5
     """Of these that today's trains on, where `images` is given."""
     seeds: int = 3
+    called: str = "sooner"
+    """What the name of the file begins with."""
     compile: bool = False
     """Today's with compiled blocks, as in a long run."""
 
@@ -166,8 +169,8 @@ def known(path: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
 def main(options: Options) -> None:
     """Train what is missing, two at a time, and write the file."""
     device = torch.device("cpu")
-    path = result_path(f"sooner-{options.recipe}", device, ".json")
-    told = {name: value for name, value in asdict(options).items() if name not in ("data", "seeds")}
+    path = result_path(f"{options.called}-{options.recipe}", device, ".json")
+    told = {name: value for name, value in asdict(options).items() if name not in ("data", "seeds", "called")}
     recipes: dict[str, Any] = {"before": BEFORE[options.recipe], "today": RECIPES[options.recipe]}
     training = {which: asdict(recipe.training) for which, recipe in recipes.items()}
     networks = {which: asdict(recipe.network) for which, recipe in recipes.items()}

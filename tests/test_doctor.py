@@ -78,6 +78,7 @@ BROKEN: list[tuple[Record, str, str]] = [
     (but(glance={"mean": (-1.1,), "low": -3.0}), "value range", "a channel's mean of -1.1"),
     (but(settings={"noise_scale": 8.0}), "noise scale", "noise_scale is 8: 8 times more"),
     (but(settings={"noise_scale": 1.0, "network.size": (1024, 1024)}), "noise scale", "4 times less"),
+    (but(settings={"noise_scale": 0.12}), "noise scale", "8.33 times less"),
     (but(settings={"training.lr": 0.3}, health={"activations": (1e9,)}), "learning rate too high", "1.0e+09"),
     (but(settings={"training.lr": 0.3}, health=POOR), "learning rate too high", "1.6 times that of a line"),
     (

@@ -593,6 +593,19 @@ def test_samples_in_every_form_give_the_same_numbers(tmp_path, monkeypatch):
         assert others == pytest.approx(found["x.npy"], rel=1e-6), form
 
 
+def test_samples_are_judged_alike_in_whatever_order_their_files_lie(tmp_path, monkeypatch):
+    """Sorted by class, as in folders of classes: scores that are of a part of the samples see all classes too."""
+    pictures(tmp_path / "data.npz")
+    found = np.load(tmp_path / "data.npz")
+    np.save(tmp_path / "sorted.npy", found["x"][np.argsort(found["y"], kind="stable")])
+    monkeypatch.setattr("justimage.evaluation.judge.KEPT", 20)  # a third of them
+    words = ["evaluate", "--samples", "sorted.npy", "--data", "data.npz", "--device", "cpu"]
+    assert jit_here(*words, cwd=tmp_path, monkeypatch=monkeypatch) == 0
+    (line,) = lines(tmp_path / "evaluations" / "evaluations.jsonl")
+    assert values(line)["coverage"] > 0.6
+    assert values(line)["recall"] > 0.6
+
+
 def test_samples_that_cannot_be_judged(tmp_path, monkeypatch, capsys):
     """One corrupt image of a folder, wherever it comes; images of several sizes; options of a model."""
     pictures(tmp_path / "data.npz")

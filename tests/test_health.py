@@ -13,7 +13,7 @@ from torch import nn
 from justimage.denoiser import Denoiser
 from justimage.process import SPACES, LogitNormal, Prediction
 from justimage.runs.glance import glance_at
-from justimage.runs.health import FAILED, _density, _gap_of_two, without_failures
+from justimage.runs.health import FAILED, _density, _distances, _gap_of_two, without_failures
 from justimage.training.grid import TIMES, Samples, linear_losses, losses, neighbours, others, shifted
 from justimage.training.optim import adamw
 from justimage.training.step import parts_of, watch_next
@@ -138,6 +138,19 @@ def test_a_gap_between_different_samples_is_found_in_spite_of_how_they_differ():
     gap = _gap_of_two(4 * far * noise[0], 3 * own_far * noise[1], far, own_far)
     assert gap.value == pytest.approx(1 / 3, abs=3 * gap.error)
     assert gap.error < 0.06  # the plain means have one of 0.1 and more
+
+
+@pytest.mark.parametrize(("few", "others"), [(32, 32), (8, 8), (32, 8)])
+def test_a_gap_to_unseen_samples_is_no_matter_of_their_number(few, others):
+    """Losses that are a share of how far a sample is from the mean, and those of unseen ones 12 % more."""
+    found = []
+    for seed in range(200):
+        generator = torch.Generator().manual_seed(seed)
+        x, unseen = (torch.randn(count, 1, 2, 2, generator=generator) for count in (few, others))
+        own, far = _distances(x, unseen)
+        losses, theirs = (x.square().flatten(1).mean(1) * factor for x, factor in ((x, 1.0), (unseen, 1.12)))
+        found.append(_gap_of_two(theirs, losses, far, own).value)
+    assert sum(found) / len(found) == pytest.approx(0.12, abs=0.03)
 
 
 def test_a_glance_tells_labels_that_mean_something_from_shuffled_ones(tmp_path):

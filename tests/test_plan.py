@@ -33,6 +33,7 @@ from justimage.runs.plan import (
 from justimage.runs.recipes import RECIPES, Recipe
 from justimage.speed.bench import made_up
 from justimage.speed.plan import plan_for
+from justimage.training.adapters import LoRA
 from justimage.training.build import build
 from justimage.training.loop import train
 from justimage.training.loss import flow_matching
@@ -41,6 +42,7 @@ from justimage.training.work import Counts, Held, counts_of
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
+H100 = hardware("h100")
 TINY = Recipe(
     network=small_config(channels=1, num_classes=0, depth=3),
     training=Training(duration_nimg=640, batch_size=8, ema_decays=(0.9, 0.99), precision="float32", compile=False),
@@ -383,3 +385,32 @@ def test_what_would_change_it_is_an_option_that_training_takes(checkpoint):
     given = [parse(Train, words, "jit train", Train(RECIPES["mnist-demo"])).recipe.training for words in options]
     assert [each.checkpoint for each in given] == [not checkpoint, False, False]
     assert [each.microbatch for each in given] == [0, 4, 2]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{}, {"ema_stds": (0.05, 0.1)}, {"ema_decays": (), "lora": LoRA(rank=2)}],
+    ids=["decays", "power averages", "adapters"],
+)
+def test_a_plan_holds_what_is_built(changed):
+    """Weights, gradients and averages, in bytes, of what `build` makes of the same recipe."""
+    recipe, source = tiny(**changed)
+    state = build(recipe.model(source.spec), recipe.training, Processes(device=CPU))
+    learning = sum(4 * p.numel() for p in state.model.net.parameters() if p.requires_grad)
+    averages = sum(4 * each.numel() for name, each in state.tensors().items() if name.startswith("ema/"))
+    plan = plan_for(replace(recipe, training=replace(recipe.training, precision="auto")), source.spec, H100, 1)
+    assert (plan.gradients, plan.memory.averages) == (learning, averages)
+    assert plan.memory.weights == sum(4 * p.numel() for p in state.model.net.parameters())
+
+
+def test_a_plan_is_of_sharded_weights_where_the_recipe_has_them_so_and_of_rare_averages():
+    recipe, source = tiny(precision="auto")
+    alone, ours = (
+        plan_for(replace(recipe, training=replace(recipe.training, shard=shard)), source.spec, H100, 4)
+        for shard in (False, True)
+    )
+    (row,) = (each for each in alone.changes if "sharded" in each.what)
+    assert ours.memory.total == row.bytes and ours.seconds["total"] == row.seconds
+    assert not any("sharded" in each.what for each in ours.changes)
+    rare = plan_for(replace(recipe, training=replace(recipe.training, ema_every=8)), source.spec, H100, 4)
+    assert rare.seconds["averages"] == pytest.approx(alone.seconds["averages"] / 8)

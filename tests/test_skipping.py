@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,6 +21,8 @@ from test_train import ALONE, CONFIG, begin, go_on, waves
 
 import justimage as ji
 from justimage.data.loader import order
+from justimage.runs.learning_checks import not_finite, rate_too_high, rate_too_low
+from justimage.runs.record import read_run
 from justimage.runs.replay import Found, replay, watched_step
 from justimage.runs.run import Failed, train_run
 from justimage.training.loop import NonFiniteLoss, train
@@ -87,6 +90,21 @@ def test_a_tick_without_a_good_step_has_no_loss(tmp_path):
     assert (line["loss"], line["skipped"], line["terms"]) == (None, [16], {"v-loss": None})
 
 
+def test_ticks_without_a_good_step_are_read_again_and_the_doctor_names_them(tmp_path):
+    """The last one of them too: a run with such an end has seen all samples."""
+    source, recipe = waves(), recipe_of_waves()
+    train_poisoned(tmp_path / "r", source, recipe, {85: NAN, 150: NAN})
+    record = read_run(tmp_path / "r")
+    assert [each.tick.nimg for each in record.ticks] == list(range(16, 161, 16))
+    assert [each.tick.nimg for each in record.ticks if each.tick.skipped] == [96, 160]
+    assert record.nimg == 160 and record.state == "finished"
+    assert len(record.losses) == 8 and all(map(isfinite, record.losses))
+    finding = not_finite(record)
+    assert finding is not None and "2 steps were skipped, the last at nimg = 144" in " ".join(finding.evidence)
+    for check in (rate_too_high, rate_too_low):
+        check(record)
+
+
 @pytest.mark.parametrize("tick_nimg", [16, 48, 160])
 def test_so_many_in_a_row_stop_the_run_whatever_the_ticks(tick_nimg):
     """Counted across ticks, and from anew after a good step; nothing of the state is not finite."""
@@ -127,6 +145,23 @@ def train_poisoned(folder: Path, source, recipe, at: dict[int, float]) -> str:
     console = Console(file=io.StringIO(), width=200)
     train_run(recipe, source, folder, processes=ALONE, console=console, loss=poisoned_loss)
     return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_replay_takes_the_settings_that_a_step_was_made_with(tmp_path):
+    """Also where the run was resumed with others since; where both lie between the state and the step, it says so."""
+    source, recipe = waves(), recipe_of_waves(duration_nimg=96, schedule="constant")
+    recipe = replace(recipe, report=replace(recipe.report, keep_states=9))
+    train_run(recipe, source, tmp_path / "r", processes=ALONE, console=Console(file=io.StringIO()))
+    later = replace(recipe, training=replace(recipe.training, lr=0.1, duration_nimg=160))
+    quiet = Console(file=io.StringIO())
+    train_run(later, source, tmp_path / "r", processes=ALONE, console=quiet, changed=["lr"])
+    log = {line["nimg"]: line for line in map(json.loads, (tmp_path / "r" / "log.jsonl").open())}
+    for nimg in (32, 80, 96, 128):
+        found = replay(tmp_path / "r", nimg, source, processes=ALONE)
+        assert (found.loss, found.grad_norm) == (log[nimg + 16]["loss"], log[nimg + 16]["grad_norm"]), nimg
+    shutil.rmtree(tmp_path / "r" / "state" / "000000096")
+    with pytest.raises(ValueError, match="other settings between its newest state before nimg = 128 and that step"):
+        replay(tmp_path / "r", 128, source, processes=ALONE)
 
 
 def test_a_run_writes_down_what_it_skips_and_resumes_to_the_same(tmp_path):

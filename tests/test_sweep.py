@@ -76,6 +76,9 @@ def test_candidates_are_all_combinations_and_the_models_own_once():
     assert all(each.sampling.guidance == 1 for each in space.candidates(sets, OWN, guided=False))
     assert len(space.candidates(sets, OWN, guided=False)) == 2 * 4
     assert len({each.key() for each in found}) == len(found)
+    rare = space.candidates(sets, replace(OWN, guidance_every=2), guided=True)
+    assert {each.sampling.guidance_every for each in rare} == {2}  # what is not swept stays as the model has it
+    assert len({each.text() for each in {*rare, *found}}) == len(rare) + len(found) - 2 * 4  # unguided, it is no matter
     with pytest.raises(ValueError, match="guidance is nan"):
         Space(guidance=(float("nan"),)).candidates(sets, OWN, guided=True)
 
@@ -399,7 +402,7 @@ def test_written_settings_replace_the_old_ones_and_nothing_else(tmp_path):
 
 def test_recommended_options_are_those_of_jit_sample(tmp_path, monkeypatch):
     model().save_pretrained(tmp_path / "m")
-    asked = Sampling(4, "dpm++2m", 1.75, (0.2, 0.9), final="x", shift=1.5)
+    asked = Sampling(4, "dpm++2m", 1.75, (0.2, 0.9), final="x", shift=1.5, guidance_every=3)
     words = ["sample", "m", "--count", "1", "--device", "cpu", *as_options(asked).split()]
     assert jit_here(*words, cwd=tmp_path, monkeypatch=monkeypatch) == 0
     said = json.loads((tmp_path / "samples" / "samples.json").read_text())["sampling"]

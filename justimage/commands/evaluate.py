@@ -15,6 +15,7 @@ from justimage.commands.judging import ExtractorName, Reading, judge_of, picture
 from justimage.commands.line import parse
 from justimage.commands.main import DONE, INTERRUPTED
 from justimage.data.containers import IMAGES, holds, written_by_justimage
+from justimage.data.loader import order
 from justimage.data.sources import DataOptions
 from justimage.data.spec import DataSpec, Source, StreamSource
 from justimage.denoiser import Denoiser
@@ -22,7 +23,7 @@ from justimage.disk.hold import held
 from justimage.disk.whole import remove
 from justimage.evaluation.draws import Labels, draws_of, shared_equally
 from justimage.evaluation.evaluate import evaluate, hash_of, mean_of, name_of
-from justimage.evaluation.fitted import Progress
+from justimage.evaluation.fitted import Part, Progress
 from justimage.evaluation.judge import Judge, check_counts
 from justimage.evaluation.reference import batches_of, save_statistics
 from justimage.evaluation.rows import RowStore
@@ -259,7 +260,9 @@ def _of_samples(asked: Evaluate) -> int:
         results, pictures = places(asked.out, "")
         with TemporaryDirectory(prefix="justimage-rows-") as folder:
             store = RowStore(Path(folder), judge.looker().kinds())
-            for raw in batches_of(samples, len(samples)):
+            # Some scores are of a part of the samples: in an order that has nothing to do with their files, classes.
+            mixed = Part(samples, order(0, range(len(samples)), len(samples)))
+            for raw in batches_of(mixed, len(mixed)):
                 store.append(judge.looker()(raw, range(store.count, store.count + len(raw))))
                 progress(store.count, len(samples), "looking at the samples")
             scores = judge.scores(store.first(store.count))

@@ -66,7 +66,10 @@ def _lines(found: Found) -> list[str]:
         f"the step at nimg = {found.nimg:,}, from {start}: loss {found.loss:.4g}, gradient norm {found.grad_norm:.4g}"
     ]
     if found.finite:
-        return [*lines, "all of it is finite here: on this device, in this precision, with the run's last settings"]
+        return [
+            *lines,
+            "all of it is finite here: on this device, in this precision, with the settings that the run had there",
+        ]
     if found.place:
         lines.append(f"not finite first in: {found.place}")
     elif found.parameters:

@@ -236,7 +236,8 @@ def as_options(sampling: Sampling) -> str:
     lo, hi = sampling.interval
     return (
         f"--sampler {sampling.sampler} --steps {sampling.steps} --guidance {sampling.guidance:g} "
-        f"--interval {lo:g} {hi:g} --shift {sampling.shift:g} --final {sampling.final}"
+        f"--interval {lo:g} {hi:g} --shift {sampling.shift:g} --final {sampling.final} "
+        f"--guidance-every {sampling.guidance_every}"
     )
 
 

@@ -55,6 +55,8 @@ class Candidate:
         guidance = (
             "no guidance" if s.guidance == 1 else f"guidance {s.guidance:g} in {s.interval[0]:g}-{s.interval[1]:g}"
         )
+        if s.guidance != 1 and s.guidance_every > 1:
+            guidance += f", asked for at every {s.guidance_every} evaluations"
         shift = "" if s.shift == 1 else f", shift {s.shift:g}"
         last = "" if s.final == "official" else f", last step {s.final}"
         return f"{self.weights or self.source}: {guidance}, {s.steps} x {s.sampler}{shift}{last}"
@@ -92,8 +94,8 @@ class Space:
             self.finals or (own.final,),
         )
         named = [
-            Sampling(steps, sampler, guidance, interval, final=final, shift=shift)
-            for guidance, interval, sampler, steps, shift, final in grid
+            replace(own, steps=steps, sampler=sampler, guidance=guidance, interval=lo_hi, final=final, shift=shift)
+            for guidance, lo_hi, sampler, steps, shift, final in grid
         ]
         first = (self.intervals or (own.interval,))[0]
         every = [

@@ -40,11 +40,8 @@ def noise_scale(record: Record) -> Finding | None:
     size, noise = record.settings.get("network.size"), number_of(record, "noise_scale")
     if not isinstance(size, list | tuple):
         return None
-    rule = max(size) / 256 if len(size) == 2 else 1.0
-    low, high = min(1.0, rule), max(1.0, rule)
-    off = noise / high if noise > high else low / noise
-    if noise <= 1 < rule and rule / noise >= 2:
-        off = rule / noise
+    rule = max(1.0, max(size) / 256) if len(size) == 2 else 1.0
+    off = max(noise / rule, rule / noise)
     if off < 2:
         return None
     glance = glance_of(record)
@@ -52,12 +49,12 @@ def noise_scale(record: Record) -> Finding | None:
     return Finding(
         "noise scale",
         (
-            f"noise_scale is {noise:g}: {off:.3g} times {'more' if noise > high else 'less'} than the paper's rule "
-            f"(size / 256) and the recipes have for {'x'.join(map(str, size))}{spread} (recipe.json)",
+            f"noise_scale is {noise:g}: {off:.3g} times {'more' if noise > rule else 'less'} than the paper's rule "
+            f"(size / 256, at least 1) and the recipes have for {'x'.join(map(str, size))}{spread} (recipe.json)",
             f"at t = 0.31, the median of the paper's training times, noise is {noise * 0.69 / 0.31 / 0.5:.3g} times as "
             "strong as data of spread 0.5",
         ),
-        f"--noise-scale {high if noise > high else rule:g}, in a new run",
+        f"--noise-scale {rule:g}, in a new run",
         note=off < LIMITS.noise_off,
     )
 

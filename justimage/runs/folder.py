@@ -243,6 +243,15 @@ def changes_of(
     return [*old.get("changed", []), *([asdict(Change(nimg, now))] if now else [])]
 
 
+def settings_at(facts: dict[str, Any], nimg: int) -> dict[str, Any]:
+    """What settings that were changed after nimg were there, by recipe.json: name -> value."""
+    before: dict[str, Any] = {}
+    for change in reversed(facts.get("changed", [])):
+        if change["nimg"] > nimg:
+            before |= {name: values[0] for name, values in change["settings"].items()}
+    return before
+
+
 def check_same(folder: Path, old: dict[str, Any] | None, facts: dict[str, Any], changed: Sequence[str] = ()) -> None:
     """Raises ValueError where a folder holds the run of another recipe, or of a newer version.
 

@@ -177,8 +177,8 @@ class Health:
             away, full = self.unseen, measure(raw, self.unseen)
             found["held_out"] = (_curve("raw", full),)
             unseen = full[[TIMES.index(t) for t in NOISY]].mean(0)
-            middle = samples.x.mean(0)
-            found["unseen"] = _gap_of_two(unseen, noisy, *(_far(some.x, middle) for some in (away, samples)))
+            near, far = _distances(samples.x, away.x)
+            found["unseen"] = _gap_of_two(unseen, noisy, far, near)
         elif _has_places(raw.spec) or neighbours(samples.x) < ALIKE:
             away, unseen = samples, noisy
         else:
@@ -239,9 +239,14 @@ def _gap(changed: Tensor, own: Tensor) -> Gap:
     return Gap(float(difference.mean() / own.mean()), float(difference.std() / len(own) ** 0.5 / own.mean()))
 
 
-def _far(x: Tensor, middle: Tensor) -> Tensor:
-    """How far samples (B, C, *S) are from the mean: (B,) on the CPU. What is far is hard, seen or not."""
-    return (x - middle).square().flatten(1).mean(1).cpu()
+def _distances(x: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """How far samples (B, C, *S) and (A, C, *S) are from the mean of all: (B,) and (A,) on the CPU.
+
+    What is far is hard, seen or not. From the mean of one of the two, its own would be nearer than the others.
+    """
+    middle = torch.cat((x, others)).mean(0)
+    near, far = ((each - middle).square().flatten(1).mean(1).cpu() for each in (x, others))
+    return near, far
 
 
 def _gap_of_two(changed: Tensor, own: Tensor, far: Tensor, own_far: Tensor) -> Gap:

@@ -85,7 +85,7 @@ def rate_too_low(record: Record) -> Finding | None:
     off, progress = rate_off(record), progress_of(newest(record))
     if off > 1 / LIMITS.rate_off or steps_of(record) < LIMITS.least_steps:
         return None
-    losses = [each.tick.loss for each in record.ticks]
+    losses = record.losses
     quarter = len(losses) // 4
     falling = 1 - losses[-1] / losses[-1 - quarter] if quarter else 0.0
     update, part = most_update(record)

@@ -126,9 +126,16 @@ class Seconds:
 
 
 def seconds_of(
-    held: Held, work: Work, hardware: Hardware, *, world: int = 1, compiled: bool = False, sharded: int = 0
+    held: Held,
+    work: Work,
+    hardware: Hardware,
+    *,
+    world: int = 1,
+    compiled: bool = False,
+    sharded: int = 0,
+    every: int = 1,
 ) -> Seconds:
-    """The seconds of a step on a device, estimated. compiled, sharded: as for `footprint`.
+    """The seconds of a step on a device, estimated. compiled, sharded: as for `footprint`; every: Training.ema_every.
 
     A ring of N processes moves (N - 1) / N of the bytes past each of them to gather or to add something up: gradients
     are added up and gathered; where all is sharded, weights are gathered twice and gradients are added up.
@@ -137,7 +144,7 @@ def seconds_of(
     products = 2 * (work.forward + work.backward) / (SHARE * hardware.products)
     others = (FUSED * work.products_moved if compiled else work.others_moved) / speed
     # AdamW reads four and writes three numbers for each; the norm and clipping read two and write one.
-    optimizer, averages = 10 * held.gradients / speed / parts, 3 * held.averages / speed / parts
+    optimizer, averages = 10 * held.gradients / speed / parts, 3 * held.averages / speed / parts / every
     moved = 2 * held.weights + held.gradients if sharded else 2 * held.gradients
     exchange = (world - 1) / world * moved / hardware.link  # not hidden behind anything
     asking = HOST * work.operations * (KERNELS if compiled else 1)
@@ -171,12 +178,12 @@ def in_a_line(recipe: Recipe, state: TrainingState) -> str:
     products = 6 * sum(p.numel() for p in net.parameters()) * patches * samples
     if name_of(net) not in NETWORKS or products < HOUR * SLOWEST * here.products:
         return ""
-    held = Held.of(net, len(config.ema_decays))
+    held = Held.of(net, config.averages)
     precise = replace(config, precision=str(dtype).removeprefix("torch."))  # type: ignore[arg-type]
     counts = counts_of(state.model, precise, fused_attention=device.type != "cpu")
     work = counts.work(config.batch_size // state.processes.world, config.microbatch)
     compiled = any(module._compiled_call_impl is not None for module in net.modules())
-    seconds = seconds_of(held, work, here, compiled=compiled).total
+    seconds = seconds_of(held, work, here, compiled=compiled, every=config.ema_every).total
     left = samples / work.samples * seconds
     if left < HOUR:
         return ""

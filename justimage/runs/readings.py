@@ -77,7 +77,7 @@ def how_learned(record: Record) -> str:
 
 def rise_of(record: Record) -> float:
     """The last loss over the lowest of a tick before."""
-    losses = [each.tick.loss for each in record.ticks]
+    losses = record.losses
     return losses[-1] / min(losses) if len(losses) > 1 and min(losses) > 0 else 1.0
 
 

@@ -4,6 +4,7 @@ import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,11 @@ class Record:
     def nimg(self) -> int:
         """Samples seen, by the log."""
         return self.ticks[-1].tick.nimg if self.ticks else 0
+
+    @property
+    def losses(self) -> list[float]:
+        """The loss at every tick, without those whose steps were all skipped."""
+        return [each.tick.loss for each in self.ticks if isfinite(each.tick.loss)]
 
     @property
     def total(self) -> int:
@@ -121,10 +127,15 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 def _tick(line: dict[str, Any]) -> list[Logged]:
     try:
-        time = line.get("time", 0)
-        return [Logged(from_plain(Tick, known_fields(Tick, line), LOG), float(time))]
+        time, said = line.get("time", 0), _with_nan(known_fields(Tick, line))
+        return [Logged(from_plain(Tick, said, LOG), float(time))]
     except (TypeError, ValueError):
         return []
+
+
+def _with_nan(values: dict[str, Any]) -> dict[str, Any]:
+    """Numbers that were not finite, as they were: JSON has null for them."""
+    return {name: _with_nan(v) if isinstance(v, dict) else nan if v is None else v for name, v in values.items()}
 
 
 def _measured(line: dict[str, Any]) -> list[Measured]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from justimage.data.loader import Batch, batches
-from justimage.data.records import from_plain, known_fields
+from justimage.data.records import from_plain, known_fields, replaced
 from justimage.data.sources import DataOptions
 from justimage.data.spec import Source, StreamSource
 from justimage.networks.protocol import OLDEST, NetworkClass, network_of
@@ -31,6 +31,7 @@ from justimage.runs.folder import (
     facts_of,
     log_until,
     read_facts,
+    settings_at,
     with_older_defaults,
 )
 from justimage.runs.recipes import Recipe, Report
@@ -128,8 +129,8 @@ def replay(
     """Train from the newest state up to nimg, which writes nothing, and make the step that begins there, watched.
 
     loss, network: as for `train_run`, where they are the user's own. Blocks are neither compiled nor recomputed, so
-    that every module is seen. Raises ValueError where the folder holds no run, no step begins there, or the data are
-    others than the run's.
+    that every module is seen. Raises ValueError where the folder holds no run, no step begins there, the data are
+    others than the run's, or where settings were changed (--changed) on the way from the state to the step.
     """
     facts = read_facts(folder)
     if facts is None:
@@ -142,9 +143,16 @@ def replay(
     model = recipe.model(source.spec, network=network)
     ours = facts_of(recipe, source, model, "")
     check_same(folder, facts, {**ours, **({"loss": facts["loss"]} if "loss" in facts else {})})
+    before = [place for place in saved_states(folder / "state") if int(place.name) <= nimg]
+    at = settings_at(facts, nimg)  # those that the step was made with: others may have come later
+    if settings_at(facts, int(before[-1].name) if before else 0) != at:
+        raise ValueError(
+            f"{folder} was resumed with other settings between its newest state before nimg = {nimg} and that step "
+            f"({RECIPE}, changed); its state of that moment is gone, so the step cannot be made again"
+        )
+    recipe = replaced(recipe, at, f"{RECIPE}: ")
     config = replace(recipe.training, compile=False, checkpoint=False, most_skipped=MOST_NIMG)
     state = build(model, config, processes)
-    before = [place for place in saved_states(folder / "state") if int(place.name) <= nimg]
     if before:
         state.restore(before[-1])
     began = state.nimg

@@ -57,7 +57,7 @@ def sample_plainly(model: Denoiser, y: Any, noise: Tensor, sampling: Sampling) -
         if null is None:
             return _Velocity(conditional)
         unconditional = model(z, times, null).to("v")
-        inside = lo == 0 or lo < float(t) < hi
+        inside = (lo == 0 or lo < float(t)) and float(t) < hi
         return _Velocity(unconditional + (sampling.guidance if inside else 1.0) * (conditional - unconditional))
 
     return integrate(predict, noise, linear_grid(sampling.steps))

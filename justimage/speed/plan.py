@@ -15,6 +15,7 @@ from justimage.runs.plan import (
     CONTEXT,
     USABLE,
     Footprint,
+    Seconds,
     assumptions,
     compiles,
     evaluations_beside,
@@ -27,6 +28,7 @@ from justimage.runs.plan import (
 from justimage.runs.recipes import Recipe
 from justimage.speed.bench import LIKELY_SHARE, facts
 from justimage.speed.rehearsal import Rehearsal, rehearse
+from justimage.training.adapters import add_adapters, freeze
 from justimage.training.work import Counts, Held, Work, counts_of
 
 LONGEST_STEP = 1.0  # seconds of a step that is measured as it is, by a first guess; a longer one with fewer samples
@@ -116,15 +118,19 @@ def plan_for(recipe: Recipe, spec: DataSpec, hardware: Hardware, processes: int)
     recipe = replace(recipe, training=replace(recipe.training, precision="bfloat16"))
     counted = _counted(recipe, spec, fused=True)
     compiled = compiles(recipe, counted.model.net)
+    as_it_is = {"world": processes, "compiled": compiled, "sharded": _sharded(counted, processes)}
 
     def memory(work: Work, **more: Any) -> Footprint:
-        return footprint(counted.held, work, CONTEXT, **{"world": processes, "compiled": compiled, **more})
+        return footprint(counted.held, work, CONTEXT, **{**as_it_is, **more})
+
+    def seconds_by_part(work: Work, **more: Any) -> Seconds:
+        return seconds_of(counted.held, work, hardware, every=recipe.training.ema_every, **{**as_it_is, **more})
 
     def seconds(work: Work, **more: Any) -> float:
-        return seconds_of(counted.held, work, hardware, **{"world": processes, "compiled": compiled, **more}).total
+        return seconds_by_part(work, **more).total
 
     work = counted.work(share)
-    parts = seconds_of(counted.held, work, hardware, world=processes, compiled=compiled)
+    parts = seconds_by_part(work)
     changes = [
         Change(
             "compiled blocks" if not compiled else "blocks not compiled",
@@ -167,7 +173,7 @@ def plan_here(
     dtype = str(recipe.training.dtype(device)).removeprefix("torch.")
     precise: Any = dtype
     counting = replace(recipe, training=replace(recipe.training, precision=precise))
-    least = Held.of(recipe.model(spec).net, len(recipe.training.ema_decays))
+    least = Held.of(_trained(recipe, spec).net, recipe.training.averages)
     check_memory(
         least.total,
         device,
@@ -183,7 +189,8 @@ def plan_here(
     process = CONTEXT if device.type == "cuda" else max(found.peak - without, 0)
 
     def memory(work: Work, **more: Any) -> Footprint:
-        return footprint(counted.held, work, process, **{"world": processes, "compiled": found.compiled, **more})
+        as_it_is = {"world": processes, "compiled": found.compiled, "sharded": _sharded(counted, processes)}
+        return footprint(counted.held, work, process, **{**as_it_is, **more})
 
     step = found.seconds_at(share)
 
@@ -269,16 +276,31 @@ def _changes(
         if whole >= part:
             other = counted.work(share, microbatch=whole // part)
             rows.append(Change(f"--training.microbatch {whole // part}", memory(other).total, seconds(other)))
-    shards = processes if processes > 1 else SHARDS
-    work, sharded = counted.work(share), {"world": shards, "sharded": largest_block(counted.model.net)}
-    what = f"weights and states sharded over {shards} processes"
-    rows.append(Change(what, memory(work, **sharded).total, seconds(work, **sharded)))
+    if not _sharded(counted, processes):
+        shards = processes if processes > 1 else SHARDS
+        work, sharded = counted.work(share), {"world": shards, "sharded": largest_block(counted.model.net)}
+        what = f"weights and states sharded over {shards} processes"
+        rows.append(Change(what, memory(work, **sharded).total, seconds(work, **sharded)))
     return rows
 
 
+def _sharded(counted: _Counted, processes: int) -> int:
+    """Bytes of the largest block, where training is sharded; 0 where it is not."""
+    return largest_block(counted.model.net) if counted.recipe.training.shard and processes > 1 else 0
+
+
+def _trained(recipe: Recipe, spec: DataSpec) -> Denoiser:
+    """The model as it is trained: with adapters, where the recipe has them."""
+    model, config = recipe.model(spec), recipe.training
+    if config.lora.rank:
+        freeze(model.net)
+        add_adapters(model.net, config.lora, config.seed)
+    return model
+
+
 def _counted(recipe: Recipe, spec: DataSpec, *, fused: bool) -> _Counted:
-    model, training = recipe.model(spec), recipe.training
-    held = Held.of(model.net, len(training.ema_decays))
+    model, training = _trained(recipe, spec), recipe.training
+    held = Held.of(model.net, training.averages)
     either = (False, True) if hasattr(model.net, "blocks") else (training.checkpoint,)
     counts = {again: counts_of(model, replace(training, checkpoint=again), fused_attention=fused) for again in either}
     return _Counted(recipe, model, held, counts)

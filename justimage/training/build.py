@@ -104,7 +104,7 @@ def _check_memory(model: Denoiser, config: Training, processes: Processes) -> No
     sizes = [(each.numel() * each.element_size(), each.requires_grad) for each in model.net.parameters()]
     trained = sum(size for size, learns in sizes if learns)
     weights = sum(size for size, _ in sizes)
-    state = weights + trained * (3 + len(config.ema_decays) + len(config.ema_stds))
+    state = weights + trained * (3 + config.averages)
     state //= processes.world if config.shard else 1
     check_memory(
         state,

@@ -117,6 +117,11 @@ class Training:
         if not hasattr(type(self.times), "__dataclass_fields__"):
             raise ValueError(f"times is {self.times!r}; it must be a frozen dataclass, so that a run can record it")
 
+    @property
+    def averages(self) -> int:
+        """How many averages of the weights are kept."""
+        return len(self.ema_decays) + len(self.ema_stds)
+
     def mirrors(self, spec: DataSpec) -> bool:
         """Whether samples of such data are mirrored."""
         return spec.mirror is not None if self.mirror == "auto" else self.mirror == "on"
