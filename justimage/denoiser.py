@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from justimage.data.spec import DataSpec
 from justimage.process import SPACES, Prediction, Space, expand
-from justimage.randomness import noise
+from justimage.randomness import SEEDS, noise
 from justimage.samplers import Grid, Sampling, Settings, Step, with_settings
 
 # t, sigma_noise -> (c_skip, c_out), for x = c_skip z + c_out net(z, t) (appendix B.2 and Table 10, arXiv 2511.13720)
@@ -164,7 +164,10 @@ class Denoiser(nn.Module):
         """Classes by index or name -> indices; the null label is allowed. Raises ValueError for any other."""
         if isinstance(labels, Tensor | np.ndarray | np.generic):
             labels = labels.tolist()
-        named = [labels] if isinstance(labels, int | str) else list(labels)
+        named = list(labels) if isinstance(labels, Sequence) and not isinstance(labels, str) else [labels]
+        wrong = [each for each in named if isinstance(each, bool) or not isinstance(each, str | int | np.integer)]
+        if not named or wrong:
+            raise ValueError(f"labels are names of classes or whole numbers, not {wrong[0] if wrong else labels!r}")
         if self.num_classes == 0:
             what = f"its condition is {_list_needs(self.needs)}" if self.needs else "it is unconditional"
             raise ValueError(f"this model has no labels ({what}), but {named[:3]} were asked for")
@@ -216,6 +219,18 @@ class Denoiser(nn.Module):
             y[name] = value.expand(count, *value.shape[1:])
         return y if self.spec is None else self.spec.encode_given(y)
 
+    def entries(self, condition: ConditionValues, size: Sequence[int]) -> dict[str, Tensor]:
+        """Parts of a condition beside labels, as a user gives them -> (B, ...), by name, raw.
+
+        Raises ValueError as `value` does for parts that the network does not know, and for shapes that do not match.
+        """
+        parts = _parts(self.needs, size)
+        unknown = [name for name in condition if name not in parts]
+        if unknown:
+            needed = _list_needs(self.needs)
+            raise ValueError(f"the condition of this model is {needed}: {', '.join(unknown)} is unknown")
+        return {name: _entries(name, value, *parts[name]) for name, value in condition.items()}
+
     def _count_asked(self, labels: Labels | None, condition: ConditionValues | None, size: Sequence[int]) -> int:
         """How many samples are meant where no seeds are given: the most entries in any part of the condition."""
         parts = _parts(self.needs, size)
@@ -254,12 +269,12 @@ class Denoiser(nn.Module):
         size = tuple(size or self.config.size)
         if seeds is None:
             seeds = range(self._count_asked(labels, condition, size))
-        seeds = [seeds] if isinstance(seeds, int) else seeds
+        seeds = [int(seeds)] if isinstance(seeds, int | np.integer) else seeds
         check_samples(len(seeds), (self.config.channels, *size), self.device)
-        seeds = [int(seed) for seed in seeds]
-        wrong = next((seed for seed in seeds if not 0 <= seed < 2**63), None)
+        seeds = [int(seed) if seed == int(seed) else seed for seed in seeds]
+        wrong = next((seed for seed in seeds if not isinstance(seed, int) or not 0 <= seed < SEEDS), None)
         if wrong is not None:
-            raise ValueError(f"seeds are whole numbers from 0 to 2^63 - 1, not {wrong}")
+            raise ValueError(f"seeds are whole numbers from 0 to {SEEDS - 1:,}, not {wrong}")
         y = self.value(labels, condition, len(seeds), size)
         if y is None:
             if (sampling is not None or "guidance" in settings) and chosen.guidance != 1:
@@ -335,6 +350,8 @@ def _entries(name: str, value: Any, kind: str, shape: tuple[int, ...]) -> Tensor
         raise ValueError(
             f"the condition {name} has the shape {found}; ({', '.join(map(str, ('B', *shape)))}) is needed"
         )
+    if tensor.is_floating_point() and tensor.isinf().any():
+        raise ValueError(f"the condition {name} has infinite values; they must be finite, or NaN where one is missing")
     return tensor.float() if tensor.is_floating_point() else tensor
 
 
@@ -346,6 +363,8 @@ def _pad_tokens(name: str, tokens: Tensor, mask: Tensor | None, length: int) -> 
     mask = torch.ones(1, tokens.shape[1], dtype=torch.bool) if mask is None else mask.bool()
     if mask.shape[1] != tokens.shape[1]:
         raise ValueError(f"{name}_mask is for {mask.shape[1]} tokens, but {name} has {tokens.shape[1]}")
+    if (tokens.isnan().any(-1) & mask).any():
+        raise ValueError(f"the condition {name} has NaN in tokens that are there; leave them out with {name}_mask")
     room = length - tokens.shape[1]
     pad = nn.functional.pad
     return {name: pad(tokens, (0, 0, 0, room)), f"{name}_mask": pad(mask, (0, room))}

@@ -64,6 +64,9 @@ def normals(seed: int, purpose: Purpose, positions: Iterable[int]) -> Tensor:
     return torch.special.ndtri(uniforms(seed, purpose, positions)).float()
 
 
+SEEDS = 2**32  # so many are different: torch's generator on a CPU takes 32 bits of a seed
+
+
 def noise(seeds: Iterable[int], shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
     """Standard normal noise (B, *shape) float32, row k from its own generator with seeds[k] on the device."""
     seeds = list(seeds)

@@ -147,7 +147,7 @@ def test_samples_that_no_memory_holds_are_refused_before_any_is_taken(arguments,
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--seeds 0-1000000000000", "--seeds 0-1000000000000: seeds are below 2^63, and at most 10,000,000"),
+        ("--seeds 0-1000000000000", "--seeds 0-1000000000000: seeds are below 4,294,967,296, and at most 10,000,000"),
         ("--seeds 0-9 18446744073709551616", "--seeds 18446744073709551616"),
         ("--count 1000000000000", "count (1000000000000)"),
         ("--count 9000000", "9,000,000 samples of each of 3 classes"),

@@ -3,11 +3,13 @@
 import argparse
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from conftest import small_net
+from conftest import jit_here, small_net
 from safetensors.torch import load_file, save_file
 
 import justimage as ji
@@ -16,7 +18,7 @@ from justimage.data.spec import DataSpec
 from justimage.execution import blocks_of
 from justimage.weights.description import describe
 from justimage.weights.load import read
-from justimage.weights.official import load_official, save_official
+from justimage.weights.official import load_official, read_official, save_official
 
 GOLDENS = Path(__file__).parent / "goldens"
 
@@ -265,3 +267,70 @@ def test_weight_sets_are_listed_and_swapped_into_a_loaded_model():
     assert next(ji.swap_weights(low, run, "raw").parameters()).dtype == torch.bfloat16
     with pytest.raises(ValueError, match=r"not 'ema-0\.5'"):
         ji.swap_weights(model, run, "ema-0.5")
+
+
+def test_weights_of_another_meaning_are_not_swapped_in(tmp_path):
+    """The same tensors in a network that is put together otherwise, or for other raw values, classes or noise."""
+    ours = model()
+    others = {
+        "context_start": ji.Denoiser(small_net(context_start=0), spec=ours.spec, noise_scale=2.0, t_eps=0.02),
+        "scale": ji.Denoiser(ours.net, spec=replace(ours.spec, scale=(30.0, 0.5)), noise_scale=2.0, t_eps=0.02),
+        "classes": ji.Denoiser(
+            ours.net, spec=replace(ours.spec, classes=("storm", "calm", "gale")), noise_scale=2.0, t_eps=0.02
+        ),
+        "noise_scale": ji.Denoiser(ours.net, spec=ours.spec, t_eps=0.02),
+    }
+    for name, other in others.items():
+        other.save_pretrained(tmp_path / name)
+        with pytest.raises(ValueError, match=f"for another model: {name} "):
+            ji.swap_weights(ours, tmp_path / name)
+    numbered = ji.Denoiser(ours.net, spec=replace(ours.spec, classes=("0", "1", "2")), noise_scale=2.0, t_eps=0.02)
+    numbered.save_pretrained(tmp_path / "numbered")
+    ji.swap_weights(ours, tmp_path / "numbered")
+    assert ours.labels(["gale"]) == [2]
+    with pytest.raises(ValueError, match="holds one set of weights; 'raw' cannot be chosen from it"):
+        ji.swap_weights(ours, tmp_path / "numbered", "raw")
+
+
+@pytest.mark.parametrize("kind", [".pth", ".safetensors"])
+def test_what_the_official_layout_has_no_place_for_is_said(tmp_path, monkeypatch, capsys, kind):
+    model().save_pretrained(tmp_path / "m")
+    assert jit_here("convert", "m", f"m{kind}", cwd=tmp_path, monkeypatch=monkeypatch) == 0
+    said = capsys.readouterr().out
+    for lost in ("raw values: float32, channels u, v", "class names (calm, storm, gale)", "final x", "shift 3.0"):
+        assert lost in said
+    assert ("noise_scale 2" in said) == ("steps 5" in said) == (kind == ".safetensors")
+    spec = DataSpec.pixels((8, 8), 3, ("0", "1", "2"))
+    ji.Denoiser(small_net(channels=3), spec=spec).save_pretrained(tmp_path / "images")
+    assert jit_here("convert", "images", f"images{kind}", cwd=tmp_path, monkeypatch=monkeypatch) == 0
+    assert "no place" not in capsys.readouterr().out
+    other = ".pth" if kind == ".safetensors" else ".safetensors"
+    start = ["--context-start", "1"] if kind == ".safetensors" else []
+    assert jit_here("convert", f"images{kind}", f"again{other}", *start, cwd=tmp_path, monkeypatch=monkeypatch) == 0
+    before, after = (read_official(tmp_path / name)[0] for name in (f"images{kind}", f"again{other}"))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert jit_here("convert", "nowhere.pth", "out", cwd=tmp_path, monkeypatch=monkeypatch) == 2
+    assert "nowhere.pth does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("labels", [[1.0], torch.tensor([1.7]), [True], [], torch.zeros(2, 1), [[0]], 1.5])
+def test_labels_are_names_or_whole_numbers(labels):
+    for spec in (None, model().spec):
+        with pytest.raises(ValueError, match="labels are names of classes or whole numbers"):
+            ji.Denoiser(small_net(), spec=spec).labels(labels)
+
+
+def test_numbers_as_names_of_classes_are_not_places():
+    hours = ji.Denoiser(small_net(), spec=replace(model().spec, classes=("0", "6", "12")))
+    assert hours.labels(["6", "12", 1]) == [1, 2, 1]
+    with pytest.raises(ValueError, match="there is no class '2'"):
+        hours.labels(["2"])
+    assert model().labels(["2"]) == [2]
+
+
+@pytest.mark.parametrize("seeds", [[2**32], [1.5], [-1]])
+def test_seeds_are_those_that_torch_tells_apart(seeds):
+    with pytest.raises(ValueError, match="seeds are whole numbers from 0 to 4,294,967,295"):
+        model().sample([0], seeds)
+    same = [model().sample([0], each, steps=1) for each in (np.int64(3), [3.0], 3)]
+    assert torch.equal(same[0], same[1]) and torch.equal(same[0], same[2])

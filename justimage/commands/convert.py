@@ -11,15 +11,15 @@ from justimage.commands.console import say
 from justimage.commands.main import DONE
 from justimage.disk.hold import held, is_empty
 from justimage.weights.adapters import holds_adapters
-from justimage.weights.load import read
-from justimage.weights.official import check_official_name, load_official, save_official
+from justimage.weights.load import check_exists, read
+from justimage.weights.official import OFFICIAL_FILES, check_official_name, lost_in_official, save_official
 
 
 @dataclass(frozen=True)
 class Convert:
-    """Convert weights: an official .pth or .safetensors to a weights folder, or a weights folder to one of these.
+    """Convert weights: an official .pth or .safetensors to a weights folder, or anything to one of these.
 
-    Adapters (RUN/adapters/NAME) become a weights folder, merged with their base.
+    Adapters (RUN/adapters/NAME) are merged with their base. What the official layout has no place for is said.
     """
 
     source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")]
@@ -39,19 +39,25 @@ class Convert:
     def __call__(self) -> int:
         if os.path.lexists(self.target) and not (self.target.is_dir() and is_empty(self.target)):
             raise ValueError(f"{self.target} exists, and is not overwritten")
-        if holds_adapters(self.source):
-            with held(self.target):
-                read(self.source, base=self.base, allow_non_finite=self.allow_non_finite).save_pretrained(self.target)
-        elif self.source.is_file():
-            with held(self.target):
-                model = load_official(
-                    self.source, self.weights, self.context_start, allow_non_finite=self.allow_non_finite
-                )
-                model.save_pretrained(self.target)
-        else:
+        check_exists(self.source)
+        alone = holds_adapters(self.source) or self.source.is_file()
+        official = self.target.suffix in OFFICIAL_FILES or not alone  # a weights folder is one already
+        if official:
             check_official_name(self.target)
-            with held(self.target.parent, only=self.target.name):
-                model = read(self.source, weights=self.weights, allow_non_finite=self.allow_non_finite, base=self.base)
+        with held(self.target.parent, only=self.target.name) if official else held(self.target):
+            model = read(
+                self.source,
+                weights=self.weights,
+                context_start=self.context_start,
+                base=self.base,
+                allow_non_finite=self.allow_non_finite,
+            )
+            if official:
                 save_official(model, self.target)
+            else:
+                model.save_pretrained(self.target)
         say(f"wrote {self.target}")
+        lost = lost_in_official(model, self.target) if official else []
+        if lost:
+            say(f"the official layout has no place for what {self.source} says of {'; '.join(lost)}")
         return DONE

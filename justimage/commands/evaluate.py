@@ -32,6 +32,7 @@ from justimage.evaluation.scores import Scores
 from justimage.execution import find_device
 from justimage.parallel import Processes, first_then_others, in_the_first, join, leave, naming_the_gone
 from justimage.precision import SAMPLING_PRECISIONS
+from justimage.randomness import SEEDS
 from justimage.samplers import PRESETS, Preset, Sampling, with_settings
 from justimage.sampling.draw import check_samples
 from justimage.sampling.generate import Samples
@@ -117,10 +118,10 @@ class Evaluate:
         """Raises ValueError for options that cannot be met, or do not go together."""
         if bool(self.model) == (self.samples is not None):
             raise ValueError("give a MODEL, or --samples PATH; one of them")
-        if self.batch_size < 1 or self.count < 1 or self.repeats < 1 or not 0 <= self.first_seed < 2**62:
+        if self.batch_size < 1 or self.count < 1 or self.repeats < 1 or not 0 <= self.first_seed < SEEDS:
             raise ValueError(
                 f"batch_size ({self.batch_size}), count ({self.count}) and repeats ({self.repeats}) must be at least "
-                f"1, and first_seed ({self.first_seed}) at least 0"
+                f"1, and first_seed ({self.first_seed}) from 0 to {SEEDS - 1:,}"
             )
         if self.save_statistics is not None and self.save_statistics.suffix != ".npz":
             raise ValueError(f"--save-statistics {self.save_statistics} is no FILE.npz, as --data will take it")

@@ -210,11 +210,14 @@ class DataSpec:
         return {name: encode(name, value) for name, value in y.items()}
 
     def label(self, name: int | str) -> int:
-        """A class by name or index -> its index. Raises ValueError, with the nearest names, where there is none."""
+        """A class by name or index -> its index. Raises ValueError, with the nearest names, where there is none.
+
+        A number as text is a name where any class has such a name.
+        """
         if isinstance(name, str):
             if name in self.classes:
                 return self.classes.index(name)
-            if name.isdecimal():
+            if name.isdecimal() and not any(each.isdecimal() for each in self.classes):
                 return self.label(int(name))
             near = difflib.get_close_matches(name, self.classes, n=3, cutoff=0.3) or list(self.classes[:10])
             known = f"the nearest are {', '.join(near)}" if near else "these data have no classes"

@@ -5,7 +5,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from justimage.networks.dropout import Dropout
 from justimage.networks.position import rotate
@@ -40,9 +39,9 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        # Compilers fuse the plain form, and what autograd makes of it. Elsewhere its backward pass is our own: half the
-        # time. F.rms_norm is no faster than the plain form on CPUs (torch 2.15).
-        if torch.compiler.is_compiling():
+        # Compilers fuse the plain form, and what autograd makes of it; torch.func transforms it. Elsewhere its backward
+        # pass is our own: half the time. F.rms_norm is no faster than the plain form on CPUs (torch 2.15).
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():  # pyright: ignore
             return _scaled_by_rms(x, self.weight, self.eps)[0]
         return _RMSNorm.apply(x, self.weight, self.eps)
 
@@ -65,8 +64,9 @@ class _RMSNorm(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        if torch.is_grad_enabled():  # create_graph: what is saved here would be taken for constants
+            raise RuntimeError("autograd finds first derivatives of RMSNorm only; for others, and jvp, use torch.func")
         n, inverse, weight = ctx.saved_tensors
         (gradient,) = gradients
         with torch.autocast(n.device.type, enabled=False):

@@ -58,6 +58,8 @@ class ToyMLP(nn.Module):
         self.initialise()
 
     def forward(self, z: Tensor, t: Tensor, y: Value | Tensor | None = None) -> Tensor:
+        if tuple(z.shape[2:]) != tuple(self.config.size):
+            raise ValueError(f"this network is for the size {self.config.size} alone, not for {tuple(z.shape[2:])}")
         first, *inner, last = self.layers
         dtype = next(self.parameters()).dtype
         x = first(torch.cat((z.flatten(1), t[:, None]), 1).to(dtype))  # (B, width)

@@ -17,7 +17,9 @@ from justimage.samplers import Predict
 
 Model = Callable[[Tensor, Tensor, Any], Prediction]
 FEW = 16  # rows; with more, the products of the tokens take so long that these weights no longer matter
-MOST_NUMBERS = 10_000_000  # of the condition, for a whole grid: labels and vectors stay far below, planes may not
+# Numbers of the condition for a whole grid: labels and vectors stay far below, planes may not. And of the table, which
+# may also have as many as the network has weights: usual grids stay far below, a thousand steps may not.
+MOST_NUMBERS = 10_000_000
 TOLD, ROW = "told", "row"  # what `net.told` gives, as forward takes it; and where a sample stands in the table of them
 
 
@@ -25,7 +27,8 @@ def told_ahead(model: Any, y: Any, null: Any, times: Tensor, guide: Callable[[An
     """guide(model, y, null), where the network finds what depends on time and condition alone in a table.
 
     y, null: values of the condition for B samples, or None. times (N,): those of the grid, on the CPU; at any other the
-    network is asked as ever. So it is for networks without `told` (justimage.networks.protocol), and for large batches.
+    network is asked as ever. So it is for networks without `told` (justimage.networks.protocol), for large batches, and
+    where the table would take more memory than the network itself.
     """
     tell = getattr(getattr(model, "net", None), "told", None)
     values = [each for each in (y, null) if each is not None]
@@ -38,6 +41,9 @@ def told_ahead(model: Any, y: Any, null: Any, times: Tensor, guide: Callable[[An
     rows, device = torch.arange(len(first), device=first.device), first.device
     moments = to_device(times.float(), device).repeat_interleave(len(rows))
     everything = {name: each.repeat(len(times), *[1] * (each.ndim - 1)) for name, each in both.items()}
+    row = tell(moments[:1], {name: each[:1] for name, each in both.items()}).shape[-1]
+    if len(moments) * row > max(MOST_NUMBERS, sum(each.numel() for each in model.net.parameters())):
+        return guide(model, y, null)
     table = dict(zip(times.tolist(), tell(moments, everything).split(len(rows)), strict=True))
     known: Tensor | None = None  # the table's part for the time that is asked for now
 

@@ -1,7 +1,7 @@
 """Generation is an iterable: seeds in, batches of samples out. Saving and scoring consume the same one."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Unpack
+from typing import Any, NamedTuple, Unpack
 
 from torch import Tensor
 
@@ -40,7 +40,12 @@ def generate(
     indices = None if labels is None else model.labels(labels)
     if indices is not None and len(indices) != len(seeds):
         raise ValueError(f"{len(indices)} labels and {len(seeds)} seeds; one of each is needed for every sample")
-    for name, values in (condition or {}).items():
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+    given: dict[str, Any] = {**(condition or {})}
+    own = {name: given.pop(name) for name in ("labels",) if name in given}
+    given = {**model.entries(given, size or model.config.size), **own}
+    for name, values in given.items():
         if len(values) != len(seeds):
             raise ValueError(f"{len(values)} entries of {name} and {len(seeds)} seeds; every sample needs one of each")
     with_settings(sampling or model.sampling, settings)
@@ -53,7 +58,7 @@ def generate(
             raw = model.sample(
                 these,
                 some,
-                condition={name: values[part] for name, values in (condition or {}).items()},
+                condition={name: values[part] for name, values in given.items()},
                 size=size,
                 sampling=sampling,
                 step=step,

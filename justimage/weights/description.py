@@ -16,6 +16,8 @@ from justimage.process import Space
 from justimage.samplers import Sampling
 from justimage.weights.folder import write_folder
 
+MEANING = ("channels", "mean", "scale", "dtype", "classes", "given")  # of the data: what values and labels stand for
+ONLY_IN_TRAINING = ("dropout", "dropout_scores", "float32_attention")  # of a network: which weights it has is the same
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -58,6 +60,27 @@ def describe(model: Denoiser) -> dict[str, Any]:
         "training": model.training_summary,
         "licence": model.licence,
     }
+
+
+def check_same_meaning(model: Denoiser, said: Description, source: str | Path) -> None:
+    """Raises ValueError where weights are for another network than the model's, or what goes in or comes out is."""
+    where = str(source)
+    kind: Any = type(model.config)
+    theirs: dict[str, Any] = {"network": said.network, **asdict(said.prediction)}
+    ours: dict[str, Any] = {"network": name_of(model.net), **describe(model)["prediction"]}
+    if theirs["network"] == ours["network"]:
+        theirs |= asdict(from_plain(kind, said.architecture, where, "architecture"))
+        ours |= asdict(model.config)
+    spec = None if said.data is None else DataSpec.from_json(said.data, where, "data")
+    for facts, data in ((theirs, spec), (ours, model.spec)):
+        facts |= {name: getattr(data, name, None) for name in MEANING}
+        if all(name.isdecimal() for name in facts["classes"] or ()):  # no names: any stand for the same classes
+            facts["classes"] = None
+    if theirs["classes"] is None or ours["classes"] is None:
+        theirs["classes"] = ours["classes"]
+    for name, value in theirs.items():
+        if name not in ONLY_IN_TRAINING and value != ours[name]:
+            raise ValueError(f"the weights of {source} are for another model: {name} {value}, not {ours[name]}")
 
 
 def restore_model(

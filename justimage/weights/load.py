@@ -1,6 +1,5 @@
 """load: the model behind a path, whatever wrote it."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from justimage.networks.cost import cost_of
 from justimage.networks.protocol import NETWORKS, NetworkClass, name_of
 from justimage.precision import SAMPLING_PRECISIONS, fast_dtype
 from justimage.weights.adapters import base_of, holds_adapters, on_base
-from justimage.weights.description import Description, assign_tensors, describe, restore_model
+from justimage.weights.description import Description, assign_tensors, check_same_meaning, describe, restore_model
 from justimage.weights.folder import CONFIG, read_folder
 from justimage.weights.hub import from_hub
 from justimage.weights.int8 import use_int8
@@ -126,7 +125,8 @@ def _on_base(folder: Path, base: str | Path | None, *, allow_non_finite: bool, *
             **own,
         )
     except ValueError as error:
-        told = "" if base is not None else "; where it is now, say with load(..., base=PATH) or --base PATH"
+        now = f"; where it is now, say with load(..., base=PATH), or jit convert {folder} FOLDER --base PATH"
+        told = "" if base is not None else now
         raise ValueError(f"{folder} holds adapters, and their base cannot be read: {error}{told}") from error
     return on_base(folder, under, **own)
 
@@ -248,13 +248,11 @@ def swap_weights(model: Denoiser, source: str | Path, weights: str | None = None
     else:
         if (path / "recipe.json").is_file():
             path = find_weights(path, weights)
+        elif weights is not None:
+            raise ValueError(f"{source} holds one set of weights; {weights!r} cannot be chosen from it")
         tensors, description = read_folder(path)
     said = from_plain(Description, known_fields(Description, description), str(path))
-    theirs = {"network": said.network, "prediction": asdict(said.prediction)}
-    ours = describe(model)
-    for part, value in theirs.items():
-        if value != ours[part]:
-            raise ValueError(f"the weights of {source} are for another model: {part} {value}, not {ours[part]}")
+    check_same_meaning(model, said, source)
     kept = {name: (each.device, each.dtype) for name, each in model.net.state_dict().items()}
     moved = {name: t.to(*kept[name]) if name in kept else t for name, t in tensors.items()}
     assign_tensors(model.net, moved, where=str(path))

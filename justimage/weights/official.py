@@ -8,7 +8,7 @@ import argparse
 import pickle
 import re
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,8 @@ OFFICIAL_NAMES = {
 OUR_NAMES = {ours: official for official, ours in OFFICIAL_NAMES.items()}
 
 # The start block is the one number that no tensor shows: Table 9 of arXiv 2511.13720, by the letter in args.model.
+OFFICIAL_FILES, OFFICIAL_SAMPLERS = (".pth", ".safetensors"), ("heun", "euler")
+T_EPS = 0.05  # where nothing else is said
 OFFICIAL_VARIANTS = {"JiT-B": "B", "JiT-L": "L", "JiT-H": "H", "JiT-G": "G"}
 WEIGHT_SETS = {"model": "model", "ema1": "model_ema1", "ema2": "model_ema2"}
 
@@ -289,7 +291,7 @@ class Arguments:
     cfg: float = 1.0
     interval_min: float = 0.1
     interval_max: float = 1.0
-    t_eps: float = 0.05
+    t_eps: float = T_EPS
     noise_scale: float | None = None
 
 
@@ -342,8 +344,30 @@ def load_official(
 
 def check_official_name(path: Path) -> None:
     """Raises ValueError where official weights cannot be written to a file of this name."""
-    if path.suffix not in (".pth", ".safetensors"):
+    if path.suffix not in OFFICIAL_FILES:
         raise ValueError(f"official weights are written to a .pth or a .safetensors, not to {path.name}")
+
+
+def lost_in_official(model: Denoiser, path: Path) -> list[str]:
+    """What the official layout has no place for, of this model in a file of this name: in words, with the values."""
+    spec, sampling, lost = model.spec, model.sampling, list[str]()
+    if spec is not None:
+        images = DataSpec.pixels(spec.size, len(spec.channels), spec.classes) if len(spec.channels) in (1, 3) else None
+        if images is None or any(getattr(spec, name) != getattr(images, name) for name in ("mean", "scale", "dtype")):
+            lost.append(f"raw values: {spec.dtype}, channels {', '.join(spec.channels[:8])} with scales of their own")
+        if not all(name.isdecimal() for name in spec.classes):
+            lost.append(f"class names ({', '.join(spec.classes[:5])}{', ...' if len(spec.classes) > 5 else ''})")
+    noise = {"noise_scale": (model.noise_scale, max(model.config.size[0] / 256, 1.0)), "t_eps": (model.t_eps, T_EPS)}
+    if path.suffix == ".safetensors":
+        lost += [f"{name} {value:g}" for name, (value, usual) in noise.items() if value != usual]
+    there = () if path.suffix == ".safetensors" else ("steps", "guidance", "interval")
+    usual = Sampling()
+    for each in fields(sampling):
+        value = getattr(sampling, each.name)
+        official = each.name == "sampler" and there and value in OFFICIAL_SAMPLERS
+        if each.name not in there and not official and value != getattr(usual, each.name):
+            lost.append(f"{each.name} {value}")
+    return lost
 
 
 def save_official(model: Denoiser, path: Path) -> None:
@@ -378,7 +402,7 @@ def save_official(model: Denoiser, path: Path) -> None:
         interval_min=model.sampling.interval[0],
         interval_max=model.sampling.interval[1],
         num_sampling_steps=model.sampling.steps,
-        sampling_method=model.sampling.sampler,
+        sampling_method=model.sampling.sampler if model.sampling.sampler in OFFICIAL_SAMPLERS else "heun",
     )
     with whole(path, durable=True) as beside, File(beside, "wb") as file:
         try:
