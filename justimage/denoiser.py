@@ -217,6 +217,11 @@ class Denoiser(nn.Module):
                 each = "labels" if name == "labels" else f"entries of {name}"
                 raise ValueError(f"{len(value)} {each} and {count} seeds; one of each is needed for every sample")
             y[name] = value.expand(count, *value.shape[1:])
+        for name, kind, *_ in self.needs:
+            if kind == "tokens" and (y[name].isnan().any(-1) & y[f"{name}_mask"]).any():
+                raise ValueError(
+                    f"the condition {name} has NaN in tokens that are there; leave them out with {name}_mask"
+                )
         return y if self.spec is None else self.spec.encode_given(y)
 
     def entries(self, condition: ConditionValues, size: Sequence[int]) -> dict[str, Tensor]:
@@ -363,8 +368,6 @@ def _pad_tokens(name: str, tokens: Tensor, mask: Tensor | None, length: int) -> 
     mask = torch.ones(1, tokens.shape[1], dtype=torch.bool) if mask is None else mask.bool()
     if mask.shape[1] != tokens.shape[1]:
         raise ValueError(f"{name}_mask is for {mask.shape[1]} tokens, but {name} has {tokens.shape[1]}")
-    if (tokens.isnan().any(-1) & mask).any():
-        raise ValueError(f"the condition {name} has NaN in tokens that are there; leave them out with {name}_mask")
     room = length - tokens.shape[1]
     pad = nn.functional.pad
     return {name: pad(tokens, (0, 0, 0, room)), f"{name}_mask": pad(mask, (0, room))}

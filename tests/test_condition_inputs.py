@@ -15,6 +15,7 @@ import justimage as ji
 from justimage.data.crops import Crops
 from justimage.data.loader import model_values
 from justimage.execution import cast_parameters, checkpoint_blocks
+from justimage.sampling.generate import generate
 
 FOUR = ("labels", "vector", "tokens", "planes")
 SMALL = ji.Training(duration_nimg=48, batch_size=16, lr=2e-3, ema_decays=(0.9,), precision="float32", seed=3)
@@ -273,3 +274,34 @@ def test_networks_other_than_jit_follow_their_conditions(name):
     followed = np.corrcoef(drawn.ravel(), wanted.ravel())[0, 1]
     print(name, round(followed, 3), round(free, 3))
     assert followed > 0.9 and abs(free) < 0.45
+
+
+def test_a_sample_does_not_depend_on_the_batch_however_its_condition_is_given():
+    """One sequence, and as many numbers as there are seeds: what lacks the axis of the batch is refused."""
+    model, _ = everything(count=3)
+    length, features = next((need[3], need[2]) for need in model.needs if need[1] == "tokens")
+    given = asked((8, 8), length)
+    one = {**given["condition"], "tokens": given["condition"]["tokens"][0]}
+    assert one["tokens"].shape == (length, features)
+    with pytest.raises(ValueError, match="1 entries of tokens and"):
+        next(generate(model, list(range(length)), given["labels"], condition=one, batch_size=2, steps=1))
+    whole, parts = (
+        torch.cat([each.raw for each in generate(model, list(range(length)), **given, batch_size=n, steps=2)])
+        for n in (length, 1)
+    )
+    torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="batch_size is -1"):
+        generate(model, [0], batch_size=-1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [("vector", np.inf, "vector has infinite values"), ("tokens", np.nan, "tokens has NaN in tokens that are there")],
+)
+def test_numbers_that_draw_nothing_are_refused(name, value, message):
+    model, _ = everything(count=2)
+    given = asked((8, 8), 2)
+    given["condition"][name] = np.full_like(given["condition"][name], value)
+    given["condition"].pop("tokens_mask", None)
+    with pytest.raises(ValueError, match=message):
+        model.sample(given["labels"], **{"condition": given["condition"]}, steps=1)

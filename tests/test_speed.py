@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import jit_here, script, small_net
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import justimage as ji
@@ -213,6 +214,25 @@ def test_layers_that_are_not_the_librarys_or_have_changed_are_run_as_they_are(sm
 
 
 # Written out, since it is faster
+
+
+@sdpa_kernel(SDPBackend.MATH)
+def test_torch_func_sees_through_a_network_and_what_autograd_cannot_find_is_refused():
+    net = small_net()
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    t, y = torch.tensor([0.3, 0.6]), torch.tensor([0, 1])
+    z, along = torch.randn(2, 2, net.config.channels, *net.config.size)
+    far = 1e-2
+    _, found = torch.func.jvp(lambda z: net(z, t, y), (z,), (along,))
+    straight = (net(z + far * along, t, y) - net(z - far * along, t, y)) / (2 * far)
+    torch.testing.assert_close(found, straight, rtol=1e-2, atol=1e-3)
+    gradient = torch.func.grad(lambda z: net(z, t, y).square().sum())(z)
+    leaf = z.clone().requires_grad_()
+    net(leaf, t, y).square().sum().backward()
+    torch.testing.assert_close(gradient, leaf.grad)
+    with pytest.raises(RuntimeError, match=r"use torch\.func"):
+        torch.autograd.functional.jvp(lambda z: net(z, t, y), (z,), (along,))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -487,13 +507,25 @@ def test_what_is_told_ahead_is_what_is_found_on_the_way(what, preset, guidance, 
     y = {"labels": torch.tensor([1, 2, 0]), "where": torch.randn(3, 3), "land": torch.randn(3, 1, *net.config.size)}
     y = {name: each for name, each in y.items() if name in {need[0] for need in model.needs}}
     noise, asked = torch.randn(3, net.config.channels, *net.config.size), []
-    net.time.register_forward_hook(lambda module, inputs, out: asked.append(len(inputs[0])))
+    net.time.register_forward_hook(lambda module, inputs, out: asked.extend([len(inputs[0])] * (len(out) > 0)))
     sampling = with_settings(Sampling(guidance=guidance), PRESETS[preset])
     found = draw(model, y, noise, sampling)
     assert asked == [3 * (1 if guidance == 1 else 2) * sampling.steps]  # the time embedding: once, for the whole grid
     monkeypatch.setattr("justimage.sampling.ahead.FEW", 0)
     torch.testing.assert_close(found, draw(model, y, noise, sampling), rtol=1e-4, atol=1e-5)
     assert len(asked) > sampling.steps
+
+
+def test_a_table_larger_than_its_network_is_not_made(monkeypatch):
+    """So many steps that it would take the memory of many networks: they are asked for one by one."""
+    net, asked = small_net(), []
+    net.time.register_forward_hook(lambda module, inputs, out: asked.append(len(out)))
+    monkeypatch.setattr("justimage.sampling.ahead.MOST_NUMBERS", 10_000)
+    noise, y = torch.randn(1, net.config.channels, *net.config.size), {"labels": torch.tensor([1])}
+    for steps, most in ((4, 4), (1000, 1)):
+        asked.clear()
+        draw(ji.Denoiser(net).eval(), y, noise, Sampling(steps=steps, sampler="euler"))
+        assert max(asked) == most
 
 
 @pytest.mark.parametrize("what", NETWORKS_TOLD)

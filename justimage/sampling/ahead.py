@@ -41,8 +41,8 @@ def told_ahead(model: Any, y: Any, null: Any, times: Tensor, guide: Callable[[An
     rows, device = torch.arange(len(first), device=first.device), first.device
     moments = to_device(times.float(), device).repeat_interleave(len(rows))
     everything = {name: each.repeat(len(times), *[1] * (each.ndim - 1)) for name, each in both.items()}
-    row = tell(moments[:1], {name: each[:1] for name, each in both.items()}).shape[-1]
-    if len(moments) * row > max(MOST_NUMBERS, sum(each.numel() for each in model.net.parameters())):
+    a_row = tell(moments[:0], {name: each[:0] for name, each in both.items()}).shape[-1]
+    if len(moments) * a_row > max(MOST_NUMBERS, sum(each.numel() for each in model.net.parameters())):
         return guide(model, y, null)
     table = dict(zip(times.tolist(), tell(moments, everything).split(len(rows)), strict=True))
     known: Tensor | None = None  # the table's part for the time that is asked for now
