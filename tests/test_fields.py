@@ -548,3 +548,29 @@ def test_what_is_empty_or_there_twice_is_named(tmp_path, capfd):
     with pytest.raises(ValueError, match=r"hole\.nc cannot be read"):
         source_of(tmp_path / "hole.nc")
     assert capfd.readouterr().err == ""
+
+
+def test_a_file_for_each_time_or_member(tmp_path):
+    """Each has a single time and number of its own, which are not the grid's, and a name for its sample."""
+    one = made().isel(time=0, drop=True)
+    for i in range(3):
+        when = {"time": np.datetime64("2020-01-01", "ns") + i, "number": i, "height": 2.0}
+        one.assign_coords(when).to_netcdf(tmp_path / f"m{i}.nc")
+    source = source_of(tmp_path / "m*.nc", fields=FieldOptions(variables=("p",)))
+    assert len(source) == 3
+    assert source.name(1) == "the sample of m1.nc"
+    assert source.spec.origin is not None
+    assert {each.name for each in source.spec.origin.coordinates} == {"lat", "lon", "area", "height"}
+    other = one.assign_coords(lat=one["lat"] + 1, number=7)
+    other.to_netcdf(tmp_path / "m3.nc")
+    with pytest.raises(ValueError, match=r"differs from .* in its coordinate lat"):
+        source_of(tmp_path / "m*.nc", fields=FieldOptions(variables=("p",)))
+
+
+def test_times_in_months_are_numbers(tmp_path):
+    months = (
+        made().drop_vars("station").assign_coords(time=("time", np.arange(20), {"units": "months since 2000-01-01"}))
+    )
+    months.to_netcdf(tmp_path / "months.nc")
+    source = source_of(tmp_path / "months.nc", fields=FieldOptions(variables=("p",)))
+    assert (len(source), source.name(3)) == (20, "time 3")

@@ -2,8 +2,10 @@
 
 import io
 import json
+import os
 import shlex
 import shutil
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -12,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import jit_here
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
+from justimage.data.images import decode
 from justimage.data.loader import batches
 from justimage.data.packing import pack
 from justimage.data.sources import DataOptions, open_source
@@ -441,6 +444,7 @@ ARCHIVES = {
     "whole numbers": (["1999/0.png", "2005/1.png"], ("1999", "2005")),
     "splits": (["train/9/0.png", "train/10/1.png", "test/9/2.png", "extra/9/3.png"], ("9", "10")),
     "other names of splits": (["training/a/0.png", "training/b/1.png", "testing/a/2.png"], ("a", "b")),
+    "capital splits": (["Training/a/0.png", "Training/b/1.png", "Testing/a/2.png"], ("a", "b")),
     "accents": (["été/0.png", "猫/1.png"], ("été", "猫")),
 }
 
@@ -492,6 +496,111 @@ def test_splits_are_chosen_and_missing_ones_said(tmp_path):
     plain = zipped(tmp_path / "y.zip", dict.fromkeys(["a/0.png", "b/1.png"], pixels()))
     with pytest.raises(ValueError, match="no split 'val'; its folders are not splits"):
         source_of(plain, (8, 8), split="val")
+
+
+def shard(path: Path, names: list[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name in names:
+            add(archive, name, pixels())
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("train-000.tar", "val-000.tar"), ("Train-0.tar", "Validation-0.tar"), ("train/0.tar", "val/0.tar")],
+    ids=str,
+)
+def test_shards_of_several_splits_are_not_mixed(tmp_path, names):
+    shard(tmp_path / "s" / names[0], ["a.png", "b.png"])
+    shard(tmp_path / "s" / names[1], ["c.png"])
+    sizes = [len(source_of(tmp_path / "s", (8, 8), split=split)) for split in ("train", "val", "validation")]
+    assert sizes == [2, 1, 1]
+    with pytest.raises(ValueError, match="no split 'test'; there are train, val"):
+        source_of(tmp_path / "s", (8, 8), split="test")
+    plain = tmp_path / "plain"
+    for name in ("0.tar", "1.tar"):
+        shard(plain / name, [f"{name[0]}.png"])
+    assert len(source_of(plain, (8, 8))) == 2
+    with pytest.raises(ValueError, match="no split 'val'; its files are not called after splits"):
+        source_of(plain, (8, 8), split="val")
+
+
+def test_a_name_with_two_splits_is_neither(tmp_path):
+    for name in ("train-0.tar", "train_extra-0.tar", "test-0.tar"):
+        shard(tmp_path / name, [f"{name}.png"])
+    assert [len(source_of(tmp_path, (8, 8), split=split)) for split in ("train", "train_extra")] == [1, 1]
+
+
+def test_options_that_would_be_ignored_are_refused(tmp_path):
+    x, y = np.zeros((6, 1, 8, 8), np.uint8), np.arange(6) % 3
+    np.save(tmp_path / "x.npy", x)
+    np.savez(tmp_path / "x.npz", x=x, y=y)
+    assert source_of(tmp_path / "x.npz", (8, 8), 1).spec.classes == ("0", "1", "2")
+    assert source_of(tmp_path / "x.npz", (8, 8), 1, labels="none").spec.classes == ()
+    for name, options in {
+        "x.npy": {"labels": "labels.csv"},
+        "x.npz": {"split": "test"},
+        "x.npy ": {"on_error": "skip"},
+    }.items():
+        with pytest.raises(ValueError, match=f"--data-options.{next(iter(options)).replace('_', '-')}"):
+            source_of(tmp_path / name.strip(), (8, 8), 1, **options)
+
+
+def test_what_is_remembered_of_a_table_is_of_its_rows_as_they_are(cifar, tmp_path, monkeypatch):
+    """A row far from those that are sampled for the stamp is damaged, remembered, and repaired."""
+    import datasets
+
+    monkeypatch.setenv("JUSTIMAGE_CACHE", str(tmp_path / "cache"))
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+
+    def written(bad: bool) -> Path:
+        rows = [{"bytes": b"nothing" if bad and i == 100 else pixels(i), "path": None} for i in range(200)]
+        table = datasets.Dataset.from_dict({"image": rows, "label": [i % 2 for i in range(200)]}, features=features)
+        table.to_parquet(str(tmp_path / "t.parquet"))
+        return tmp_path / "t.parquet"
+
+    with pytest.raises(ValueError, match="row 100"):
+        source_of(written(True), (8, 8), memory_gb=0.0)
+    assert len(source_of(written(False), (8, 8), memory_gb=0.0)) == 200
+    with pytest.raises(ValueError, match="row 100"):
+        source_of(written(True), (8, 8), memory_gb=0.0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes there")
+def test_names_that_are_not_utf_8(tmp_path, monkeypatch):
+    monkeypatch.setenv("JUSTIMAGE_CACHE", str(tmp_path / "cache"))
+    for kind, what in (("png", pixels()), ("npy", None)):
+        (tmp_path / kind).mkdir()
+        for i in range(3):
+            path = os.fsencode(tmp_path / kind) + b"/caf\xe9" + f"{i}.{kind}".encode()
+            if what:
+                Path(os.fsdecode(path)).write_bytes(what)
+            else:
+                np.save(os.fsdecode(path), np.zeros((1, 8, 8), np.float32) + i)
+        assert len(source_of(tmp_path / kind, (8, 8), memory_gb=0.0)) == 3
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("odd", [False, True])
+def test_photographs_are_turned_as_exif_says_whatever_else_it_says(orientation, odd):
+    """Also where it cannot be written again, as that of many telephones."""
+    image = Image.fromarray(np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    buffer = io.BytesIO()
+    image.save(buffer, "TIFF" if odd else "PNG", exif=exif)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(buffer.getvalue()))).convert("RGB")
+    if odd:
+
+        def unwritable(*arguments, **named):
+            raise TypeError("required argument is not an integer")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Image.Exif, "tobytes", unwritable)
+            found = decode(io.BytesIO(buffer.getvalue()), 3)
+    else:
+        found = decode(io.BytesIO(buffer.getvalue()), 3)
+    assert np.array_equal(np.asarray(found), np.asarray(expected))
 
 
 def test_labels_of_a_split_beside_it(tmp_path):

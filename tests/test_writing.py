@@ -21,7 +21,7 @@ import justimage as ji
 from justimage.disk import growing
 from justimage.disk.growing import GrowingArray
 from justimage.disk.tensors import read_tensors, write_tensors
-from justimage.disk.whole import Unwritten, whole, write_text
+from justimage.disk.whole import Unwritten, append_json, whole, write_text
 from justimage.sampling.fields_file import FieldsFile
 from justimage.sampling.generate import Samples
 from justimage.sampling.write import FileNames
@@ -364,3 +364,25 @@ def test_changed_tensors_are_found(tmp_path, kind):
         read_tensors(path)
     save_file({name: each + each for name, each in tensors.items()}, path)
     assert read_tensors(path).keys() == tensors.keys()
+
+
+def test_tensors_that_share_memory_are_written_like_any_others(tmp_path):
+    """Tied weights, and parts of one buffer that begin anywhere."""
+    flat = torch.arange(40, dtype=torch.float32)
+    tensors = {"a": flat[:10], "b": flat[:10], "c": flat[11:20], "d": flat[1::2]}
+    write_tensors(tmp_path / "t.safetensors", tensors)
+    found = read_tensors(tmp_path / "t.safetensors")
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+    net = small_net()
+    net.blocks[1].mlp.up.weight = net.blocks[0].mlp.up.weight  # pyright: ignore
+    ji.Denoiser(net).save_pretrained(tmp_path / "tied")
+    again = ji.load(tmp_path / "tied", device="cpu", dtype=torch.float32)
+    assert all(torch.equal(again.net.state_dict()[name], each) for name, each in net.state_dict().items())
+
+
+def test_a_line_after_half_a_line_stays_whole(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"a": 1}\n{"b": 2')
+    for value in (3, 4):
+        append_json(path, {"c": value})
+    assert path.read_text() == '{"a": 1}\n{"b": 2\n{"c": 3}\n{"c": 4}\n'

@@ -54,12 +54,17 @@ def _name_file(name: str) -> Iterator[None]:
 
 
 def read_arrays(
-    path: Path, missing: Missing = "stop", conditions: Sequence[str] = (), fill_values: Sequence[float] = ()
+    path: Path,
+    missing: Missing = "stop",
+    conditions: Sequence[str] = (),
+    fill_values: Sequence[float] = (),
+    *,
+    labelled: bool = True,
 ) -> Arrays:
     """A .npy with x (N, C, *S), memory-mapped; or an .npz with x, perhaps y (N,) and perhaps classes (names).
 
-    conditions: which other arrays of an .npz come with the samples (see `GivenArrays`). Raises ValueError where the
-    file is truncated or holds objects, or lacks x or one of the conditions.
+    labelled: whether y counts. conditions: which other arrays of an .npz come with the samples (see `GivenArrays`).
+    Raises ValueError where the file is truncated or holds objects, or lacks x or one of the conditions.
     """
     make = partial(Arrays, name=path.name, missing=missing, fill_values=fill_values, identity=state_of([path]))
     with _name_file(str(path)):
@@ -96,8 +101,8 @@ def read_arrays(
     hint = f" (--data-options.conditions {' '.join(optional)})" if optional else ""
     return make(
         arrays["x"],
-        arrays.get("y"),
-        classes=_class_names(path, arrays.get("classes")),
+        arrays.get("y") if labelled else None,
+        classes=_class_names(path, arrays.get("classes")) if labelled else (),
         given={name: arrays[name] for name in (*conditions, *masks)},
         remark=f"; not used: {', '.join(unused)}{hint}" if unused else "",
     )

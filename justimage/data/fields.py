@@ -1,6 +1,7 @@
 """Fields: NetCDF and Zarr through xarray, with variables and levels as channels."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,15 @@ class _Lazy:
     dtype = np.dtype(np.float32)
 
     def __init__(
-        self, name: str, parts: Sequence[Any], coordinates: Sequence[Any], counts: Sequence[int], plan: "FieldPlan"
+        self,
+        name: str,
+        parts: Sequence[Any],
+        coordinates: Sequence[Any],
+        counts: Sequence[int],
+        plan: FieldPlan,
+        files: Sequence[str],
     ):
-        self.name, self.parts, self.coordinates, self.plan = name, parts, coordinates, plan
+        self.name, self.parts, self.coordinates, self.plan, self.files = name, parts, coordinates, plan, files
         self.ends = np.cumsum(counts)
         self.shape = (int(self.ends[-1]), len(plan.channels), *plan.size)
 
@@ -31,8 +38,10 @@ class _Lazy:
         return part, index - (int(self.ends[part - 1]) if part else 0)
 
     def called(self, index: int) -> str:
-        """What a sample is called: its time, or whatever its dimension counts."""
+        """What a sample is called: its time, or whatever its dimension counts; or its file."""
         part, inside = self.place(index)
+        if self.plan.sample_dim is None and len(self.files) > 1:
+            return f"the sample of {self.files[part]}"
         return sample_name(self.coordinates[part], inside, self.plan.sample_dim)
 
     def __getitem__(self, index: int | slice, /) -> np.ndarray:
@@ -73,20 +82,24 @@ def read_fields(
             f"{paths[0]} gives the channel {twice} twice; name each variable and each level once, and give "
             "equal levels values of their own"
         )
-    counts = []
+    counts, of_all = [], set(origin.coordinates)
     for path, part in zip(paths, parts, strict=True):
         if part is not parts[0]:
-            _compare(path, part, plan_of(part, options, str(path)), paths[0], channels, origin, plan)
+            its = plan_of(part, options, str(path))
+            _compare(path, part, its, paths[0], channels, origin, plan)
+            of_all &= set(origin_of(part, its).coordinates)
         counts.append(part.sizes[plan.sample_dim] if plan.sample_dim else 1)
         if path.is_dir():
             check_chunks(path, part, dict.fromkeys(name for name, _ in plan.channels), missing)
     if not sum(counts):
         raise ValueError(f"{paths[0]} holds no samples: its dimension {plan.sample_dim} has the length 0")
+    # A single time or number of each file, where there is one, is that of its samples and not of the grid.
+    origin = replace(origin, coordinates=tuple(each for each in origin.coordinates if each.dims or each in of_all))
     name = paths[0].name if len(paths) == 1 else f"{paths[0].parent.name or '.'} ({len(paths)} files)"
     files = [file for path in paths for file in ([path] if path.is_file() else sorted(path.rglob("*")))]
     with name_damage(name):
         coordinates = [part.drop_vars(list(part.data_vars)).load() for part in parts]
-    lazy = _Lazy(name, parts, coordinates, counts, plan)
+    lazy = _Lazy(name, parts, coordinates, counts, plan, [path.name for path in paths])
     y, classes = labels_along(coordinates, counts, plan, options.label, name)
     x: Any = lazy
     if 4 * np.prod(lazy.shape, dtype=np.int64) <= memory_gb * 2**30:
@@ -119,7 +132,7 @@ def _compare(
 
     both = origin, origin_of(part, its)
     units = [[dict(variable.attributes).get("units") for variable in each.variables] for each in both]
-    grids = [{c.name: c.values for c in each.coordinates} for each in both]
+    grids = [{c.name: c.values for c in each.coordinates if c.dims} for each in both]
     for what, expected, found in (
         ("dimensions", (plan.sample_dim, plan.level_dim, *plan.dims), (its.sample_dim, its.level_dim, *its.dims)),
         ("sizes", plan.size, its.size),

@@ -25,7 +25,12 @@ from justimage.data.labels import (
 )
 
 NONE = "none"
-SPLITS = frozenset(["train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval", "extra"])
+SPLITS = {  # what folders and files are called, in any case -> the split
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+    **{name: name for name in ("dev", "eval", "extra")},
+}
 
 
 @dataclass(frozen=True)
@@ -199,17 +204,42 @@ def _outer(names: list[str]) -> str:
     return f"{tops.pop()}/" if len(tops) == 1 and all("/" in name for name in names) else ""
 
 
+def split_of(name: str) -> str:
+    """The split that the name of a file says, whatever its case and form; several words are a split of their own.
+
+    train for data/Train-00000-of-00002.tar, train_extra for train_extra-00000.tar; empty for 00000.tar.
+    """
+    words = [SPLITS[word] for word in re.split(r"[-_./]", name.lower()) if word in SPLITS]
+    return "_".join(dict.fromkeys(words))
+
+
+def files_of_split(files: Mapping[Path, str], split: str, place: str) -> list[Path]:
+    """Of files, each with its name, those of a split; all of them where no name says one, and one that is alone.
+
+    Raises ValueError, with the splits that there are, where a split other than train is asked for and there is none.
+    """
+    found = {file: split_of(name) for file, name in files.items()}
+    asked = [file for file, its in found.items() if its == (split_of(split) or split)]
+    if asked or (split == "train" and (len(files) == 1 or not any(found.values()))):
+        return asked or list(files)
+    there = ", ".join(sorted(set(filter(None, found.values()))))
+    there = f"there are {there} (--data-options.split)" if there else "its files are not called after splits"
+    raise ValueError(f"{place} has no split {split!r}; {there}")
+
+
 def _split(samples: list[str], outer: str, split: str, place: str) -> str:
     """The split as a prefix, if all folders are splits; nothing if they are classes, as in bus, car, train.
 
     Raises ValueError where the split does not exist.
     """
     tops = {name.removeprefix(outer).partition("/")[0] for name in samples if "/" in name.removeprefix(outer)}
-    if split in tops and tops <= SPLITS | {split}:
-        return f"{split}/"
-    if split == "train" and "training" in tops and tops <= SPLITS:
-        return "training/"
-    if tops and tops <= SPLITS:
+    known = {top: SPLITS.get(top.lower(), "") for top in tops}
+    if tops and all(its or top == split for top, its in known.items()):
+        named = [top for top in sorted(tops) if top == split] or [
+            top for top, its in known.items() if its == SPLITS.get(split.lower(), split)
+        ]
+        if len(named) == 1:
+            return f"{named[0]}/"
         raise ValueError(f"{place} has no split {split!r}; there are {', '.join(sorted(tops))} (--data-options.split)")
     if split != "train":
         raise ValueError(f"{place} has no split {split!r}; its folders are not splits")

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO, Literal, TypeVar
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 from rich.progress import Progress
 
 from justimage.data.files import Files
@@ -18,6 +18,15 @@ BLOCK = 32  # images that a thread takes at once
 PER_PIXEL = 4  # bytes of a channel: training takes it as float32
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 UNREADABLE = Exception  # each of PIL's formats has errors of its own for damaged files
+TURNS = {  # EXIF's orientation -> what makes the image upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
 Policy = Literal["stop", "skip"]
 Deep = Literal["scale", "stop"]
@@ -79,14 +88,16 @@ def decode(file: BinaryIO, channels: int, deep: Deep = "scale") -> Image.Image:
     Raises ValueError for deeper ones, or with deep="stop" for those of 16, and any Exception of PIL's for damaged ones.
     """
     with open_image(file, deep) as image:
-        ImageOps.exif_transpose(image, in_place=True)
+        image.load()  # TIFF turns itself
+        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+        if turn is not None:  # ImageOps.exif_transpose also writes the EXIF anew, and fails where that is odd
+            image = image.transpose(turn)
         if image.mode[0] == "I":
             image = Image.fromarray(np.round(np.asarray(image).astype(np.float64) / 257).astype(np.uint8))
         mode = MODES[channels]
         if mode != "RGBA" and image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        image.load()  # before the file is closed
         return image if image.mode == mode else image.convert(mode)
 
 

@@ -17,7 +17,7 @@ from justimage.data.axes import FieldOptions
 from justimage.data.containers import IMAGES, TARS, holds, is_tar, suffix_of
 from justimage.data.crops import At, Crops
 from justimage.data.fields import read_fields
-from justimage.data.files import Files, find_files
+from justimage.data.files import NONE, SPLITS, Files, files_of_split, find_files
 from justimage.data.held_out import without_held_out
 from justimage.data.images import Deep, Images, Policy
 from justimage.data.labels import TABLES_OF_LABELS
@@ -158,17 +158,21 @@ def _open(
         raise ValueError(f"{path} matches {len(paths)} files; only shards, tables and fields may be several files")
     if kind == "images":
         labels, place = _label_file(paths, options)
-        tars = sorted(filter(is_tar, place[0].iterdir())) if place[0].is_dir() else []
-        shards = tars if tars and not holds(place[0], IMAGES) else place
+        tars = _tars_in(place[0])
+        shards = place
+        if tars and not holds(place[0], IMAGES):
+            shards = files_of_split({each: each.relative_to(place[0]).as_posix() for each in tars}, options.split, path)
+        elif len(place) > 1 and options.split != "train":
+            shards = files_of_split({each: each.name for each in place}, options.split, path)
         found = find_files(
             shards,
             labels=labels,
             image=options.image,
-            split=options.split,
+            split=options.split if shards == place else "train",
             memory_gb=options.memory_gb,
             others=_others(options, arrays=ARRAY_FILES, table=frozenset(TABLES)),
         )
-        if options.kind == "auto" and shards is place and len(tars) > len(found.names):
+        if options.kind == "auto" and shards == place and len(tars) > len(found.names):
             ending = next(each for each in TARS if tars[0].name.lower().endswith(each))
             raise ValueError(
                 f"{path} holds {len(tars)} archives ({ending}) besides {len(found.names)} images; say which are meant: "
@@ -188,7 +192,7 @@ def _open(
     elif kind == "pack":
         source = Packed(paths[0])
     elif paths[0].suffix.lower() in (".npy", ".npz") and paths[0].is_file():
-        source = read_arrays(paths[0], options.missing, options.conditions, options.fill_values)
+        source = _of_one_file(paths[0], options)
     elif options.conditions:
         raise ValueError(f"conditions are arrays of an .npz, beside x; {path} is a folder or archive of arrays")
     else:
@@ -198,6 +202,18 @@ def _open(
         )
         source = stack_arrays(files, options.missing, options.fill_values)
     return _parted(source, options)
+
+
+def _of_one_file(path: Path, options: DataOptions) -> Source:
+    """An .npy or .npz. Raises ValueError for options that it has no use for."""
+    if options.split != "train" or options.labels not in ("", NONE):
+        what = f"split {options.split}" if options.split != "train" else f"labels {options.labels}"
+        raise ValueError(
+            f"--data-options.{what}: {path} is one file, which has no splits, and whose labels are the array y in it, "
+            f"or {NONE}"
+        )
+    labelled = options.labels != NONE
+    return read_arrays(path, options.missing, options.conditions, options.fill_values, labelled=labelled)
 
 
 def _parted(source: Source, options: DataOptions) -> Source:
@@ -213,6 +229,8 @@ def _check_options(path: str, kind: Kind, options: DataOptions) -> None:
         ("image", bool(options.image), ("images", "stream")),
         ("deep", options.deep != "scale", ("images", "table")),
         ("table", options.table != TableOptions(), ("table", "stream")),
+        ("split", options.split != "train", ("images", "arrays", "table", "stream")),
+        ("on-error", options.on_error != "stop", ("images", "table", "stream")),
         ("fields", options.fields != FieldOptions(), ("fields",)),
         ("stream", options.stream != StreamOptions(), ("table", "stream")),
         ("missing", options.missing != "stop", ("arrays", "fields")),
@@ -260,6 +278,14 @@ def _paths(path: str) -> list[Path]:
     return numbered
 
 
+def _tars_in(place: Path) -> list[Path]:
+    """The archives in a folder, or in folders in it that are called after splits."""
+    if not place.is_dir():
+        return []
+    folders = [place, *(each for each in sorted(place.iterdir()) if each.is_dir() and each.name.lower() in SPLITS)]
+    return [each for folder in folders for each in sorted(folder.iterdir()) if is_tar(each)]
+
+
 def _is_field(path: Path) -> bool:
     return path.suffix.lower() in NETCDF or is_zarr(path)
 
@@ -301,7 +327,7 @@ def _kind(path: str, paths: list[Path]) -> Kind:
         return "table"
     if any(_is_field(each) for each in place.iterdir()):
         return "fields"
-    if holds(place, IMAGES) or any(is_tar(each) for each in place.iterdir()):
+    if holds(place, IMAGES) or _tars_in(place):
         return "images"
     if holds(place, frozenset(TABLES)):
         return "table"

@@ -41,19 +41,26 @@ def is_zarr(path: Path) -> bool:
 def open_dataset(path: Path) -> Any:
     """A NetCDF file or a Zarr store as an xarray.Dataset, read as needed.
 
-    Raises ValueError where it is damaged, and for a store whose arrays are to be unpickled, before anything is read.
+    Times in units that no calendar defines, such as months, stay numbers. Raises ValueError where it is damaged, and
+    for a store whose arrays are to be unpickled, before anything is read.
     """
     xarray = xarray_library()
     if path.is_dir():
         _check_codecs(path)
+
+    def opened(decode_times: bool) -> Any:
+        how: dict[str, Any] = {"decode_timedelta": False, "decode_times": decode_times}
+        return xarray.open_zarr(path, chunks=None, **how) if path.is_dir() else xarray.open_dataset(path, **how)
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about nonconforming attributes and unconsolidated stores
-            return (
-                xarray.open_zarr(path, chunks=None, decode_timedelta=False)
-                if path.is_dir()
-                else xarray.open_dataset(path, decode_timedelta=False)
-            )
+            try:
+                return opened(True)
+            except ValueError as error:
+                if "decode_times" not in str(error):  # what xarray advises for such units
+                    raise
+                return opened(False)
     except ImportError as error:
         raise ValueError(f"{path} needs another package: {error}; pip install 'justimage[science]'") from error
     except Exception as error:  # every backend has its own errors

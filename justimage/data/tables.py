@@ -11,8 +11,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from justimage.data.files import NONE, SPLITS, Files
+from justimage.data.files import NONE, Files, files_of_split
 from justimage.data.labels import LABEL_COLUMNS, index_labels
+from justimage.disk.cache import state_of
 
 TABLES = (".parquet", ".arrow")
 SAVED = ("dataset_info.json", "dataset_dict.json")  # what save_to_disk writes
@@ -73,20 +74,21 @@ def open_table(path: str, paths: Sequence[Path], split: str, options: TableOptio
         raise ValueError(f"{path} cannot be read as a table: {reason}") from error
 
 
-def _split_files(path: str, paths: Sequence[Path], split: str) -> list[Path]:
-    """The files of a table; of a folder whose files or folders are called after splits, those of the one asked for."""
+def _files_in(paths: Sequence[Path]) -> dict[Path, str]:
+    """The files of tables, each with its name in the folder that is given."""
     files: dict[Path, str] = {}
     for place in paths:
         inside = sorted(p for p in place.rglob("*") if p.suffix.lower() in TABLES) if place.is_dir() else [place]
         files |= {file: file.relative_to(place).as_posix() if place.is_dir() else file.name for file in inside}
+    return files
+
+
+def _split_files(path: str, paths: Sequence[Path], split: str) -> list[Path]:
+    """The files of a table; of a folder whose files or folders are called after splits, those of the one asked for."""
+    files = _files_in(paths)
     if paths and not files:
         raise ValueError(f"{path} holds no {' or '.join(TABLES)}")
-    found = {file: next(iter(SPLITS & set(re.split(r"[-_./]", name.lower()))), "") for file, name in files.items()}
-    asked = [file for file, name in found.items() if name == split]
-    if asked or not any(found.values()) or len(files) == 1:
-        return asked or list(files)
-    there = ", ".join(sorted(set(filter(None, found.values()))))
-    raise ValueError(f"{path} has no split {split!r}; there are {there} (--data-options.split)")
+    return files_of_split(files, split, path)
 
 
 def columns_of(table: Any, place: str, options: TableOptions) -> tuple[str, str | None]:
@@ -208,5 +210,10 @@ def find_rows(path: str, paths: Sequence[Path], split: str, options: TableOption
                 digest.update(open_row(int(index)).read())
         return digest.hexdigest()[:16]
 
+    def state() -> str:
+        """It changes when a file does: what is remembered of a table is of these very rows."""
+        read = [Path(each["filename"]) for each in table.cache_files] or _files_in(paths)
+        return f"{state_of(read)} {stamp()}"
+
     names = [f"row {i}" for i in range(len(table))]
-    return Files(path, names, labels, classes, open_row, stamp, stamp)
+    return Files(path, names, labels, classes, open_row, stamp, state)

@@ -24,12 +24,12 @@ def state_of(paths: Iterable[Path]) -> str:
     for path in paths:
         stat = path.stat()
         facts.append(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}")
-    return hashlib.sha256("\n".join(facts).encode()).hexdigest()
+    return hashlib.sha256("\n".join(facts).encode(errors="surrogateescape")).hexdigest()  # names need not be UTF-8
 
 
 def cached(what: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """compute(), or what it returned last time for the same `what`. Without a writable cache, compute()."""
-    path = cache_folder() / f"{hashlib.sha256(what.encode()).hexdigest()[:32]}.json"
+    path = cache_folder() / f"{hashlib.sha256(what.encode(errors='surrogateescape')).hexdigest()[:32]}.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         known = json.loads(path.read_text())
         if known["of"] == what:

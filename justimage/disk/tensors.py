@@ -32,6 +32,12 @@ def sum_of(tensors: Mapping[str, Tensor]) -> str:
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """A safetensors file that is whole or absent, with the mode of any other file, and their sum in its metadata."""
     plain = {name: each.detach().contiguous().cpu() for name, each in tensors.items()}
+    seen = set[int]()
+    for name, each in plain.items():  # a part of a larger tensor, or one that has two names: files know neither
+        storage = each.untyped_storage().data_ptr()
+        if storage in seen or each.storage_offset():
+            plain[name] = each.clone()
+        seen.add(storage)
     metadata = {**(metadata or {}), SUM: sum_of(plain)}
     with whole(path, durable=True) as beside:
         beside.touch()

@@ -133,6 +133,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def append_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Add one line of JSON to a file, made if it is not there. Raises Unwritten."""
-    with writing(path), path.open("a") as file:
-        file.write(json.dumps(values) + "\n")
+    """Add one line of JSON to a file, made if it is not there; half a line at its end stays alone. Raises Unwritten."""
+    with writing(path), path.open("a+b") as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write((json.dumps(values) + "\n").encode())
