@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import jit_here
+from PIL import Image
 from safetensors.torch import load_file
 
 from justimage.training.state import saved_states
@@ -304,3 +305,37 @@ def test_minutes_are_a_number_above_0(tmp_path, monkeypatch, capsys, minutes):
     assert jit_here(*words, cwd=tmp_path, monkeypatch=monkeypatch) == 2
     assert "minutes is" in capsys.readouterr().err
     assert not (tmp_path / "r").exists()
+
+
+def test_what_a_newcomer_runs_into_is_said_in_a_sentence(tmp_path, monkeypatch, capsys, recwarn):
+    """One sample alone, a folder above the one that is meant, moved data, samples of two models in one folder."""
+
+    def here(*arguments: str) -> int:
+        return jit_here(*arguments, cwd=tmp_path, monkeypatch=monkeypatch)
+
+    command = ["train", "mnist-demo", *tiny_data(tmp_path), *TINY, "--training.duration-nimg", "128"]
+    assert here(*command, "--network.size", "14", "14", "--run", "runs/a") == 0
+    assert "--network.size 14 14 counts for nothing here: it is 28 28, as the data are" in capsys.readouterr().out
+    for folder, inside in {"runs": "it holds a: give one", "runs/a/weights": "raw: give one of these"}.items():
+        assert here("sample", folder) == 2
+        assert inside in capsys.readouterr().err
+    assert here("convert", "runs/a", "copy") == 0
+    assert here("sample", "copy", "--count", "1", "--steps", "1", "--device", "cpu", "--out", "of-copy") == 0
+    place = tmp_path / tiny_data(tmp_path)[1]
+    place.rename(tmp_path / "moved.npz")
+    capsys.readouterr()
+    assert here("evaluate", "runs/a") == 2
+    assert "runs/a was trained on" in (said := capsys.readouterr().err)
+    assert "say where with --data PATH" in said
+
+    (tmp_path / "one").mkdir()
+    Image.new("RGB", (8, 8), (90, 20, 30)).save(tmp_path / "one" / "a.png")
+    alone = ["--data", "one", "--network.size", "8", "--network.patch", "4", "--training.duration-nimg", "64"]
+    assert here("train", "cifar10", *alone, *TINY, "--run", "runs/one") == 0
+    assert here("doctor", "runs/one") in (0, 1)
+    assert "the spread is 0" in capsys.readouterr().out
+    assert not [each for each in recwarn if "degrees of freedom" in str(each.message)]
+    assert here("sample", "runs/one", "--count", "2", "--steps", "1", "--device", "cpu") == 0
+    (tmp_path / "samples" / "seed9999.png").write_bytes((tmp_path / "one" / "a.png").read_bytes())
+    assert here("evaluate", "--samples", "samples", "--data", "one") == 2
+    assert "some are of another command" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from PIL import Image
 from test_train import ALONE, waves
 
 import justimage as ji
+from justimage.networks.mlp import MLPConfig, ToyMLP
 from justimage.process import SPACES, Space
 from justimage.training.state import TrainingState
 
@@ -184,3 +185,9 @@ def test_a_configuration_says_which_network_it_is_of(tmp_path, name):
         (tmp_path / "config.json").write_text(json.dumps({**written, "network": "Mine"}))
         with pytest.raises(ValueError, match=r"the network 'Mine' is none of jit, mlp, dit.*network=Mine"):
             ji.load(tmp_path)
+
+
+def test_the_toy_network_is_for_one_size():
+    model = ji.Denoiser(ToyMLP(MLPConfig(size=(4,), channels=1)))
+    with pytest.raises(ValueError, match=r"for the size \(4,\) alone, not for \(8,\)"):
+        model.sample(seeds=[0], size=(8,), steps=1)

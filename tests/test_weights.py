@@ -5,6 +5,7 @@ import json
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,10 +24,12 @@ from justimage.weights.official import load_official, read_official, save_offici
 GOLDENS = Path(__file__).parent / "goldens"
 
 
+SPEC = DataSpec((8, 8), ("u", "v"), (1.0, -2.0), (3.0, 0.5), classes=("calm", "storm", "gale"))
+
+
 def model(**kwargs) -> ji.Denoiser:
-    spec = DataSpec((8, 8), ("u", "v"), (1.0, -2.0), (3.0, 0.5), classes=("calm", "storm", "gale"))
     sampling = ji.Sampling(steps=5, guidance=1.5, interval=(0.2, 0.9), final="x", shift=3.0)
-    return ji.Denoiser(small_net(), spec=spec, sampling=sampling, noise_scale=2.0, t_eps=0.02, **kwargs)
+    return ji.Denoiser(small_net(), spec=SPEC, sampling=sampling, noise_scale=2.0, t_eps=0.02, **kwargs)
 
 
 @pytest.mark.parametrize(
@@ -274,9 +277,9 @@ def test_weights_of_another_meaning_are_not_swapped_in(tmp_path):
     ours = model()
     others = {
         "context_start": ji.Denoiser(small_net(context_start=0), spec=ours.spec, noise_scale=2.0, t_eps=0.02),
-        "scale": ji.Denoiser(ours.net, spec=replace(ours.spec, scale=(30.0, 0.5)), noise_scale=2.0, t_eps=0.02),
+        "scale": ji.Denoiser(ours.net, spec=replace(SPEC, scale=(30.0, 0.5)), noise_scale=2.0, t_eps=0.02),
         "classes": ji.Denoiser(
-            ours.net, spec=replace(ours.spec, classes=("storm", "calm", "gale")), noise_scale=2.0, t_eps=0.02
+            ours.net, spec=replace(SPEC, classes=("storm", "calm", "gale")), noise_scale=2.0, t_eps=0.02
         ),
         "noise_scale": ji.Denoiser(ours.net, spec=ours.spec, t_eps=0.02),
     }
@@ -284,7 +287,7 @@ def test_weights_of_another_meaning_are_not_swapped_in(tmp_path):
         other.save_pretrained(tmp_path / name)
         with pytest.raises(ValueError, match=f"for another model: {name} "):
             ji.swap_weights(ours, tmp_path / name)
-    numbered = ji.Denoiser(ours.net, spec=replace(ours.spec, classes=("0", "1", "2")), noise_scale=2.0, t_eps=0.02)
+    numbered = ji.Denoiser(ours.net, spec=replace(SPEC, classes=("0", "1", "2")), noise_scale=2.0, t_eps=0.02)
     numbered.save_pretrained(tmp_path / "numbered")
     ji.swap_weights(ours, tmp_path / "numbered")
     assert ours.labels(["gale"]) == [2]
@@ -321,7 +324,7 @@ def test_labels_are_names_or_whole_numbers(labels):
 
 
 def test_numbers_as_names_of_classes_are_not_places():
-    hours = ji.Denoiser(small_net(), spec=replace(model().spec, classes=("0", "6", "12")))
+    hours = ji.Denoiser(small_net(), spec=replace(SPEC, classes=("0", "6", "12")))
     assert hours.labels(["6", "12", 1]) == [1, 2, 1]
     with pytest.raises(ValueError, match="there is no class '2'"):
         hours.labels(["2"])
@@ -332,5 +335,6 @@ def test_numbers_as_names_of_classes_are_not_places():
 def test_seeds_are_those_that_torch_tells_apart(seeds):
     with pytest.raises(ValueError, match="seeds are whole numbers from 0 to 4,294,967,295"):
         model().sample([0], seeds)
-    same = [model().sample([0], each, steps=1) for each in (np.int64(3), [3.0], 3)]
+    asked: list[Any] = [np.int64(3), [3.0], 3]
+    same = [model().sample([0], each, steps=1) for each in asked]
     assert torch.equal(same[0], same[1]) and torch.equal(same[0], same[2])

@@ -10,7 +10,6 @@ import tyro
 from justimage.commands.console import say
 from justimage.commands.main import DONE
 from justimage.disk.hold import held, is_empty
-from justimage.weights.adapters import holds_adapters
 from justimage.weights.load import check_exists, read
 from justimage.weights.official import OFFICIAL_FILES, check_official_name, lost_in_official, save_official
 
@@ -40,9 +39,8 @@ class Convert:
         if os.path.lexists(self.target) and not (self.target.is_dir() and is_empty(self.target)):
             raise ValueError(f"{self.target} exists, and is not overwritten")
         check_exists(self.source)
-        alone = holds_adapters(self.source) or self.source.is_file()
-        official = self.target.suffix in OFFICIAL_FILES or not alone  # a weights folder is one already
-        if official:
+        official = self.target.suffix in OFFICIAL_FILES
+        if not official and self.target.suffix[1:].isalpha():  # a file of some kind is meant
             check_official_name(self.target)
         with held(self.target.parent, only=self.target.name) if official else held(self.target):
             model = read(

@@ -9,7 +9,7 @@ import torch
 
 from justimage.commands.console import say
 from justimage.data.records import from_plain, known_fields, read_json
-from justimage.data.sources import DataOptions, open_source
+from justimage.data.sources import DataOptions, leads_somewhere, open_source
 from justimage.data.spec import DataSpec, Source, StreamSource, evenly
 from justimage.disk.whole import append_json
 from justimage.evaluation.copying import copying, reduced
@@ -63,6 +63,10 @@ def reference_data(model: str, data: str | None, options: DataOptions) -> Readin
     if path.startswith("<") or not path:
         raise ValueError(f"{recipe} does not say where its data are; give --data")
     known = from_plain(DataOptions, known_fields(DataOptions, theirs), str(recipe), "recipe.data_options")
+    if not leads_somewhere(path):
+        raise ValueError(
+            f"{model} was trained on {path} ({recipe}), which is not there now; say where with --data PATH"
+        )
     return Reading(path, replace(known, workers=options.workers))
 
 

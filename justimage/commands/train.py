@@ -10,6 +10,7 @@ from justimage.commands.console import console, interruptible, say
 from justimage.commands.line import parse
 from justimage.commands.main import DONE, FAILED, INTERRUPTED
 from justimage.data.sources import open_source
+from justimage.data.spec import DataSpec
 from justimage.execution import find_device
 from justimage.meeting import Patience
 from justimage.parallel import first_then_others, join, leave, naming_the_gone
@@ -79,6 +80,9 @@ def main(name: str, arguments: list[str]) -> int:
             source = first_then_others(
                 processes, lambda: open_source(data, network.size, network.channels, recipe.data_options)
             )
+            if processes.first:
+                for told in without_use(recipe, RECIPES[name], source.spec):
+                    say(told)
             train_run(
                 recipe,
                 source,
@@ -100,3 +104,14 @@ def main(name: str, arguments: list[str]) -> int:
     if processes.first:
         say(f"done; draw samples with: jit sample {folder}")
     return DONE
+
+
+def without_use(recipe: Recipe, usual: Recipe, spec: DataSpec) -> list[str]:
+    """In words, options on the network that the user gave and that count for nothing: the data say it."""
+    told, network, default = [], recipe.network, usual.network
+    for option, found in (("size", spec.size), ("channels", len(spec.channels))):
+        asked = getattr(network, option)
+        if asked != getattr(default, option) and asked != found:
+            text, have = (" ".join(map(str, each)) if option == "size" else each for each in (asked, found))
+            told.append(f"--network.{option} {text} counts for nothing here: it is {have}, as the data are")
+    return told

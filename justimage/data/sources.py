@@ -259,6 +259,11 @@ def _label_file(paths: list[Path], options: DataOptions) -> tuple[str, list[Path
     return options.labels, paths
 
 
+def leads_somewhere(path: str) -> bool:
+    """Whether there is anything behind a path of data; for names, addresses and hub ids it is not looked."""
+    return path in NAMED or path.startswith(REMOTE) or is_hub_id(path) or "{" in path or bool(_paths(path))
+
+
 def _paths(path: str) -> list[Path]:
     """The path itself if it exists, else what it matches: train-*.tar, or all of train-{000..146}.tar."""
     if path.startswith(REMOTE):

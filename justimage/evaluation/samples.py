@@ -9,10 +9,12 @@ from justimage.data.arrays import Arrays
 from justimage.data.containers import IMAGES, suffix_of, written_by_justimage
 from justimage.data.files import Files
 from justimage.data.images import Images
+from justimage.data.records import read_json
 from justimage.data.sources import DataOptions, open_source
 from justimage.data.spec import Source, StreamSource, Unreadable, UnreadableSample
 from justimage.disk.cache import state_of
 from justimage.disk.reading import reason_of
+from justimage.sampling.write import FACTS
 
 GRID = "grid.png"  # beside samples, and none of them
 GREY = ("1", "L", "LA", "I", "F")  # modes of images with one channel
@@ -65,6 +67,12 @@ def _of_one_size(path: Path, opened: Callable[[tuple[int, int], int, float], Sou
 def _drawn(folder: Path) -> Files:
     """The images that `jit sample` wrote into a folder, without its grid."""
     paths = sorted(each for each in folder.iterdir() if suffix_of(each.name) in IMAGES and each.name != GRID)
+    said = read_json(folder / FACTS).get("seeds", []) if (folder / FACTS).is_file() else []
+    if said and len(said) != len(paths):
+        raise ValueError(
+            f"{folder} holds {len(paths):,} images, and {FACTS} there says {len(said):,}: some are of another command; "
+            "draw into an empty folder"
+        )
     return Files(
         str(folder),
         [each.name for each in paths],

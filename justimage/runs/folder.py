@@ -281,7 +281,7 @@ def check_same(folder: Path, old: dict[str, Any] | None, facts: dict[str, Any], 
         and name not in {*REPLACED, *as_before, *changed}
     ]
     differing = [f"  {name}: {theirs.get(name)} in the run, {ours.get(name)} in the command" for name in differ]
-    meant = bool(differ) and set(differ) <= set(CHANGEABLE)
+    meant = bool(differ) and set(differ) <= set(CHANGEABLE) and same_data(old["data"], facts["data"])
     if not same_data(old["data"], facts["data"]):
         was, now = old["data"]["found"], facts["data"]["found"]
         differing.append(

@@ -170,7 +170,7 @@ class Health:
         measure = partial(losses, batch=self.batch)
         found["activations"] = activations(raw, samples, lambda: found.setdefault("own", measure(raw, samples)))
         own = found.pop("own")  # (T, B)
-        found["errors"] = tuple((own.std(1) / own.shape[1] ** 0.5).tolist())
+        found["errors"] = tuple((_spread(own) / own.shape[1] ** 0.5).tolist())
         found["trained"] = (_curve("raw", own),)
         noisy = own[[TIMES.index(t) for t in NOISY]].mean(0)  # (B,)
         if self.unseen is not None:
@@ -221,6 +221,11 @@ def _has_places(spec: DataSpec | None) -> bool:
     return origin is not None and any(set(each.dims) & set(origin.dims) for each in origin.coordinates)
 
 
+def _spread(losses: Tensor) -> Tensor:
+    """The standard deviation along the samples, the last axis; 0 where there is one."""
+    return losses.std(-1) if losses.shape[-1] > 1 else torch.zeros(losses.shape[:-1])
+
+
 def _curve(weights: str, losses: Tensor) -> Curve:
     return Curve(weights, tuple(losses.mean(1).tolist()))
 
@@ -236,7 +241,7 @@ def _density(times: Density) -> tuple[float, ...]:
 def _gap(changed: Tensor, own: Tensor) -> Gap:
     """Of the same samples (B,): the errors of both have most in common, and it drops out."""
     difference = changed - own
-    return Gap(float(difference.mean() / own.mean()), float(difference.std() / len(own) ** 0.5 / own.mean()))
+    return Gap(float(difference.mean() / own.mean()), float(_spread(difference) / len(own) ** 0.5 / own.mean()))
 
 
 def _distances(x: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:

@@ -54,8 +54,8 @@ def progress_of(measured: Measured | None) -> float:
     """The loss of the raw weights as a share of the linear yardstick's; nan where it was not measured."""
     if measured is None or measured.data is None:
         return nan
-    losses = losses_of(measured.trained)
-    return as_trained(losses, measured.density) / as_trained(measured.data.linear, measured.density) if losses else nan
+    losses, yardstick = losses_of(measured.trained), as_trained(measured.data.linear, measured.density)
+    return as_trained(losses, measured.density) / yardstick if losses and yardstick else nan  # 0: all samples are one
 
 
 def in_digits(value: float) -> str:

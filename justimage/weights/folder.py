@@ -12,6 +12,7 @@ from justimage.networks.protocol import OLDEST
 
 FORMAT = "justimage/1"
 TENSORS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+MARKS = (CONFIG, "recipe.json", "adapters.json")  # by which a folder is known for one that can be loaded
 
 
 def write_folder(folder: Path, tensors: dict[str, Tensor], config: dict) -> None:
@@ -34,7 +35,10 @@ def read_folder(folder: Path) -> tuple[dict[str, Tensor], dict]:
     """A weights folder -> tensors, config. Raises ValueError where a file is missing, truncated or foreign."""
     for name in (CONFIG, TENSORS):
         if not (folder / name).is_file():
-            raise ValueError(f"{folder} has no {name}; a weights folder has {TENSORS} and {CONFIG}")
+            inside = [each.name for each in sorted(folder.glob("*/")) if any((each / mark).is_file() for mark in MARKS)]
+            hint = f"; it holds {', '.join(inside[:5])}{', ...' if len(inside) > 5 else ''}: give one of these"
+            least = f"; a weights folder has {TENSORS} and {CONFIG}"
+            raise ValueError(f"{folder} has no {name}{hint if inside else least}")
     config = read_json(folder / CONFIG)
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         found = config.get("format") if isinstance(config, dict) else None
