@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -108,10 +108,18 @@ def main(name: str, arguments: list[str]) -> int:
 
 def without_use(recipe: Recipe, usual: Recipe, spec: DataSpec) -> list[str]:
     """In words, options on the network that the user gave and that count for nothing: the data say it."""
-    told, network, default = [], recipe.network, usual.network
-    for option, found in (("size", spec.size), ("channels", len(spec.channels))):
-        asked = getattr(network, option)
-        if asked != getattr(default, option) and asked != found:
-            text, have = (" ".join(map(str, each)) if option == "size" else each for each in (asked, found))
-            told.append(f"--network.{option} {text} counts for nothing here: it is {have}, as the data are")
-    return told
+    theirs = {"size": tuple(spec.size), "channels": (len(spec.channels),)}
+
+    def of(network: Any, option: str) -> tuple[int, ...]:
+        value = getattr(network, option)
+        return tuple(value) if isinstance(value, tuple | list) else (value,)
+
+    def text(values: tuple[int, ...]) -> str:
+        return " ".join(map(str, values))
+
+    return [
+        f"--network.{option} {text(asked)} counts for nothing here: it is {text(found)}, as the data are"
+        for option, found in theirs.items()
+        for asked in [of(recipe.network, option)]
+        if asked not in (of(usual.network, option), found)
+    ]
