@@ -49,7 +49,7 @@ def held(folder: Path, *, only: str = "", below: Iterable[str] = ()) -> Iterator
     made: list[Path] = []
     try:
         made += [each for each in (folder, *folder.parents) if not each.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
+        _make(folder)
         descriptor = _lock(lock)
         for each in (folder, *(inner for pattern in below for inner in folder.glob(pattern) if inner.is_dir())):
             tidy(each, only)
@@ -112,6 +112,16 @@ def _lock(path: Path) -> int:
         os.ftruncate(descriptor, 0)
         os.write(descriptor, holder.encode())
     return descriptor
+
+
+def _make(folder: Path) -> None:
+    """Make a folder, if it is not there; another process may remove it, empty, while Python looks what is there."""
+    while True:
+        try:
+            return folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            if os.path.lexists(folder):
+                raise
 
 
 def _remove_empty(folders: Iterable[Path]) -> None:
