@@ -202,13 +202,12 @@ class Denoiser(nn.Module):
             return None
         if "labels" in given:
             given["labels"] = torch.tensor(self.labels(given["labels"]))
-        parts = _parts(self.needs, size)
-        unknown = [name for name in given if name not in parts]
         missing = [name for name, *_ in self.needs if name not in given]
-        if unknown or missing:
-            what = f"{', '.join(unknown)} is unknown" if unknown else f"{', '.join(missing)} is missing"
-            raise ValueError(f"the condition of this model is {_list_needs(self.needs)}: {what}")
-        y = {name: _entries(name, value, *parts[name]) for name, value in given.items()}
+        if missing and given.keys() <= _parts(self.needs, size).keys():
+            raise ValueError(
+                f"the condition of this model is {_list_needs(self.needs)}: {', '.join(missing)} is missing"
+            )
+        y = self.entries(given, size)
         for name, kind, _, length in self.needs:
             if kind == "tokens":
                 y |= _pad_tokens(name, y[name], y.get(f"{name}_mask"), length)
@@ -240,7 +239,7 @@ class Denoiser(nn.Module):
         """How many samples are meant where no seeds are given: the most entries in any part of the condition."""
         parts = _parts(self.needs, size)
         given = {name: value for name, value in (condition or {}).items() if name in parts and name != "labels"}
-        counts = [len(_entries(name, value, *parts[name])) for name, value in given.items()]
+        counts = [len(each) for each in self.entries(given, size).values()]
         named = (condition or {}).get("labels") if labels is None else labels
         return max([1, *counts] if named is None else [len(self.labels(named)), *counts])
 

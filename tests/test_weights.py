@@ -287,6 +287,10 @@ def test_weights_of_another_meaning_are_not_swapped_in(tmp_path):
         other.save_pretrained(tmp_path / name)
         with pytest.raises(ValueError, match=f"for another model: {name} "):
             ji.swap_weights(ours, tmp_path / name)
+    hours = ji.Denoiser(ours.net, spec=replace(SPEC, classes=("6", "0", "12")), noise_scale=2.0, t_eps=0.02)
+    hours.save_pretrained(tmp_path / "hours")  # numbers, but names: they are not in their order
+    with pytest.raises(ValueError, match="for another model: classes "):
+        ji.swap_weights(ours, tmp_path / "hours")
     numbered = ji.Denoiser(ours.net, spec=replace(SPEC, classes=("0", "1", "2")), noise_scale=2.0, t_eps=0.02)
     numbered.save_pretrained(tmp_path / "numbered")
     ji.swap_weights(ours, tmp_path / "numbered")

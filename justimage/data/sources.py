@@ -287,8 +287,8 @@ def _tars_in(place: Path) -> list[Path]:
     """The archives in a folder, or in folders in it that are called after splits."""
     if not place.is_dir():
         return []
-    folders = [place, *(each for each in sorted(place.iterdir()) if each.is_dir() and each.name.lower() in SPLITS)]
-    return [each for folder in folders for each in sorted(folder.iterdir()) if is_tar(each)]
+    splits = sorted(each for each in place.iterdir() if each.name.lower() in SPLITS and each.is_dir())
+    return [each for folder in (place, *splits) for each in sorted(filter(is_tar, folder.iterdir()))]
 
 
 def _is_field(path: Path) -> bool:

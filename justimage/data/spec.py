@@ -209,6 +209,11 @@ class DataSpec:
 
         return {name: encode(name, value) for name, value in y.items()}
 
+    @property
+    def named(self) -> bool:
+        """Whether its classes have names, and not just their numbers, 0, 1, 2, ..."""
+        return self.classes != tuple(map(str, range(len(self.classes))))
+
     def label(self, name: int | str) -> int:
         """A class by name or index -> its index. Raises ValueError, with the nearest names, where there is none.
 

@@ -43,8 +43,8 @@ def generate(
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
     given: dict[str, Any] = {**(condition or {})}
-    own = {name: given.pop(name) for name in ("labels",) if name in given}
-    given = {**model.entries(given, size or model.config.size), **own}
+    others = {name: values for name, values in given.items() if name != "labels"}
+    given |= model.entries(others, size or model.config.size)
     for name, values in given.items():
         if len(values) != len(seeds):
             raise ValueError(f"{len(values)} entries of {name} and {len(seeds)} seeds; every sample needs one of each")

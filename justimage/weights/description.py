@@ -74,7 +74,7 @@ def check_same_meaning(model: Denoiser, said: Description, source: str | Path) -
     spec = None if said.data is None else DataSpec.from_json(said.data, where, "data")
     for facts, data in ((theirs, spec), (ours, model.spec)):
         facts |= {name: getattr(data, name, None) for name in MEANING}
-        if all(name.isdecimal() for name in facts["classes"] or ()):  # no names: any stand for the same classes
+        if data is None or not data.named:  # then any names may stand for the same classes
             facts["classes"] = None
     if theirs["classes"] is None or ours["classes"] is None:
         theirs["classes"] = ours["classes"]

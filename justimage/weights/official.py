@@ -355,7 +355,7 @@ def lost_in_official(model: Denoiser, path: Path) -> list[str]:
         images = DataSpec.pixels(spec.size, len(spec.channels), spec.classes) if len(spec.channels) in (1, 3) else None
         if images is None or any(getattr(spec, name) != getattr(images, name) for name in ("mean", "scale", "dtype")):
             lost.append(f"raw values: {spec.dtype}, channels {', '.join(spec.channels[:8])} with scales of their own")
-        if not all(name.isdecimal() for name in spec.classes):
+        if spec.named:
             lost.append(f"class names ({', '.join(spec.classes[:5])}{', ...' if len(spec.classes) > 5 else ''})")
     noise = {"noise_scale": (model.noise_scale, max(model.config.size[0] / 256, 1.0)), "t_eps": (model.t_eps, T_EPS)}
     if path.suffix == ".safetensors":
