@@ -331,7 +331,9 @@ def test_a_run_is_read_while_it_is_held_and_left_as_it_is(two_runs, monkeypatch,
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     with held(run):
         assert jit_here("doctor", str(run), cwd=two_runs, monkeypatch=monkeypatch) == 0
-        assert "running, 256 of 256 images" in capsys.readouterr().out
+        out = capsys.readouterr().out
+        assert "running, 256 of 256 images" in out
+        assert "verdict: healthy so far\n" in out  # after eight steps
         assert jit_here("doctor", str(run), "--json", cwd=two_runs, monkeypatch=monkeypatch) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["state"] == "running"

@@ -12,7 +12,8 @@ from justimage.networks.jit import JiT, JiTConfig
 from justimage.process import Prediction, denoising_loss, diffuse
 from justimage.samplers import Sampling, guided
 from justimage.weights.load import load
-from justimage.weights.official import from_official, load_official, official_config, to_official
+from justimage.weights.official import load_official
+from justimage.weights.official_layout import from_official, official_config, to_official
 
 GOLDENS = Path(__file__).parent / "goldens"
 NAMES = ["plain", "incontext"]

@@ -124,6 +124,7 @@ def test_what_a_room_may_know():
             assert not re.search(r"\.cuda\b|\bcuda\b|\bnetworks\b", text), name
         if room not in ("networks", "reproductions") and name not in (
             "weights.official",
+            "weights.official_layout",
             "runs.recipes",
             "runs.promises",
         ):

@@ -297,10 +297,7 @@ def long_and_short(duration_nimg: int) -> str:
 
 def test_only_a_run_of_more_than_an_hour_has_a_line():
     assert long_and_short(640) == ""
-    assert re.fullmatch(
-        r"about [\d,.]+ days at [\d,.e+]+ img/s, \d+\.\d GB; `jit plan` says more, and --minutes 10 stops earlier",
-        long_and_short(10**12),
-    )
+    assert re.fullmatch(r"about [\d,.]+ days at [\d,.e+]+ img/s, \d+\.\d GB", long_and_short(10**12))
 
 
 def test_a_long_run_says_so_before_it_starts(tmp_path, monkeypatch, capsys):
@@ -308,7 +305,7 @@ def test_a_long_run_says_so_before_it_starts(tmp_path, monkeypatch, capsys):
     arguments = ["train", "images", "--data", "x.npy", *SMALL, "--minutes", "0.001", "--report.preview-steps", "2"]
     long = [*arguments, "--training.duration-nimg", str(10**13)]
     assert jit_here(*long, "--run", "long", cwd=tmp_path, monkeypatch=monkeypatch) == 0
-    said = r"^plan   about .* days at .* `jit plan` says more, and --minutes 10 stops earlier$"
+    said = r"^plan   about .* days at .* `jit plan` says more, and --minutes 0.001 stops earlier than that$"
     assert re.search(said, capsys.readouterr().out, re.MULTILINE)
     short = [*arguments, "--training.duration-nimg", "800"]
     assert jit_here(*short, "--run", "short", cwd=tmp_path, monkeypatch=monkeypatch) == 0

@@ -12,7 +12,7 @@ from justimage.commands.console import console, interruptible, say
 from justimage.commands.line import parse
 from justimage.commands.main import DONE
 from justimage.runs.doctor import diagnose
-from justimage.runs.findings import Diagnosis
+from justimage.runs.findings import HEALTHY, Diagnosis
 from justimage.runs.record import Record, nearest_run, read_run
 
 
@@ -46,7 +46,8 @@ def main(arguments: Sequence[str]) -> int:
 def show(record: Record, found: Diagnosis) -> None:
     """Print a diagnosis: the verdict, and each finding with its evidence and advice."""
     say(f"{record.folder}: {record.state}, {record.nimg:,} of {record.total:,} images")
-    console.print(f"verdict: {found.verdict}\n", style="bold", markup=False)
+    so_far = " so far" if found.early and found.verdict == HEALTHY else ""
+    console.print(f"verdict: {found.verdict}{so_far}\n", style="bold", markup=False)
     for number, finding in enumerate(found.findings, 1):
         console.print(f"{number}. {finding.cause}{' (a note)' if finding.note else ''}", style="bold", markup=False)
         for each in finding.evidence:

@@ -28,6 +28,7 @@ from justimage.evaluation.rows import RowStore
 from justimage.evaluation.scores import Scores, now
 from justimage.runs.folder import RESULTS
 from justimage.sampling.pictures import grid, save
+from justimage.weights.folder import RECIPE, is_run
 
 ExtractorName = Literal["fit", "inception", "dinov2", "clip"]
 SHOWN = 100  # samples of a picture
@@ -50,11 +51,11 @@ def reference_data(model: str, data: str | None, options: DataOptions) -> Readin
     """
     if data is not None:
         return Reading(data, options)
-    recipe = Path(model) / "recipe.json"
-    if not recipe.is_file():
+    if not is_run(model):
         raise ValueError(
             f"{model} is no run, so it does not say what it was trained on; give --data, or an .npz of statistics"
         )
+    recipe = Path(model) / RECIPE
     facts = read_json(recipe)
     try:
         path, theirs = str(facts["data"]["path"]), facts["recipe"]["data_options"]
@@ -145,7 +146,7 @@ def places(out: Path | None, model: str) -> tuple[Path, Path]:
     """The file that a result is added to, and the folder of pictures."""
     if out is not None:
         return out / RESULTS, out
-    if model and (Path(model) / "recipe.json").is_file():
+    if model and is_run(model):
         return Path(model) / RESULTS, Path(model) / "evaluations"
     return Path("evaluations") / RESULTS, Path("evaluations")
 

@@ -14,8 +14,9 @@ from justimage.commands.main import DONE
 from justimage.data.sources import open_source
 from justimage.execution import find_device
 from justimage.parallel import Processes
-from justimage.runs.folder import RECIPE, read_facts
+from justimage.runs.folder import read_facts
 from justimage.runs.replay import Found, Sample, check_step, recipe_of, replay
+from justimage.weights.folder import RECIPE
 
 SHOWN = 8  # samples
 

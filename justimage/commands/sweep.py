@@ -28,7 +28,7 @@ from justimage.parallel import Processes, first_then_others, in_the_first, join,
 from justimage.runs.evaluations import BEST
 from justimage.samplers import Sampling
 from justimage.sampling.draw import check_samples
-from justimage.weights.folder import write_sampling
+from justimage.weights.folder import is_run, write_sampling
 from justimage.weights.load import compile_for, find_weights, load, swap_weights, weight_sets
 
 SHOWN = 12  # rows of the table
@@ -124,7 +124,7 @@ def _sweep(asked: SweepCommand, arguments: Sequence[str], sets: list[tuple[str, 
     candidates = asked.space.candidates(sets, model.sampling, guided=bool(model.needs))
     data = reference_data(source, asked.data, asked.data_options)
     shape = (model.config.channels, *model.config.size)
-    out = asked.out or (Path(source) / "sweep" if (Path(source) / "recipe.json").is_file() else Path("sweep"))
+    out = asked.out or (Path(source) / "sweep" if is_run(source) else Path("sweep"))
     with bars() as progress, in_the_first(processes, lambda: held(out)):
         judge, given = first_then_others(
             processes,
@@ -224,7 +224,7 @@ def _report(asked: SweepCommand, found: Sweep, fresh: Scores, out: Path) -> None
     named = f" --weights {best.weights}" if best.weights else ""
     if asked.write:
         place = Path(best.source)
-        folder = find_weights(place, best.weights) if (place / "recipe.json").is_file() else place
+        folder = find_weights(place, best.weights) if is_run(place) else place
         write_sampling(folder, asdict(best.sampling))
         say(f"written into {folder}; draw with: jit sample {best.source}{named}")
     else:

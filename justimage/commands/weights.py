@@ -10,6 +10,7 @@ from justimage.commands.console import bars, interruptible, say
 from justimage.commands.line import parse
 from justimage.commands.main import DONE
 from justimage.runs.snapshots import Reconstructed, reconstruct
+from justimage.weights.folder import RECIPE, is_run
 
 ROUGH = 0.05  # of the profile's norm
 
@@ -30,8 +31,8 @@ class Posthoc:
     """At which time; that of the last snapshot by default."""
 
     def __call__(self) -> int:
-        if not (self.run / "recipe.json").is_file():
-            raise ValueError(f"{self.run} is not a run: it has no recipe.json")
+        if not is_run(self.run):
+            raise ValueError(f"{self.run} is not a run: it has no {RECIPE}")
         if not self.std:
             raise ValueError("give --std: one or more numbers, for example --std 0.1")
         for std in self.std:

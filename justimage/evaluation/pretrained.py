@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from justimage.data.spec import DataSpec
 from justimage.disk.tensors import sum_of
 from justimage.execution import not_finite
-from justimage.weights.official import read_checkpoint
+from justimage.weights.pickles import read_checkpoint
 
 # As torch-fidelity 0.4 has them; the hash is the beginning of the file's SHA-256.
 INCEPTION_URL = (

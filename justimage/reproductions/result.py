@@ -19,7 +19,7 @@ from justimage.networks.protocol import network_of
 from justimage.reproductions.family import Cell, Family, Scale, ScaleName
 from justimage.reproductions.verdict import Found, Row, find, verdict
 from justimage.reproductions.work import measured
-from justimage.runs.folder import RECIPE
+from justimage.weights.folder import RECIPE
 
 COSTS = {"parameters_M", "multiply_adds_M"}  # numbers of every cell: in millions, of one evaluation
 RESULT = "result.json"

@@ -43,7 +43,8 @@ CHECKS: tuple[Check, ...] = (
 def diagnose(record: Record) -> Diagnosis:
     """What ails a run."""
     findings = [found for check in CHECKS if (found := check(record)) is not None]
-    return Diagnosis(tuple(sorted(findings, key=lambda each: each.note)), tuple(_remarks(record)))
+    early = steps_of(record) < LIMITS.least_steps
+    return Diagnosis(tuple(sorted(findings, key=lambda each: each.note)), tuple(_remarks(record)), early)
 
 
 def _remarks(record: Record) -> list[str]:

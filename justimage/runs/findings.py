@@ -18,6 +18,8 @@ Cause = Literal[
     "data-bound",
 ]
 
+HEALTHY = "healthy"
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -106,8 +108,10 @@ class Diagnosis:
     findings: tuple[Finding, ...]
     remarks: tuple[str, ...]
     """What could not be looked at, and why."""
+    early: bool = False
+    """Whether there were too few steps to say anything about learning."""
 
     @property
     def verdict(self) -> str:
         """The first cause; "healthy" where there is none."""
-        return next((each.cause for each in self.findings if not each.note), "healthy")
+        return next((each.cause for each in self.findings if not each.note), HEALTHY)

@@ -34,9 +34,9 @@ from justimage.networks.protocol import OLDEST, name_of
 from justimage.process import LogitNormal
 from justimage.runs.recipes import Recipe
 from justimage.training.adapters import LoRA
+from justimage.weights.folder import RECIPE
 
-RECIPE, LOG, RESULTS, SKIPPED = "recipe.json", "log.jsonl", "evaluations.jsonl", "skipped.jsonl"
-HEALTH = "health.jsonl"
+LOG, RESULTS, SKIPPED, HEALTH = "log.jsonl", "evaluations.jsonl", "skipped.jsonl", "health.jsonl"
 
 # What may differ when a run is resumed: it changes how fast, how often or how long, but no number that was computed.
 FREE_TO_CHANGE = (

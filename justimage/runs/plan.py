@@ -190,8 +190,7 @@ def in_a_line(recipe: Recipe, state: TrainingState) -> str:
     process = CONTEXT if device.type == "cuda" else peak_of_process() - held.weights - held.averages
     memory = footprint(held, work, max(process, 0), world=state.processes.world, compiled=compiled).total
     rate = config.batch_size / seconds
-    what = f"about {in_time(left)} at {rate:,.3g} img/s, {memory / 1e9:,.1f} GB"
-    return f"{what}; `jit plan` says more, and --minutes 10 stops earlier"
+    return f"about {in_time(left)} at {rate:,.3g} img/s, {memory / 1e9:,.1f} GB"
 
 
 def in_time(seconds: float) -> str:

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from math import nan
 
-from justimage.runs.folder import RECIPE
 from justimage.runs.glance import Glance
 from justimage.runs.health import Curve, Gap, Measured
 from justimage.runs.record import Record
+from justimage.weights.folder import RECIPE
 
 TRAINED = 0.02  # share of the training times in a bin below which its loss says little about training
 

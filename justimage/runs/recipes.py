@@ -75,7 +75,9 @@ class Recipe:
     """
 
     network: NetworkConfig
+    """The shape of the network."""
     training: Training
+    """How the network is trained. Lengths of time are counted in samples (nimg), the one clock of training."""
     sampling: Sampling = field(default_factory=Sampling)
     report: Report = field(default_factory=Report)
     data_options: DataOptions = field(default_factory=DataOptions)

@@ -10,9 +10,10 @@ from typing import Any
 
 from justimage.data.records import from_plain, known_fields
 from justimage.disk.hold import is_held
-from justimage.runs.folder import HEALTH, LOG, RECIPE, RESULTS, flat, read_facts
+from justimage.runs.folder import HEALTH, LOG, RESULTS, flat, read_facts
 from justimage.runs.health import FAILED, Measured
 from justimage.training.loop import Tick
+from justimage.weights.folder import RECIPE, is_run
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def runs_in(folder: Path, depth: int = 3) -> list[Path]:
     """The run folders in a folder, itself included, by name. Raises ValueError where there is no such folder."""
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}; give one that holds runs, or run this where runs/ is")
-    if (folder / RECIPE).is_file():
+    if is_run(folder):
         return [folder]
     inside = sorted(each for each in folder.iterdir() if each.is_dir() and not each.is_symlink()) if depth else []
     return [run for each in inside for run in runs_in(each, depth - 1)]
@@ -81,7 +82,7 @@ def runs_in(folder: Path, depth: int = 3) -> list[Path]:
 
 def nearest_run(path: Path) -> Path:
     """The path, where it is a run. Raises ValueError, with the nearest path that there is, where it is none."""
-    if (path / RECIPE).is_file():
+    if is_run(path):
         return path
     if path.is_dir():
         inside = runs_in(path)[:5]

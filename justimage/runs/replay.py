@@ -25,7 +25,6 @@ from justimage.process import LogitNormal
 from justimage.randomness import Purpose, key
 from justimage.runs.folder import (
     PAPER,
-    RECIPE,
     SKIPPED,
     check_same,
     facts_of,
@@ -43,6 +42,7 @@ from justimage.training.loss import Loss, Losses, flow_matching
 from justimage.training.masks import keyed_dropouts, unkeyed_dropouts
 from justimage.training.settings import MOST_NIMG, Training
 from justimage.training.state import TrainingState, saved_states
+from justimage.weights.folder import RECIPE
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,6 @@ from justimage.runs.failures import kept_in_the_end, leave_together, what_stays
 from justimage.runs.folder import (
     HEALTH,
     LOG,
-    RECIPE,
     RESULTS,
     SKIPPED,
     called,
@@ -54,6 +53,7 @@ from justimage.training.loop import NonFiniteLoss, Tick, train
 from justimage.training.loss import Loss, flow_matching
 from justimage.training.settings import Training
 from justimage.training.state import NotFinite, TrainingState
+from justimage.weights.folder import RECIPE
 
 MakeLoss = Callable[[Denoiser, Training], Loss]
 
@@ -136,7 +136,7 @@ def train_run(
         health = without_failures(log_until(folder / HEALTH, state.nimg))
         facts |= {"changed": changes} if changes else {}
         facts |= {"init_from": asdict(begun.origin)} if begun.origin else {}
-        _announce(console, recipe, source, state, folder, as_before, begun)
+        _announce(console, recipe, source, state, folder, as_before, begun, minutes)
         with working(console) if processes.first else nullcontext(unseen) as work:
             evaluations = evaluations_of(recipe, source, folder, state, data, work)
         if evaluations is not None and processes.first:
@@ -269,6 +269,7 @@ def _announce(
     folder: Path,
     as_before: dict[str, Any],
     begun: Start,
+    minutes: float | None,
 ) -> None:
     """Say what is trained on what, and where."""
     if not state.processes.first:
@@ -291,7 +292,8 @@ def _announce(
         say("stream", source.promise())
     say("model", f"{name} on {size}{patch}, {parameters:.1f} M parameters, {device.type}, {dtype}{world}")
     if planned := in_a_line(recipe, state):
-        say("plan", planned)
+        stopping = "--minutes 10 stops earlier" if minutes is None else f"--minutes {minutes:g} stops earlier than that"
+        say("plan", f"{planned}; `jit plan` says more, and {stopping}")
     say("run", f"{folder}")
     for later, value in as_before.items():
         say("as before", f" {later} = {value}: the run was begun by a version without this setting")

@@ -7,10 +7,11 @@ from typing import Any
 from justimage.denoiser import Denoiser
 from justimage.disk.tensors import sum_of
 from justimage.parallel import Processes, first_then_others
-from justimage.runs.folder import RECIPE, Origin
+from justimage.runs.folder import Origin
 from justimage.runs.recipes import Recipe
 from justimage.training.build import build, initialise
 from justimage.training.state import TrainingState, saved_states
+from justimage.weights.folder import is_run
 from justimage.weights.load import check_exists, read
 from justimage.weights.transfer import Transfer, in_groups, transfer
 
@@ -100,7 +101,7 @@ def _arguments(init_from: InitFrom) -> dict[str, Any]:
 def _origin(init_from: InitFrom, base: Denoiser, found: Transfer) -> Origin:
     said = base.training_summary
     nimg = said.get("nimg")
-    of_a_run = (Path(init_from.path) / RECIPE).is_file()
+    of_a_run = is_run(init_from.path)
     return Origin(
         **{**asdict(init_from), "weights": init_from.weights or (said.get("weights") if of_a_run else None)},
         sum=sum_of(base.net.state_dict()),

@@ -19,10 +19,11 @@ from justimage.denoiser import Denoiser
 from justimage.disk.tensors import read_tensors, sum_of, write_tensors
 from justimage.disk.whole import whole, write_text
 from justimage.weights.description import assign_tensors, restore_model
+from justimage.weights.folder import ADAPTERS
 from justimage.weights.transfer import transfer
 
 FORMAT = "justimage-adapters/1"
-TENSORS, CONFIG = "adapters.safetensors", "adapters.json"
+TENSORS, CONFIG = "adapters.safetensors", ADAPTERS
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,13 @@ from justimage.networks.protocol import OLDEST
 
 FORMAT = "justimage/1"
 TENSORS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
-MARKS = (CONFIG, "recipe.json", "adapters.json")  # by which a folder is known for one that can be loaded
+RECIPE, ADAPTERS = "recipe.json", "adapters.json"  # of a run, which has weights below it, and of adapters alone
+MARKS = (CONFIG, RECIPE, ADAPTERS)  # by which a folder is known for one that can be loaded
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether a path is a run folder."""
+    return (Path(path) / RECIPE).is_file()
 
 
 def write_folder(folder: Path, tensors: dict[str, Tensor], config: dict) -> None:

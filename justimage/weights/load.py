@@ -22,7 +22,7 @@ from justimage.networks.protocol import NETWORKS, NetworkClass, name_of
 from justimage.precision import SAMPLING_PRECISIONS, fast_dtype
 from justimage.weights.adapters import base_of, holds_adapters, on_base
 from justimage.weights.description import Description, assign_tensors, check_same_meaning, describe, restore_model
-from justimage.weights.folder import CONFIG, read_folder
+from justimage.weights.folder import CONFIG, RECIPE, is_run, read_folder
 from justimage.weights.hub import from_hub
 from justimage.weights.int8 import use_int8
 from justimage.weights.official import load_official, weight_sets_of
@@ -38,7 +38,7 @@ def weight_sets(source: str | Path) -> list[str]:
     path = Path(source)
     if path.is_file():
         return weight_sets_of(path)
-    if (path / "recipe.json").is_file():
+    if is_run(path):
         return _held(path)
     return []
 
@@ -68,14 +68,12 @@ def find_weights(run: Path, weights: str | None = None) -> Path:
     held = _held(run)
     if weights is None:
         try:
-            recipe = read_json(run / "recipe.json")["recipe"]
+            recipe = read_json(run / RECIPE)["recipe"]
             training = recipe["training"]
             decays = [f"ema-{decay}" for decay in training["ema_decays"]]
             decays += [f"ema-std-{std}" for std in training.get("ema_stds", ())]
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{run / 'recipe.json'} is damaged ({error}); name the weights: {', '.join(held)}"
-            ) from error
+            raise ValueError(f"{run / RECIPE} is damaged ({error}); name the weights: {', '.join(held)}") from error
         weights = next((name for name in decays if name in held), "raw")
     if weights not in held:
         raise ValueError(f"{run} has the weights {', '.join(held)}, not {weights!r}")
@@ -105,7 +103,7 @@ def read(
         raise ValueError(f"{source} needs no base: it does not hold adapters alone")
     if path.is_file():
         return load_official(path, weights, context_start, allow_non_finite=allow_non_finite)
-    if path.is_dir() and (path / "recipe.json").is_file():
+    if is_run(path):
         path = find_weights(path, weights)
     elif weights is not None:
         raise ValueError(f"{source} holds one set of weights; {weights!r} cannot be chosen from it")
@@ -246,7 +244,7 @@ def swap_weights(model: Denoiser, source: str | Path, weights: str | None = None
         other = load_official(path, weights, getattr(model.config, "context_start", None))
         tensors, description = other.net.state_dict(), describe(other)
     else:
-        if (path / "recipe.json").is_file():
+        if is_run(path):
             path = find_weights(path, weights)
         elif weights is not None:
             raise ValueError(f"{source} holds one set of weights; {weights!r} cannot be chosen from it")
