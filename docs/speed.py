@@ -57,7 +57,7 @@ def benches() -> str:
                         f"{row['what']} ({row['precision']})",
                         str(row["samples"]),
                         f"{1e3 * median:,.1f}",
-                        f"{100 * row['share_of_peak']:.0f} %",
+                        f"{100 * row['share_of_peak']:.0f} %" if row["share_of_peak"] <= 1 else "",
                         f"{against / median:.2f}" if against else "",
                     ]
                 )
@@ -186,7 +186,7 @@ def page() -> str:
             sooner(),
             "## The work itself",
             "Shares are of a large product: of its median in turn with the rows where a word on pieces is said, of its "
-            "fastest call before them in older results.",
+            "fastest call before them in older results. Where that came out slower than the rows, no share is given.",
             benches(),
             "## How cost grows",
             growth() or "Not measured yet: `python benchmarks/growth.py`.",

@@ -12,6 +12,7 @@ from .evaluation.features import Features as Features
 from .evaluation.features import ModuleFeatures as ModuleFeatures
 from .evaluation.features import open_features as open_features
 from .evaluation.judge import Judge as Judge
+from .evaluation.metrics import FeatureMoments as FeatureMoments
 from .evaluation.metrics import frechet_distance as frechet_distance
 from .evaluation.reference import reference_of as reference_of
 from .evaluation.scores import Scores as Scores

@@ -262,8 +262,8 @@ class Denoiser(nn.Module):
         name, raw values with the batch first, one entry for each seed or one for all. With neither, samples are drawn
         without condition, and so without guidance. seeds: 0, 1, 2, ... by default; sample k depends on its seed and
         condition alone. size: one other than the model's, if the network can. sampling: settings in place of the
-        recommended ones; steps, sampler, guidance, interval, final, shift: single fields of them, also as
-        **PRESETS["fast"]. step, grid: a step and a time grid of your own (justimage.samplers).
+        recommended ones; steps, sampler, guidance, interval, final, shift, guidance_every: single fields of them,
+        also as **PRESETS["fast"]. step, grid: a step and a time grid of your own (justimage.samplers).
 
         Raises ValueError for labels that do not exist, numbers that do not match, or unknown settings.
         """
@@ -309,7 +309,10 @@ class Denoiser(nn.Module):
         return from_folder_or_hub(source, revision=revision)
 
     def push_to_hub(self, repository: str, *, private: bool = False) -> str:
-        """Upload to the Hugging Face hub as USER/NAME; returns the address. Needs `hf auth login` once."""
+        """Upload to the Hugging Face hub as USER/NAME; returns the address. Needs `hf auth login` once.
+
+        Raises ValueError as `save_pretrained` does.
+        """
         from justimage.weights.hub import to_hub
 
         with tempfile.TemporaryDirectory() as folder:

@@ -15,7 +15,7 @@ from test_evaluate import QUICK, lines, pictures
 from torch import Tensor, nn
 
 import justimage as ji
-from justimage.commands.sweep import as_options
+from justimage.commands.sweep import SweepCommand, as_options, sets_of
 from justimage.data.arrays import Arrays
 from justimage.denoiser import Denoiser
 from justimage.evaluation import evaluate as evaluating
@@ -253,6 +253,28 @@ def test_samples_that_are_not_finite_lose(tmp_path):
         assert found.trials[-1].fd.value == np.inf
         with pytest.raises(ValueError, match="no candidate draws finite samples"):
             sweep(drawing, by, draws, candidates[1:], SMALL, tmp_path / "rows")
+
+
+def test_the_best_weights_of_a_run_take_part_where_no_other_set_is_the_same(tmp_path):
+    """They were saved at an evaluation; the others may have been replaced since."""
+
+    def saved(name: str, weights: str, nimg: int) -> None:
+        folder = tmp_path / "run" / "weights" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps({"training": {"weights": weights, "nimg": nimg}}))
+
+    def sets() -> list[str]:
+        return [weights for _, weights in sets_of(SweepCommand((str(tmp_path / "run"),)))]
+
+    saved("raw", "raw", 200)
+    saved("ema-0.9", "ema-0.9", 200)
+    saved("best", "ema-0.9", 200)
+    (tmp_path / "run" / "recipe.json").write_text("{}")
+    assert sets() == ["ema-0.9", "raw"]
+    saved("best", "ema-0.9", 100)
+    assert sets() == ["best", "ema-0.9", "raw"]
+    saved("ema-0.9@000000100", "ema-0.9@000000100", 100)
+    assert sets() == ["ema-0.9", "ema-0.9@000000100", "raw"]
 
 
 WORDS = ["--data", "data.npz", "--count", "30", "--first", "0.5", "--repeats", "2", "--device", "cpu"]

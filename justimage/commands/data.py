@@ -34,7 +34,7 @@ class Inspect:
     channels: Annotated[int, tyro.conf.arg(metavar="N")] = 3
     """Channels of images: 3 colour, 1 grey, 4 with transparency."""
     mirror: Literal["auto", "on", "off"] = "auto"
-    """Mirror half of the samples, as training does. auto: only where mirroring keeps the meaning, as in photographs."""
+    """Mirror half of the samples, as training does. auto: 8-bit images, as if all were photographs."""
     at_most: Annotated[int, tyro.conf.arg(metavar="N")] = 20_000
     """Look at no more samples than this, evenly spread."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("inspect")
@@ -74,7 +74,7 @@ class Pack:
     """Decode and crop once, into a folder that is read at memory speed. The same command again resumes."""
 
     path: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PATH")]
-    """Anything with a length that `jit data inspect` takes."""
+    """Anything with a length that `jit data inspect` takes; whole samples, without conditions of their own."""
     size: Annotated[tuple[int, ...], tyro.conf.arg(metavar="LENGTH [LENGTH]")] = (256,)
     """What images are cropped to: one number for a square, or height and width. Others have their own size."""
     channels: Annotated[int, tyro.conf.arg(metavar="N")] = 3

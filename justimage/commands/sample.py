@@ -60,7 +60,8 @@ class Sample:
     fast: 12 of deis, an eighth of the evaluations; faster: 10, and guidance at every second one."""
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = field(default_factory=Sampling)
     weights: Annotated[str | None, tyro.conf.arg(aliases=["--ema"], metavar="NAME")] = None
-    """Which weights: ema-0.9999 or raw of a run; ema1, ema2 or model of an official .pth."""
+    """Which weights: of a run its first average by default, or raw, best, ema-0.9999@000640000, posthoc-0.100; of an
+    official .pth ema1 by default, or ema2, model."""
     context_start: Annotated[int | None, tyro.conf.arg(metavar="BLOCK")] = None
     """In-context start block of an official checkpoint that does not record it."""
     allow_non_finite: tyro.conf.FlagCreatePairsOff[bool] = False

@@ -13,6 +13,7 @@ from justimage.commands.console import bars, console, interruptible, say
 from justimage.commands.judging import ExtractorName, in_words, judge_of, picture, reference_data, save_nearest
 from justimage.commands.line import parse
 from justimage.commands.main import DONE, INTERRUPTED
+from justimage.data.records import read_json
 from justimage.data.sources import DataOptions
 from justimage.disk.hold import held
 from justimage.disk.whole import remove, write_text
@@ -28,7 +29,7 @@ from justimage.parallel import Processes, first_then_others, in_the_first, join,
 from justimage.runs.evaluations import BEST
 from justimage.samplers import Sampling
 from justimage.sampling.draw import check_samples
-from justimage.weights.folder import is_run, write_sampling
+from justimage.weights.folder import CONFIG, is_run, write_sampling
 from justimage.weights.load import compile_for, find_weights, load, swap_weights, weight_sets
 
 SHOWN = 12  # rows of the table
@@ -83,7 +84,7 @@ def main(arguments: Sequence[str]) -> int:
     if asked.batch_size < 1 or asked.repeats < 1:
         raise ValueError(f"batch_size ({asked.batch_size}) and repeats ({asked.repeats}) must be at least 1")
     pyplot()  # raises now, not after the sampling
-    sets = _sets(asked)
+    sets = sets_of(asked)
     processes = join(find_device(asked.device))
     try:
         with naming_the_gone(processes):
@@ -96,7 +97,7 @@ def main(arguments: Sequence[str]) -> int:
         leave(processes)
 
 
-def _sets(asked: SweepCommand) -> list[tuple[str, str]]:
+def sets_of(asked: SweepCommand) -> list[tuple[str, str]]:
     """(source, weights) of all that take part. Raises ValueError where some do not exist, or cannot be written to."""
     sets = []
     for source in asked.models:
@@ -104,7 +105,7 @@ def _sets(asked: SweepCommand) -> list[tuple[str, str]]:
         missing = [name for name in asked.weights if name not in there]
         if missing:
             raise ValueError(f"{source} has the weights {', '.join(there) or 'of one set'}, not {missing[0]!r}")
-        others = [name for name in there if name != BEST.name]  # which are a copy of one of the others
+        others = [name for name in there if name != BEST.name or not _best_is_a_copy(Path(source), there)]
         sets += [(source, name) for name in (asked.weights or others or [""])]
         if asked.write and not Path(source).is_dir():
             raise ValueError(
@@ -112,6 +113,16 @@ def _sets(asked: SweepCommand) -> list[tuple[str, str]]:
                 "jit convert FILE FOLDER"
             )
     return list(dict.fromkeys(sets))
+
+
+def _best_is_a_copy(run: Path, there: Sequence[str]) -> bool:
+    """Whether the best weights of a run are also another of its sets: those of a save at the same moment."""
+
+    def moment(name: str) -> tuple[str, Any]:
+        said = read_json(run / "weights" / name / CONFIG).get("training") or {}
+        return str(said.get("weights", name)).partition("@")[0], said.get("nimg")
+
+    return moment(BEST.name) in {moment(name) for name in there if name != BEST.name}
 
 
 def _sweep(asked: SweepCommand, arguments: Sequence[str], sets: list[tuple[str, str]], processes: Processes) -> int:

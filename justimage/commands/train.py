@@ -40,7 +40,8 @@ class Train:
     """Start a new run from weights: a run, a weights folder, adapters, a hub id or an official .pth. What is loaded,
     resized and skipped is listed. A run that has a state of its own goes on from that."""
     weights: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """Which weights of --init-from: ema-0.9999 or raw of a run; ema1, ema2 or model of an official .pth."""
+    """Which weights of --init-from: of a run its first average by default, or raw, best, ema-0.9999@000640000; of an
+    official .pth ema1 by default, or ema2, model."""
     context_start: Annotated[int | None, tyro.conf.arg(metavar="BLOCK")] = None
     """In-context start block of an official checkpoint (--init-from) that does not record it."""
     minutes: Annotated[float | None, tyro.conf.arg(metavar="MINUTES")] = None
@@ -50,7 +51,7 @@ class Train:
     of training.lr, training.clip-norm, .weight-decay, .betas, .warmup-nimg, .schedule, .duration-nimg. recipe.json
     records each change; afterwards the new settings are the run's, and need no --changed."""
     track: Annotated[tuple[Named, ...], tyro.conf.arg(metavar="[TRACKER ...]")] = ()
-    """Show numbers, evaluations and grids in tensorboard, wandb or trackio as well (extra `track`)."""
+    """Show numbers, evaluations and grids in tensorboard or wandb (extra `track`), or trackio (pip install trackio)."""
     device: Annotated[str | None, tyro.conf.arg(metavar="DEVICE")] = None
     """cpu, cuda, ...; the accelerator by default, if there is one."""
     patience: Patience = field(default_factory=Patience)

@@ -19,8 +19,8 @@ ROUGH = 0.05  # of the profile's norm
 class Posthoc:
     """Make the average of any relative std from the snapshots of a run, after training (arXiv 2312.02696).
 
-    A run that is trained with --training.ema-stds 0.05 0.1 leaves snapshots. Writes weights/posthoc-STD, which sample,
-    evaluate and sweep take by --weights posthoc-STD, like any other of the run.
+    A run that is trained with --training.ema-stds 0.05 0.1 leaves snapshots. Writes weights/posthoc-0.100 and
+    the like, which sample, evaluate and sweep take by --weights posthoc-0.100, like any other of the run.
     """
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]

@@ -68,7 +68,7 @@ class DataOptions:
     """Data below this size are read once into memory, so that every image is checked before the first step."""
     held_out: float = 0.0
     """Share of the samples that is never trained on: the loss is measured on it (health.jsonl), which shows
-    over-fitting. Which ones depends on their order alone; neighbours in a time series are still alike."""
+    over-fitting. Which ones they are depends on their order alone; neighbours in a time series are still alike."""
     workers: int = field(default_factory=lambda: min(8, os.cpu_count() or 1))
     """Threads that read ahead, in each process; by default one for each core, at most 8."""
     table: TableOptions = field(default_factory=TableOptions)

@@ -26,7 +26,8 @@ class TableOptions:
     image: str = ""
     """The column of images; by default the only one there is."""
     label: str = ""
-    """The column of labels; by default the column of classes, or one called label; `none`: without labels."""
+    """The column of labels; by default one called label or the like, or the one column of classes; `none`: without
+    labels."""
     name: str = ""
     """The configuration of a hub dataset that has several."""
 

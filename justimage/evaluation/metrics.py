@@ -118,6 +118,9 @@ def frechet_distance(a: FeatureMoments, b: FeatureMoments) -> float:
     Dowson and Landau, Journal of Multivariate Analysis 1982; of Inception features it is the FID (Heusel et al., arXiv
     1706.08500). With S = L L^T and S' = L' L'^T the last trace is the sum of the singular values of L^T L', which are
     as accurate as their sum; eigenvalues of the product are accurate only as squares.
+
+    a, b: `FeatureMoments.of(features)` of (N, D) features, or `FeatureMoments.from_covariance(count, mu, sigma)`.
+    Raises ValueError for features of other sizes, or of fewer than 2 samples.
     """
     check_size(a, b)
     cross = np.linalg.svd(a.root.T @ b.root, compute_uv=False).sum()

@@ -41,7 +41,7 @@ LOG, RESULTS, SKIPPED, HEALTH = "log.jsonl", "evaluations.jsonl", "skipped.jsonl
 # What may differ when a run is resumed: it changes how fast, how often or how long, but no number that was computed.
 FREE_TO_CHANGE = (
     *("promise.", "report.", "data_options."),
-    *("training.compile", "training.checkpoint", "training.shard", "training.most_skipped"),
+    *("training.microbatch", "training.checkpoint", "training.shard", "training.compile", "training.most_skipped"),
 )
 # Fields that a recipe.json may lack, since they came later -> the value that means "as before", given the older recipe
 # and the data.
