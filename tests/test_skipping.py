@@ -240,6 +240,37 @@ def test_replay_makes_the_very_step_again(tmp_path):
         replay(tmp_path / "r", 80, source, processes=ALONE)
 
 
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_run_that_began_from_weights_is_replayed_from_its_states_alone(tmp_path, rank):
+    """With adapters too, beside parts that are trained as they are new; where the first states are gone, it says so."""
+    source, quiet = waves(), Console(file=io.StringIO())
+    train_run(recipe_of_waves(duration_nimg=96), source, tmp_path / "first", processes=ALONE, console=quiet)
+    tuned = recipe_of_waves(lora=ji.LoRA(rank=rank))
+    tuned = replace(tuned, network=replace(tuned.network, patch=(2, 2)))
+    for keep_states, name in ((9, "all"), (1, "last")):
+        report = replace(tuned.report, keep_states=keep_states)
+        recipe, weights = replace(tuned, report=report), tmp_path / "first"
+        train_run(recipe, source, tmp_path / name, processes=ALONE, console=quiet, init_from=weights)
+    log = {line["nimg"]: line for line in map(json.loads, (tmp_path / "all" / "log.jsonl").open())}
+    for nimg in (0, 64):
+        found = replay(tmp_path / "all", nimg, source, processes=ALONE)
+        assert (found.loss, found.grad_norm) == (log[nimg + 16]["loss"], log[nimg + 16]["grad_norm"])
+    with pytest.raises(
+        ValueError, match="and its states before nimg = 64 are gone"
+    ):
+        replay(tmp_path / "last", 64, source, processes=ALONE)
+
+
+def test_a_parameter_whose_gradient_alone_is_not_finite_is_named():
+    """And no other, though the norm that gradients are clipped by is NaN."""
+    source, state = waves(), begin(waves())
+    assert CONFIG.clip_norm
+    bias: Any = dict(state.model.net.named_parameters())["head.linear.bias"]
+    bias.register_hook(lambda gradient: gradient * NAN)
+    found = watched(state, source, CONFIG)
+    assert (found.place, found.parameters) == ("", ("head.linear.bias",))
+
+
 def watched(state, source, config, loss=None):
     return watched_step(state, source, loss or flow_matching(state.model, config), config, Found(state.nimg, 0))
 
@@ -335,7 +366,9 @@ def test_the_command_names_the_samples_of_a_class_that_overflows(tmp_path, monke
     code, out = here("replay", "r", "130")
     assert (code, "no step of r begins at nimg = 130: the nearest one begins at 128" in out) == (2, True), out
     code, out = here("replay", "nowhere", "0")
-    assert (code, "nowhere does not exist, or holds no run" in out) == (2, True), out
+    assert (code, "there is no run nowhere" in out) == (2, True), out
+    code, out = here("replay", ".", "0")
+    assert (code, "it holds r" in out) == (2, True), out
 
 
 ONE_OF_TWO = """

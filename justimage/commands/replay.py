@@ -15,6 +15,7 @@ from justimage.data.sources import open_source
 from justimage.execution import find_device
 from justimage.parallel import Processes
 from justimage.runs.folder import read_facts
+from justimage.runs.record import nearest_run
 from justimage.runs.replay import Found, Sample, check_step, recipe_of, replay
 from justimage.weights.folder import RECIPE
 
@@ -44,9 +45,8 @@ def main(arguments: Sequence[str]) -> int:
     """Replay; returns the exit code."""
     asked = parse(Replay, arguments, "jit replay")
     interruptible()
-    facts = read_facts(asked.run)
-    if facts is None:
-        raise ValueError(f"{asked.run} does not exist, or holds no run")
+    facts = read_facts(nearest_run(asked.run))
+    assert facts is not None
     recipe = recipe_of(facts, str(asked.run / RECIPE))
     check_step(recipe.training, asked.run, asked.nimg)
     reading = reference_data(str(asked.run), asked.data, recipe.data_options)

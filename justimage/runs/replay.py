@@ -19,6 +19,7 @@ from justimage.data.loader import Batch, batches
 from justimage.data.records import from_plain, known_fields, replaced
 from justimage.data.sources import DataOptions
 from justimage.data.spec import Source, StreamSource
+from justimage.denoiser import SCALINGS, Scalings
 from justimage.networks.protocol import OLDEST, NetworkClass, network_of
 from justimage.parallel import Processes
 from justimage.process import LogitNormal
@@ -29,6 +30,7 @@ from justimage.runs.folder import (
     check_same,
     facts_of,
     log_until,
+    origin_of,
     read_facts,
     settings_at,
     with_older_defaults,
@@ -124,23 +126,28 @@ def replay(
     processes: Processes | None = None,
     loss: Any = flow_matching,
     network: NetworkClass | None = None,
+    preconditioner: Scalings | None = None,
     progress: Work = unseen,
 ) -> Found:
     """Train from the newest state up to nimg, which writes nothing, and make the step that begins there, watched.
 
-    loss, network: as for `train_run`, where they are the user's own. Blocks are neither compiled nor recomputed, so
-    that every module is seen. Raises ValueError where the folder holds no run, no step begins there, the data are
-    others than the run's, or where settings were changed (--changed) on the way from the state to the step.
+    loss, network, preconditioner: as for `train_run`, where they are the user's own. Blocks are neither compiled nor
+    recomputed, so that every module is seen. Raises ValueError where the folder holds no run, no step begins there, the
+    data are others than the run's, where settings were changed (--changed) on the way from the state to the step, or
+    where it comes before the oldest state of a run that began from weights.
     """
     facts = read_facts(folder)
     if facts is None:
         raise ValueError(f"{folder} does not exist, or holds no run")
     if loss is flow_matching and facts.get("loss", PAPER) != PAPER:
         raise ValueError(f"the run was trained with the loss {facts['loss']}, which only Python code can give")
+    own = facts["recipe"].get("preconditioner", "none")
+    if preconditioner is None and own not in SCALINGS:
+        raise ValueError(f"the run was trained with the pre-conditioner {own}, which only Python code can give")
     recipe = recipe_of(facts, str(folder / RECIPE), network)
     check_step(recipe.training, folder, nimg)
     recipe, _ = with_older_defaults(recipe.fitted_to(source.spec), facts, source.spec)
-    model = recipe.model(source.spec, network=network)
+    model = recipe.model(source.spec, network=network, preconditioner=preconditioner)
     ours = facts_of(recipe, source, model, "")
     check_same(folder, facts, {**ours, **({"loss": facts["loss"]} if "loss" in facts else {})})
     before = [place for place in saved_states(folder / "state") if int(place.name) <= nimg]
@@ -150,9 +157,15 @@ def replay(
             f"{folder} was resumed with other settings between its newest state before nimg = {nimg} and that step "
             f"({RECIPE}, changed); its state of that moment is gone, so the step cannot be made again"
         )
+    origin = origin_of(facts)
+    if origin is not None and not before:  # it did not begin with weights that are drawn from the seed
+        raise ValueError(
+            f"{folder} began from the weights of {origin.path}, and its states before nimg = {nimg} are gone, so the "
+            "step cannot be made again; --report.keep-states and --report.milestone-nimg keep more of them"
+        )
     recipe = replaced(recipe, at, f"{RECIPE}: ")
     config = replace(recipe.training, compile=False, checkpoint=False, most_skipped=MOST_NIMG)
-    state = build(model, config, processes)
+    state = build(model, config, processes, anew=() if origin is None else origin.anew)
     if before:
         state.restore(before[-1])
     began = state.nimg
@@ -172,20 +185,21 @@ def watched_step(
     reader = batches(source, seed=config.seed, start=state.nimg, batch_size=config.batch_size, workers=0)
     batch = next(reader)
     reader.close()
+    config = replace(config, clip_norm=0.0)  # by a norm that is NaN, every gradient would be clipped to NaN
     watch = _Watch()
     with watch.over(state.model.net):
         found.loss, found.grad_norm = _step(state, batch, watch.loss(loss), config)
     if found.finite:
         return found
+    if not watch.seen:
+        named = state.model.net.named_parameters()
+        found.parameters = tuple(name for name, p in named if p.grad is not None and not p.grad.isfinite().all())
     found.place, rows = watch.first()
     bad = rows or [i for i, each in enumerate(watch.losses) if not isfinite(each)]
     if not bad:  # the sum over the batch is not finite, or a parameter's gradient: is a sample's alone?
         alone = range(len(batch.positions))
         bad = [i for i in alone if not isfinite(_step(state, _only(batch, i), loss, config)[1])]
     found.samples = tuple(_sample(batch, source, i, watch.losses[i]) for i in bad)
-    if not watch.seen:
-        named = state.model.net.named_parameters()
-        found.parameters = tuple(name for name, p in named if p.grad is not None and not p.grad.isfinite().all())
     if isfinite(found.loss):  # a loss that is not is where its backward pass begins: nothing is found on the way
         found.operation = _anomaly(state, batch, loss, config)
     state.optimizer.zero_grad(set_to_none=True)
