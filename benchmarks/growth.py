@@ -32,6 +32,7 @@ PATCHES = (32, 16, 8, 4)  # 4 to 256 tokens
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 WIDTHS = (64, 128, 192, 384, 768)
 LENGTHS = (32, 64, 128, 256)  # with 64 tokens: what grows is the patch
+FEW = 64  # samples of made-up data
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def measure(point: Point, rounds: int) -> dict[str, Any]:
     if device.type == "cpu":
         torch.set_num_threads(1)
     recipe = point.recipe()
-    source = made_up(recipe)
+    source = made_up(recipe, max(point.batch, FEW))  # so that memory is that of training
     training = training_rows(recipe, source, point.batch, rounds, device)
     sampling = sampling_rows(untrained(recipe, source), point.batch, rounds, device, whole=False)
     step = next(row for row in training["rows"] if row["what"] == "training")
@@ -94,12 +95,12 @@ def measure(point: Point, rounds: int) -> dict[str, Any]:
     }
 
 
-def _endless(barrier: Any, seconds: float) -> int:
-    """Train the usual point alone, and say how many samples that were in so many seconds."""
+def _endless(barrier: Any, seconds: float) -> float:
+    """Train the usual point alone for so many seconds, to the end of a step, and say how many samples a second."""
     torch.set_num_threads(1)
     point = Point("processes", 1)
     recipe = point.recipe()
-    source = made_up(recipe)
+    source = made_up(recipe, FEW)
     from justimage.parallel import Processes
     from justimage.training.build import build
     from justimage.training.loop import train
@@ -115,7 +116,7 @@ def _endless(barrier: Any, seconds: float) -> int:
     while time.perf_counter() - began < seconds:
         next(ticks)
         count += BATCH
-    return count
+    return count / (time.perf_counter() - began)
 
 
 def side_by_side(processes: int, seconds: float = 8.0) -> dict[str, Any]:
@@ -123,8 +124,8 @@ def side_by_side(processes: int, seconds: float = 8.0) -> dict[str, Any]:
     context = multiprocessing.get_context("spawn")
     with context.Manager() as manager, ProcessPoolExecutor(processes, mp_context=context) as pool:
         barrier = manager.Barrier(processes)
-        counts = list(pool.map(_endless, [barrier] * processes, [seconds] * processes))
-    return {"series": "processes", "at": processes, "training_img_per_second": sum(counts) / seconds}
+        rates = list(pool.map(_endless, [barrier] * processes, [seconds] * processes))
+    return {"series": "processes", "at": processes, "training_img_per_second": sum(rates)}
 
 
 def plot(rows: Sequence[dict[str, Any]], path: Any) -> None:

@@ -68,7 +68,12 @@ def training(asked: Options, folder: Path, batch: int) -> dict[str, Any]:
     said = run(["train", asked.recipe, *common(asked), "--run", str(run_folder), "--minutes", str(asked.minutes)])
     lines = [json.loads(line) for line in (run_folder / "log.jsonl").read_text().splitlines()]
     steps = [batch / line["img_per_second"] for line in lines[1:]]
-    return {"seconds": statistics.median(steps), "lines": len(steps), "peak": int(said.rpartition("PEAK ")[2])}
+    if best_device().type == "cpu":
+        peak = int(said.rpartition("PEAK ")[2])
+    else:
+        health = (run_folder / "health.jsonl").read_text().splitlines()
+        peak = round(1e9 * max(json.loads(line)["device_gb"] for line in health))
+    return {"seconds": statistics.median(steps), "lines": len(steps), "peak": peak}
 
 
 def common(asked: Options) -> list[str]:

@@ -40,8 +40,8 @@ INTERVALS = ((0.0, 1.0), (0.1, 1.0))
 
 
 def opened(run: str) -> tuple[Denoiser, Judge, Any]:
-    """The model of a run in this machine's precision, and what judges it: fitted features, and its training data."""
-    model = load(run)
+    """The model of a run on the CPU, in this machine's precision, and what judges it: fitted features, and its data."""
+    model = load(run, device="cpu")
     data = reference_data(run, None, DataOptions())
     judge, source = judge_of(
         data,
@@ -164,7 +164,8 @@ def presets(run: str, count: int, repeats: int, batch_size: int, path: Path) -> 
     for name in ("float32", "int8"):
         if name != precision:
             other = f"{COMPARED} in {name}"
-            settings[other], models[other] = settings[COMPARED], load(run, dtype=SAMPLING_PRECISIONS[name])
+            settings[other] = settings[COMPARED]
+            models[other] = load(run, device="cpu", dtype=SAMPLING_PRECISIONS[name])
             given[other] = f" in {name}"
     result: dict[str, Any] = {
         "weights": weights,

@@ -55,7 +55,8 @@ def last_evaluation() -> dict[str, Any]:
     results = RUN / "evaluations.jsonl"
     if not results.is_file() and jit(["evaluate", str(RUN), "--count", "500", "--device", "cpu"]):
         raise SystemExit(f"{RUN} cannot be evaluated")
-    return json.loads(results.read_text().splitlines()[-1])
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    return next((line for line in reversed(lines) if "nimg" in line), lines[-1])  # `jit evaluate` adds some without
 
 
 def in_words(evaluation: dict[str, Any]) -> str:

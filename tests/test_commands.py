@@ -19,6 +19,7 @@ from PIL import Image
 
 import justimage as ji
 from justimage.commands.line import SYNONYMS
+from justimage.commands.main import COMMANDS, main
 from justimage.commands.sample import seeds_of
 from justimage.runs.sinks import seconds_left
 from justimage.training.loop import Tick
@@ -325,12 +326,33 @@ def test_a_condition_passes_through_the_commands(tmp_path, monkeypatch, capsys):
     assert low < -0.3 < 0.3 < high
 
 
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"), RuntimeError("can't allocate memory: 9")],
+)
+def test_a_full_device_is_said_in_words(monkeypatch, capsys, error):
+    """And any other error of torch is shown where it comes from."""
+
+    def full(arguments: list[str]) -> int:
+        raise error
+
+    monkeypatch.setitem(COMMANDS, "train", ("", full))
+    assert main(["train", "cifar10"]) == 1
+    said = capsys.readouterr().err
+    assert str(error)[:20] in said and "--training.microbatch" in said
+    error = RuntimeError("shapes do not match")
+    with pytest.raises(RuntimeError, match="shapes"):
+        main(["train", "cifar10"])
+
+
 def test_completion_offers_commands_recipes_and_options(tmp_path):
     """The script, sourced by bash, completes what is typed."""
     script = command("completion", "bash", cwd=tmp_path).stdout
     typed = {"jit sa": "sample", "jit train cifar10-di": "cifar10-dit", "jit sample m --see": "--seeds"}
     typed |= {"jit train fields --network.pa": "--network.patch", "jit data pack x --sh": "--shard-mb"}
     typed |= {"jit sample m --preset p": "paper", "jit train toy --sampling.sampler dpm": "dpm++2m"}
+    typed |= {"jit bench b16-2": "b16-256", "jit bench --ro": "--rounds", "jit bench toy --wh": "--whole"}
+    typed |= {"jit completion z": "zsh"}
     for line, expected in typed.items():
         words = line.split()
         asked = f'{script}\nCOMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _jit; echo "${{COMPREPLY[@]}}"'

@@ -337,6 +337,7 @@ def test_an_estimate_is_called_one(tmp_path, monkeypatch, capsys):
         (["--processes", "0"], "processes is 0"),
         (["--hardware", "h100", "--processes", "3"], "a batch of 32 does not split over 3 processes"),
         (["--hardware", "h100", "--training.precision", "float32"], "bfloat16"),
+        (["--hardware", "h100", "--device", "cpu"], "nothing is measured"),
         (["--data", "nowhere"], "nowhere"),
         (["--gpu", "h100"], "did you mean --hardware?"),
     ],

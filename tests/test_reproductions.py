@@ -44,6 +44,11 @@ def row(label: str, *values: float, part: str = "part", axis: str = "a", number:
     return Row(part, {axis: label}, {number: values})
 
 
+def bad(row: Row, nets: set[str]) -> bool:
+    """Whether it is what the numbers of one of these networks are taken over."""
+    return row.labels["a"] == "x1" and row.labels["net"] in nets
+
+
 def held(statement: Statement, *rows: Row) -> bool:
     return find(statement, rows, "fd").holds
 
@@ -81,6 +86,11 @@ def test_statements_of_some_and_of_matched_cells():
     relative = Statement("", large, small, relative={"a": "x1"})  # 1.7 / 1 below 9 / 5
     assert find(relative, gaps, "fd").ratio == pytest.approx(1.8 / 1.7)
     assert held(relative, *gaps)
+    for failed in ({"L"}, {"S"}, {"L", "S"}):  # nothing can be said of a gap to a training that failed
+        with_failed = [replace(row, numbers={"fd": (inf, inf)}) if bad(row, failed) else row for row in gaps]
+        assert not held(relative, *with_failed)
+    zeros = [row("x", 0, 0), row("v", 0, 0)]
+    assert not held(Statement("", Of("part", {"a": "x"}), Of("part", {"a": "v"})), *zeros)
     with pytest.raises(ValueError, match="nothing is compared"):
         held(Statement("", Of("part", {"a": "4"}), Of("elsewhere")), *rows)
     both = [find(replace(some, some=flag), rows, "fd") for flag in (True, False)]

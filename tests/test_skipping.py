@@ -255,9 +255,7 @@ def test_a_run_that_began_from_weights_is_replayed_from_its_states_alone(tmp_pat
     for nimg in (0, 64):
         found = replay(tmp_path / "all", nimg, source, processes=ALONE)
         assert (found.loss, found.grad_norm) == (log[nimg + 16]["loss"], log[nimg + 16]["grad_norm"])
-    with pytest.raises(
-        ValueError, match="and its states before nimg = 64 are gone"
-    ):
+    with pytest.raises(ValueError, match="and its states before nimg = 64 are gone"):
         replay(tmp_path / "last", 64, source, processes=ALONE)
 
 

@@ -28,7 +28,8 @@ from justimage.runs.recipes import RECIPES
 from justimage.samplers import PRESETS, Sampling, guided, with_settings
 from justimage.sampling.draw import draw
 from justimage.sampling.parts import samples_at_once
-from justimage.speed.bench import Clock, fitting_batch, made_up, sampling_rows, training_rows
+from justimage.speed.bench import fitting_batch, in_memory, made_up, sampling_rows, training_rows
+from justimage.speed.clock import Clock, forget_peak, peak_memory
 from justimage.speed.plain import plain, sample_plainly, training_step
 from justimage.timing import timed
 from justimage.training.adapters import LoRA, add_adapters
@@ -37,6 +38,7 @@ from justimage.training.loop import train
 from justimage.training.loss import flow_matching
 from justimage.training.masks import keyed_dropouts
 from justimage.training.state import TrainingState
+from justimage.training.work import Held, counts_of
 from justimage.weights import load as load_module
 from justimage.weights import pieces
 from justimage.weights.int8 import Int8Linear, rounded
@@ -306,6 +308,15 @@ def test_plain_is_the_same_network():
         )
 
 
+def test_without_a_condition_the_plain_network_makes_no_second_pass():
+    """As where a model is conditioned on more than labels, and drawn without any."""
+    model, calls = tiny_model(), []
+    handle = model.net.register_forward_hook(lambda *_: calls.append(1))
+    sample_plainly(model, None, torch.randn(1, 1, 8, 8), Sampling(steps=3, guidance=1.0))
+    handle.remove()
+    assert len(calls) == Sampling(steps=3, guidance=1.0).evaluations()
+
+
 def test_plain_training_takes_the_same_steps():
     source = made_up(TINY)
     recipe = TINY.fitted_to(source.spec)
@@ -343,6 +354,25 @@ def test_batches_are_as_large_as_a_second_allows():
     assert fitting_batch(flop=1e9, peak=1e9, most=128) == 1
     assert fitting_batch(flop=1e9, peak=1e11, most=128) == 32
     assert fitting_batch(flop=1.0, peak=1e9, most=100) == 100  # a whole batch of the recipe, also where it is uneven
+
+
+def test_two_trainings_are_to_fit():
+    """A bench without a batch takes what fits beside the same network written plainly."""
+    model, config = tiny_model(), TINY.training
+    counts = counts_of(model, replace(config, precision="float32"), fused_attention=False)
+    held = 2 * Held.of(model.net, config.averages).total
+    assert in_memory(model, config, 64, 1e12) == 64
+    assert in_memory(model, config, 64, held + counts.work(16).peak) == 16
+    assert in_memory(model, config, 64, 0) == 1
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system cannot forget a peak")
+def test_a_peak_is_that_of_what_is_measured():
+    much = torch.ones(2**26)  # 256 MB, which the C library gives back at once
+    before = peak_memory(CPU)
+    del much
+    forget_peak(CPU)
+    assert peak_memory(CPU) < before - 2**27
 
 
 def test_shares_of_a_step_add_up():

@@ -60,7 +60,10 @@ def main(arguments: Sequence[str]) -> int:
         raise ValueError(f"rounds ({asked.rounds}) must be at least 1, and batch_size ({asked.batch_size}) at least 0")
     device = find_device(asked.device)
     if asked.probe:
+        if asked.data:
+            raise ValueError(f"--data {asked.data} counts for nothing beside --probe, which multiplies matrices alone")
         _show_products(device)
+        _write(asked.out, facts(device))
         return DONE
     result: dict[str, Any] = {"what": asked.model, **facts(device)}
     say(f"{asked.model} on {result['device']}, {result['threads']} threads, torch {result['torch']}")
@@ -86,10 +89,15 @@ def main(arguments: Sequence[str]) -> int:
         del model
         result["training"] = training_rows(recipe, source, batch, rounds, device)
         _show("training", result["training"])
-    if asked.out is not None:
-        write_text(asked.out, json.dumps(result, indent=1) + "\n")
-        say(f"everything is in {asked.out}")
+    _write(asked.out, result)
     return DONE
+
+
+def _write(out: Path | None, result: Mapping[str, Any]) -> None:
+    """Into the file that was asked for, if one was."""
+    if out is not None:
+        write_text(out, json.dumps(result, indent=1) + "\n")
+        say(f"everything is in {out}")
 
 
 def _source(recipe: Recipe, data: str) -> Source:
@@ -125,7 +133,7 @@ def _show(what: str, found: Mapping[str, Any]) -> None:
     parts = sorted(found["parts"].items(), key=lambda item: -item[1])
     say("of which " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in parts if share >= 0.005))
     peaks = ", ".join(f"{name} {rate:,.0f} GFLOP/s" for name, rate in found["peak_GFLOP_per_s"].items())
-    say(f"batch {found['batch']}; matmul peak {peaks}; memory {found['peak_memory_MB']:,.0f} MB at most\n")
+    say(f"batch {found['batch']}; matmul peak {peaks}; memory {found['peak_memory_MB']:,.0f} MB\n")
 
 
 def _show_samples(found: Mapping[str, Any]) -> None:

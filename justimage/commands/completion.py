@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from justimage.commands.bench import Bench
 from justimage.commands.convert import Convert
 from justimage.commands.data import Inspect, Pack
 from justimage.commands.doctor import Doctor
@@ -14,6 +15,7 @@ from justimage.commands.plan import PlanCommand
 from justimage.commands.plot import Plot
 from justimage.commands.replay import Replay
 from justimage.commands.reproduce import Reproduce
+from justimage.commands.runs import Runs
 from justimage.commands.sample import Sample
 from justimage.commands.sweep import SweepCommand
 from justimage.commands.train import Train
@@ -29,7 +31,7 @@ _jit() {{
     local word="${{COMP_WORDS[COMP_CWORD]}}" choices=""
     if [ "$COMP_CWORD" -eq 1 ]; then
         choices="{commands}"
-    elif [ "$COMP_CWORD" -eq 2 ] && [[ "${{COMP_WORDS[1]}}" =~ ^(train|plan)$ ]]; then
+    elif [ "$COMP_CWORD" -eq 2 ] && [[ "${{COMP_WORDS[1]}}" =~ ^(train|plan|bench)$ && "$word" != -* ]]; then
         choices="{recipes}"
     elif [ "$COMP_CWORD" -eq 2 ] && [ "${{COMP_WORDS[1]}}" = reproduce ]; then
         choices="{families} all"
@@ -37,6 +39,8 @@ _jit() {{
         choices="{data_commands}"
     elif [ "$COMP_CWORD" -eq 2 ] && [ "${{COMP_WORDS[1]}}" = weights ]; then
         choices="{weights_commands}"
+    elif [ "$COMP_CWORD" -eq 2 ] && [ "${{COMP_WORDS[1]}}" = completion ]; then
+        choices="{shells}"
     elif [ "${{word#-}}" != "$word" ]; then
         case "${{COMP_WORDS[1]}} ${{COMP_WORDS[2]}}" in
 {cases}
@@ -63,7 +67,7 @@ def script(shell: str) -> str:
     commands |= {"sample *": Sample(""), "evaluate *": Evaluate(), "sweep *": SweepCommand(())}
     commands |= {f"reproduce {name}": Reproduce(()) for name in (*FAMILIES, "all")}
     commands |= {"doctor *": Doctor(Path()), "plot *": Plot(())}
-    commands["convert *"] = Convert(Path(), Path())
+    commands |= {"convert *": Convert(Path(), Path()), "bench *": Bench(), "runs *": Runs()}
     options = {name: dict(options_of(values)) for name, values in commands.items()}
     cases = _cases({name: [f"--{option}" for option in each] for name, each in options.items()})
     cases = re.sub(r'"(\w+) \*"', r"\1\\ *", cases)
@@ -75,6 +79,7 @@ def script(shell: str) -> str:
         families=" ".join(FAMILIES),
         data_commands=" ".join(DATA_COMMANDS),
         weights_commands=" ".join(WEIGHTS_COMMANDS),
+        shells=" ".join(SHELLS),
         cases=cases,
         words=_cases(words),
     )

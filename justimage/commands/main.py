@@ -39,7 +39,7 @@ def _plan(arguments: list[str]) -> int:
         return DONE if arguments else REFUSED
     recipe, rest = arguments[0], arguments[1:]
     if recipe not in PROMISES:
-        raise ValueError(_no_recipe(recipe, rest, list(PROMISES)).replace("jit train", "jit plan"))
+        raise ValueError(_no_recipe(recipe, rest, list(PROMISES)).replace("jit train ", "jit plan "))
 
     from justimage.commands.plan import main
 
@@ -212,6 +212,22 @@ def _no_recipe(given: str, rest: list[str], recipes: list[str]) -> str:
     return f"there is no recipe {given!r}; {hint}`jit train` lists the recipes"
 
 
+def _in_words(error: RuntimeError) -> str:
+    """What is said of an error that is nobody's mistake in this code: a process is gone, or a device is full."""
+    import torch
+
+    from justimage.pulse import Gone
+
+    if isinstance(error, Gone):
+        return str(error)
+    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        return (
+            f"{str(error).splitlines()[0]}\nThe device has no memory left. Drawing takes less with a smaller "
+            "--batch-size, training with --training.microbatch N or --training.checkpoint; `jit plan` says how much"
+        )
+    return ""
+
+
 def _leave(number: int, frame: Any) -> NoReturn:
     """Ctrl-C while libraries are being imported, which would show where; nothing has begun, and nothing is lost."""
     os._exit(INTERRUPTED)
@@ -234,11 +250,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"jit: {error}", file=sys.stderr)
         return REFUSED
     except RuntimeError as error:
-        from justimage.pulse import Gone
-
-        if not isinstance(error, Gone):
+        said = _in_words(error)
+        if not said:
             raise
-        print(f"jit: {error}", file=sys.stderr)  # in every process: the first one may be the one that is gone
+        print(f"jit: {said}", file=sys.stderr)  # in every process: the first one may be the one that is gone
         return FAILED
     except BrokenPipeError:  # whoever read what is printed, such as `head`, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -68,6 +68,8 @@ def main(name: str, arguments: list[str]) -> int:
     if asked.processes < 1:
         raise ValueError(f"processes is {asked.processes}; it must be at least 1")
     on = None if asked.hardware is None else hardware(asked.hardware)
+    if on is not None and asked.device is not None:
+        raise ValueError(f"--device {asked.device}: with --hardware nothing is measured, on no device")
     data = asked.data or asked.recipe.default_data
     if on is not None:
         source = source_of(asked.recipe, asked.data or "", SPEC_ONLY)

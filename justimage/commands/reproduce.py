@@ -21,7 +21,7 @@ from justimage.disk.whole import write_text
 from justimage.evaluation.plots import pyplot
 from justimage.execution import find_device
 from justimage.reproductions.family import Cell, Family, ScaleName
-from justimage.reproductions.result import RESULT, WHY, ratio_in_words, readme, result_of, rows_of
+from justimage.reproductions.result import RESULT, SEEDS, WHY, ratio_in_words, readme, result_of, rows_of
 from justimage.reproductions.table import FAMILIES
 from justimage.reproductions.work import Job, Unfinished, arrays_of, check, jobs_of, run_jobs
 
@@ -40,7 +40,7 @@ class Reproduce:
     """Which; `jit reproduce --list` lists them, and `all` is all of them."""
     scale: ScaleName = "laptop"
     """How much is trained, on what: laptop, on 5,000 digits; gpu and paper, on --data."""
-    seeds: Annotated[int, tyro.conf.arg(metavar="N")] = 3
+    seeds: Annotated[int, tyro.conf.arg(metavar="N")] = SEEDS
     """Trainings of each cell; a verdict rests on three."""
     data: Annotated[str, tyro.conf.arg(metavar="PATH")] = ""
     """Images for the scales gpu (any photographs, CIFAR-10 for one) and paper (ImageNet)."""

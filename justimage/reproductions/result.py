@@ -21,6 +21,8 @@ from justimage.reproductions.verdict import Found, Row, find, verdict
 from justimage.reproductions.work import measured
 from justimage.weights.folder import RECIPE
 
+SEEDS = 3  # trainings of each cell: the fewest on which a verdict rests
+
 COSTS = {"parameters_M", "multiply_adds_M"}  # numbers of every cell: in millions, of one evaluation
 RESULT = "result.json"
 WHY = "why.md"  # written by hand: why we think that a verdict is as it is
@@ -163,6 +165,7 @@ def readme(result: Mapping[str, Any], why: str = "") -> str:
     option = "" if result["scale"] == "laptop" else f" --scale {result['scale']}"
     option += " --data PATH" if result["settings"]["all"]["data"].get("path") == "" else ""
     seeds = sorted({len(cell["seeds"]) for cell in result["cells"]})
+    option += "" if seeds[-1] == SEEDS else f" --seeds {seeds[-1]}"
     lines = [
         f"# {result['name']}: {result['paper']}",
         f"**Claim.** {result['claim']}",

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import inf
+from math import inf, isfinite, isnan, nan
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ def find(statement: Statement, rows: Sequence[Row], own: str) -> Found:
         ]
         if others:
             compared += len(others)
-            highest = max(row.numbers[lower_name]) / _unit(row, lower_name, statement, rows)
-            lowest = [min(o.numbers[upper_name]) / _unit(o, upper_name, statement, rows) for o in others]
+            highest = _over(max(row.numbers[lower_name]), row, lower_name, statement, rows)
+            lowest = [_over(min(o.numbers[upper_name]), o, upper_name, statement, rows) for o in others]
             ratios.append(min(_ratio(each, highest) for each in lowest))
     if not ratios:
         raise ValueError(f"nothing is compared by {statement.text!r}")
@@ -92,19 +92,23 @@ def find(statement: Statement, rows: Sequence[Row], own: str) -> Found:
     return Found(statement.text, ratio > statement.factor, compared, ratio, statement.beyond)
 
 
-def _unit(row: Row, name: str, statement: Statement, rows: Sequence[Row]) -> float:
-    """What the numbers of a cell are taken over."""
+def _over(value: float, row: Row, name: str, statement: Statement, rows: Sequence[Row]) -> float:
+    """A number of a cell over what it is taken over; NaN where that failed, of which nothing can be said."""
     if not statement.relative:
-        return 1.0
+        return value
     base = {**row.labels, **statement.relative}
     values = next(each.numbers[name] for each in rows if each.part == row.part and dict(each.labels) == base)
-    return sum(values) / len(values)
+    unit = sum(values) / len(values)
+    return value / unit if isfinite(unit) else nan
 
 
 def _ratio(upper: float, lower: float) -> float:
-    if lower == inf:
+    """0 where the lower number failed, or what either is taken over."""
+    if isnan(upper) or not isfinite(lower):
         return 0.0
-    return upper / lower if lower > 0 else inf
+    if lower > 0:
+        return upper / lower
+    return inf if upper > lower else 1.0
 
 
 def verdict(found: Sequence[Found]) -> str:

@@ -20,15 +20,18 @@ from justimage.parallel import Processes
 from justimage.precision import SAMPLING_PRECISIONS, probe
 from justimage.process import Prediction
 from justimage.randomness import Purpose, normals, training_noise, uniforms
+from justimage.runs.plan import USABLE
 from justimage.runs.recipes import Recipe
 from justimage.samplers import PRESETS, Sampling, with_settings
 from justimage.sampling.draw import draw, predictor
-from justimage.speed.clock import Clock, peak_memory, square_product
+from justimage.speed.clock import Clock, forget_peak, peak_memory, square_product
 from justimage.speed.plain import plain, sample_plainly, training_step
 from justimage.timing import Timed, kept_to, timed
 from justimage.training.build import build, initialise
 from justimage.training.loop import train
 from justimage.training.loss import flow_matching
+from justimage.training.settings import Training
+from justimage.training.work import Held, counts_of
 from justimage.weights.load import compile_for, prepare
 from justimage.weights.pieces import pieces_gain
 
@@ -40,6 +43,7 @@ PARTS: Mapping[str, tuple[type[nn.Module], ...]] = {
 REST = "rest of the network"
 SAMPLES_MADE, CLASSES_MADE = 512, 10  # of random data, where a recipe's are not here
 SHORT_SECONDS = 1.0  # a step that is timed is to take about this long, unless the recipe's whole batch is faster
+FIRST = 2  # steps, in which memory is measured
 MANY = 10**9  # evaluations: what is measured is a long drawing
 LIKELY_SHARE = 0.4  # of the matmul peak, for that guess
 
@@ -132,6 +136,15 @@ def fitting_batch(flop: float, peak: float, most: int) -> int:
     return batch if 2 * batch <= most else most
 
 
+def in_memory(model: Denoiser, config: Training, batch: int, there: float) -> int:
+    """The batch, halved until a training, and a plain one beside it, fit into so many bytes."""
+    counts = counts_of(model, replace(config, precision="float32"), fused_attention=False)
+    held = 2 * Held.of(model.net, config.averages).total
+    while batch > 1 and held + counts.work(batch).peak > there:
+        batch //= 2
+    return batch
+
+
 def _rate(precision: str, device: torch.device) -> float:
     """About how many FLOP/s the machine does."""
     return next(each.flops or 1.0 for each in probe(device) if each.precision == precision)
@@ -148,12 +161,20 @@ def training_rows(recipe: Recipe, source: Source, batch: int, rounds: int, devic
     recipe = recipe.fitted_to(source.spec)
     flop = 3 * 2 * cost_of(recipe.network).multiply_adds
     precision = _name(recipe.training.dtype(device))
-    batch = batch or fitting_batch(flop, _rate(precision, device), recipe.training.batch_size)
-    config = replace(recipe.training, batch_size=batch, microbatch=0, duration_nimg=10**12)
-    state = build(recipe.model(source.spec), config, Processes(device=device))
+    model, config = recipe.model(source.spec), replace(recipe.training, microbatch=0, duration_nimg=10**12)
+    if not batch:
+        batch = fitting_batch(flop, _rate(precision, device), recipe.training.batch_size)
+        if device.type == "cuda":
+            batch = in_memory(model, config, batch, USABLE * torch.cuda.mem_get_info(device)[0])
+    config = replace(config, batch_size=batch)
+    state = build(model, config, Processes(device=device))
     _randomised(state.model)
     loss = flow_matching(state.model, config)
     ticks = train(state, source, loss, config, tick_nimg=batch)
+    forget_peak(device)
+    for _ in range(FIRST):
+        next(ticks)
+    memory = peak_memory(device)  # before there is a second network
 
     other = plain(state.model)
     step = training_step(other, config)
@@ -169,7 +190,7 @@ def training_rows(recipe: Recipe, source: Source, batch: int, rounds: int, devic
         ],
         "parts": parts,
         "peak_GFLOP_per_s": {name: rate / 1e9 for name, rate in peaks.flops.items()},
-        "peak_memory_MB": peak_memory(device) / 2**20,
+        "peak_memory_MB": memory / 2**20,
     }
 
 
@@ -218,7 +239,8 @@ def sampling_rows(
     model: not yet prepared; it is, in place, as for a long drawing. batch: samples drawn at once; 0: as many as take
     about a second. whole: draw whole samples, in place of adding up evaluations. dtype: as for `prepare`.
     """
-    other = plain(model).to(device)
+    other = plain(model)
+    beside = sum(each.numel() * each.element_size() for each in other.state_dict().values())
     model = prepare(model, device=device, dtype=dtype)
     compile_for(model, MANY)
     precision = precision_of(model.net)
@@ -229,6 +251,11 @@ def sampling_rows(
     y = _made_up_condition(model, batch, device)
     sampling = replace(model.sampling, guidance=max(model.sampling.guidance, 1.5) if y is not None else 1.0)
     presets = {name: with_settings(sampling, settings) for name, settings in PRESETS.items()}
+    forget_peak(device)
+    with torch.no_grad():
+        _evaluation(model, y, noise, sampling.guidance)()
+    memory = peak_memory(device) - (beside if device.type == "cpu" else 0)
+    other = other.to(device)
 
     rows: dict[str, Callable[[], Any]] = {
         "evaluation": _evaluation(model, y, noise, 1.0),
@@ -267,7 +294,7 @@ def sampling_rows(
         ],
         "parts": _sampling_parts(model, y, noise, sampling, device),
         "peak_GFLOP_per_s": {name: rate / 1e9 for name, rate in peaks.flops.items()},
-        "peak_memory_MB": peak_memory(device) / 2**20,
+        "peak_memory_MB": memory / 2**20,
     }
 
 

@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -20,8 +21,17 @@ def square_product(dtype: torch.dtype, device: torch.device) -> tuple[Callable[[
     return matrix_product(n, n, n, dtype, device), 2.0 * n**3
 
 
+def forget_peak(device: torch.device) -> None:
+    """From now on `peak_memory` is of what is in use from now on, where the system can forget (Linux, GPUs)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory(device: torch.device) -> int:
-    """The most bytes in use at once since the process began: a GPU's own, otherwise those of the process."""
+    """The most bytes in use at once since the process began, or `forget_peak`: a GPU's own, or the process's."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return peak_of_process()

@@ -49,7 +49,7 @@ def sample_plainly(model: Denoiser, y: Any, noise: Tensor, sampling: Sampling) -
     value, also where guidance does not act.
     """
     lo, hi = sampling.interval
-    null = model.null(len(noise), noise.shape[2:], noise.device)
+    null = None if y is None else model.null(len(noise), noise.shape[2:], noise.device)
 
     def predict(z: Tensor, t: Tensor) -> Any:
         times = t.to(z).expand(len(z))

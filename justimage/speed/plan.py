@@ -186,7 +186,7 @@ def plan_here(
     found = rehearse(recipe, data, batch, seconds, device_name)
     measured, work = counted.work(batch), counted.work(share)
     without = footprint(counted.held, measured, 0, compiled=found.compiled).total
-    process = CONTEXT if device.type == "cuda" else max(found.peak - without, 0)
+    process = max(found.peak - without, 0) + (CONTEXT if device.type == "cuda" else 0)  # a GPU counts tensors alone
 
     def memory(work: Work, **more: Any) -> Footprint:
         as_it_is = {"world": processes, "compiled": found.compiled, "sharded": _sharded(counted, processes)}

@@ -61,10 +61,11 @@ def rehearse(recipe: Recipe, data: str, batch: int, seconds: float, device: str 
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
             return pool.submit(measure, recipe, data, batch, seconds, device).result()
-        except BrokenProcessPool as error:
+        except (BrokenProcessPool, torch.OutOfMemoryError) as error:
+            killed = "their process was killed, most likely for want of memory"
+            why = killed if isinstance(error, BrokenProcessPool) else "they need more memory than is free"
             raise ValueError(
-                f"steps with {batch:,} samples could not be measured: their process was killed, most likely for want "
-                "of memory; try a smaller --training.batch-size"
+                f"steps with {batch:,} samples could not be measured: {why}; try a smaller --training.batch-size"
             ) from error
 
 
