@@ -28,6 +28,7 @@ from .networks.jit import JiTConfig as JiTConfig
 from .networks.mlp import MLPConfig as MLPConfig
 from .networks.mlp import ToyMLP as ToyMLP
 from .networks.protocol import NETWORKS as NETWORKS
+from .parallel import Processes as Processes
 from .process import Density as Density
 from .process import LogitNormal as LogitNormal
 from .process import Prediction as Prediction
@@ -38,8 +39,11 @@ from .randomness import noise as noise
 from .runs.recipes import RECIPES as RECIPES
 from .runs.recipes import Recipe as Recipe
 from .runs.recipes import Report as Report
+from .runs.run import Failed as Failed
+from .runs.run import Interrupted as Interrupted
 from .runs.run import train_run as train_run
 from .runs.starts import InitFrom as InitFrom
+from .runs.track import TRACKERS as TRACKERS
 from .samplers import PRESETS as PRESETS
 from .samplers import Sampling as Sampling
 from .samplers import euler as euler
@@ -55,6 +59,7 @@ from .sampling.pictures import grid as grid
 from .training.adapters import LoRA as LoRA
 from .training.build import build as build
 from .training.ema import EMA as EMA
+from .training.loop import NonFiniteLoss as NonFiniteLoss
 from .training.loop import Tick as Tick
 from .training.loop import train as train
 from .training.loss import Losses as Losses

@@ -15,7 +15,7 @@ from justimage.process import SPACES, Prediction, Space, expand
 from justimage.randomness import SEEDS, noise
 from justimage.samplers import Grid, Sampling, Settings, Step, with_settings
 
-# t, sigma_noise -> (c_skip, c_out), for x = c_skip z + c_out net(z, t) (appendix B.2 and Table 10, arXiv 2511.13720)
+# t, noise_scale -> (c_skip, c_out), for x = c_skip z + c_out net(z, t) (appendix B.2 and Table 10, arXiv 2511.13720)
 Scalings = Callable[[Tensor, float], tuple[Tensor, Tensor]]
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from justimage import __version__
 from justimage.disk.cache import cache_folder, cached
 
 
@@ -162,7 +163,7 @@ def cast_parameters(net: nn.Module, dtype: torch.dtype) -> None:
 def precision_of(net: nn.Module) -> str:
     """The precision of a network's products, as a name: that of its narrowest parameters."""
     dtypes = {parameter.dtype for parameter in net.parameters()} or {torch.float32}
-    return str(min(dtypes, key=lambda dtype: dtype.itemsize)).removeprefix("torch.")
+    return name_of_dtype(min(dtypes, key=lambda dtype: dtype.itemsize))
 
 
 def blocks_of(net: nn.Module) -> Iterator[nn.Module]:
@@ -185,6 +186,21 @@ def checkpoint_blocks(net: nn.Module) -> None:
     for block in blocks_of(net):
         if not isinstance(block.forward, partial):  # it is already otherwise
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def is_compiled(net: nn.Module) -> bool:
+    """Whether blocks of a network are compiled, or will be when they are first called."""
+    return any(module._compiled_call_impl is not None for module in net.modules())
+
+
+def name_of_dtype(dtype: torch.dtype) -> str:
+    """What options and files call it: float32."""
+    return str(dtype).removeprefix("torch.")
+
+
+def versions() -> dict[str, str]:
+    """What a result depends on besides its settings."""
+    return {"justimage": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
 def device_name(device: torch.device) -> str:

@@ -19,7 +19,7 @@ from justimage.runs.doctor import CHECKS, diagnose
 from justimage.runs.findings import Limits
 from justimage.runs.glance import Glance
 from justimage.runs.health import Curve, Gap, Measured, Part
-from justimage.runs.record import Logged, Record, read_run, runs_in
+from justimage.runs.record import Logged, Record, distance_of, read_run, runs_in
 from justimage.training.grid import TIMES
 from justimage.training.loop import Tick
 
@@ -324,6 +324,12 @@ def test_a_narrow_terminal_breaks_no_number_of_a_run(monkeypatch, capsys):
             else:  # over several lines, but all of it
                 assert set(whole) - {" "} <= set(shown)
         assert "cifar10" in shown or width < 80
+
+
+@pytest.mark.parametrize("line", [{}, {"scores": 3}, {"scores": {"fd": None}}, {"scores": {"fd": {"value": "x"}}}])
+def test_an_evaluation_that_says_no_distance_hides_no_run(line):
+    assert distance_of(line) is None
+    assert distance_of({"scores": {"fd": {"value": 2.5}}}) == 2.5
 
 
 def test_a_run_is_read_while_it_is_held_and_left_as_it_is(two_runs, monkeypatch, capsys):

@@ -33,7 +33,7 @@ TINY = shlex.split(
 
 
 def source_of(path, size=(32, 32), channels=3, **options) -> Source:
-    source = open_source(str(path), size, channels, DataOptions(**options))
+    source = open_source(path, size, channels, DataOptions(**options))
     assert source.indexed is True
     return source
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from justimage.commands.console import say
-from justimage.data.records import from_plain, known_fields, read_json
+from justimage.data.records import from_known, read_json
 from justimage.data.sources import DataOptions, leads_somewhere, open_source
 from justimage.data.spec import DataSpec, Source, StreamSource, evenly
 from justimage.disk.whole import append_json
@@ -63,7 +63,7 @@ def reference_data(model: str, data: str | None, options: DataOptions) -> Readin
         raise ValueError(f"{recipe} is damaged: it lacks {error}; give --data") from error
     if path.startswith("<") or not path:
         raise ValueError(f"{recipe} does not say where its data are; give --data")
-    known = from_plain(DataOptions, known_fields(DataOptions, theirs), str(recipe), "recipe.data_options")
+    known = from_known(DataOptions, theirs, str(recipe), "recipe.data_options")
     if not leads_somewhere(path):
         raise ValueError(
             f"{model} was trained on {path} ({recipe}), which is not there now; say where with --data PATH"

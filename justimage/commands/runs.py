@@ -12,7 +12,7 @@ from rich.table import Table
 from justimage.commands.console import console, interruptible, say
 from justimage.commands.line import parse
 from justimage.commands.main import DONE
-from justimage.runs.record import Record, read_run, runs_in
+from justimage.runs.record import Record, distance_of, read_run, runs_in
 
 COLUMNS = ("run", "state", "images", "done", "img/s", "loss", "fd", "written")
 WORDS = ("run", "state", "written")  # columns that are no numbers
@@ -54,9 +54,7 @@ def main(arguments: Sequence[str]) -> int:
 def row(record: Record, now: float) -> tuple[str, ...]:
     """A run as a row of the table; now: seconds since 1970."""
     tick = record.ticks[-1].tick if record.ticks else None
-    last = record.evaluations[-1] if record.evaluations else {}
-    fd = last.get("scores", {}).get("fd", {}) if isinstance(last.get("scores"), dict) else {}
-    figure = f"{fd['value']:.4g}" if isinstance(fd.get("value"), float) else ""
+    distance = distance_of(record.evaluations[-1]) if record.evaluations else None
     return (
         str(record.folder),
         record.state,
@@ -64,7 +62,7 @@ def row(record: Record, now: float) -> tuple[str, ...]:
         f"{record.nimg / max(record.total, 1):.0%}",
         f"{tick.img_per_second:,.0f}" if tick else "",
         f"{tick.loss:.4g}" if tick else "",
-        figure,
+        "" if distance is None else f"{distance:.4g}",
         age(now - record.written) if record.written else "",
     )
 

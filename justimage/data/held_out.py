@@ -35,7 +35,7 @@ class Part(Source):
 
     not_packed = "a part of data is not packed; pack them whole, and give --data-options.held-out when training"
 
-    def __init__(self, source: Source, rows: np.ndarray, told: str, held_out: "Part | None" = None):
+    def __init__(self, source: Source, rows: np.ndarray, told: str = "a part of them", held_out: "Part | None" = None):
         self.source, self.rows, self.told, self.held_out = source, rows, told, held_out
         self.spec, self.on_error, self.skipped, self.gaps = source.spec, source.on_error, source.skipped, source.gaps
 

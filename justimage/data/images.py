@@ -7,12 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, BinaryIO, Literal, TypeVar
 
 import numpy as np
+import torch
 from PIL import ExifTags, Image
 from rich.progress import Progress
 
 from justimage.data.files import Files
 from justimage.data.spec import DataSpec, FileFacts, Item, Source, Unreadable, UnreadableSample
 from justimage.disk.cache import cached
+from justimage.execution import memory_of
 
 BLOCK = 32  # images that a thread takes at once
 PER_PIXEL = 4  # bytes of a channel: training takes it as float32
@@ -45,11 +47,11 @@ def check_crop(size: Sequence[int], channels: int) -> None:
     h, w = size
     if h < 1 or w < 1:
         raise ValueError(f"images cannot be cropped to {h}x{w}; both lengths must be at least 1")
-    room = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    if h * w * channels * PER_PIXEL > room:
+    there, needed = memory_of(torch.device("cpu")), h * w * channels * PER_PIXEL
+    if there is not None and needed > there // 2:
         raise ValueError(
-            f"images cannot be cropped to {h}x{w}: one would take {h * w * channels * PER_PIXEL / 2**30:,.0f} GiB, "
-            f"more than half of this machine's memory ({room / 2**30:,.0f} GiB); give a smaller size"
+            f"images cannot be cropped to {h}x{w}: one would take {needed / 2**30:,.0f} GiB, more than half of this "
+            f"machine's memory ({there / 2**31:,.0f} GiB); give a smaller size"
         )
 
 

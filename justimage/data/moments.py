@@ -4,6 +4,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from justimage.data.spec import evenly
+
 LARGEST = float(np.finfo(np.float32).max)
 CHUNK = 64 * 2**20  # bytes looked at in one go
 KEPT = 2**16  # values of each feature that are kept, evenly spread
@@ -99,5 +101,5 @@ def hash_rows(digest: Any, rows: Rows) -> None:
         digest.update(np.ascontiguousarray(rows).data)
         return
     count = rows.shape[0]
-    for index in np.linspace(0, count - 1, min(count, 64)).astype(int):
+    for index in evenly(count, 64).tolist():
         digest.update(np.ascontiguousarray(rows[int(index)]).data)

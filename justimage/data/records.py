@@ -61,6 +61,11 @@ def known_fields(kind: type, values: Any) -> Any:
     return {name: value for name, value in values.items() if name in known}
 
 
+def from_known(kind: type[Record], values: Any, where: str, part: str = "") -> Record:
+    """As `from_plain`, of the values that `kind` has a field for."""
+    return from_plain(kind, known_fields(kind, values), where, part)
+
+
 def checked_field(kind: type, name: str, value: Any, prefix: str) -> Any:
     """A plain value as what a field of a dataclass holds. ValueError, with prefix and name, where its type differs."""
     try:

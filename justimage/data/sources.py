@@ -95,7 +95,7 @@ class DataOptions:
 
 
 def open_source(
-    path: str,
+    path: str | Path,
     size: tuple[int, ...],
     channels: int,
     options: DataOptions | None = None,
@@ -111,7 +111,7 @@ def open_source(
     """
     try:
         square = tuple(size) * (2 if len(size) == 1 else 1)
-        return _open(path, square, channels, options or DataOptions(), decode_ahead, only_look)
+        return _open(str(path), square, channels, options or DataOptions(), decode_ahead, only_look)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
 
@@ -157,29 +157,7 @@ def _open(
     if len(paths) > 1 and kind != "fields" and not all(map(is_tar, paths)):
         raise ValueError(f"{path} matches {len(paths)} files; only shards, tables and fields may be several files")
     if kind == "images":
-        labels, place = _label_file(paths, options)
-        tars = _tars_in(place[0])
-        shards = place
-        if tars and not holds(place[0], IMAGES):
-            shards = files_of_split({each: each.relative_to(place[0]).as_posix() for each in tars}, options.split, path)
-        elif len(place) > 1 and options.split != "train":
-            shards = files_of_split({each: each.name for each in place}, options.split, path)
-        found = find_files(
-            shards,
-            labels=labels,
-            image=options.image,
-            split=options.split if shards == place else "train",
-            memory_gb=options.memory_gb,
-            others=_others(options, arrays=ARRAY_FILES, table=frozenset(TABLES)),
-        )
-        if options.kind == "auto" and shards == place and len(tars) > len(found.names):
-            ending = next(each for each in TARS if tars[0].name.lower().endswith(each))
-            raise ValueError(
-                f"{path} holds {len(tars)} archives ({ending}) besides {len(found.names)} images; say which are meant: "
-                f"{path}/*{ending}, or --data-options.kind images"
-            )
-        return images(found)
-
+        return images(_image_files(path, paths, options))
     if kind == "fields":
         inside = [file for file in sorted(paths[0].iterdir()) if _is_field(file)] if paths[0].is_dir() else []
         source: Source = read_fields(
@@ -202,6 +180,32 @@ def _open(
         )
         source = stack_arrays(files, options.missing, options.fill_values)
     return _parted(source, options)
+
+
+def _image_files(path: str, paths: list[Path], options: DataOptions) -> Files:
+    """The images of folders, archives or shards of a split. Raises ValueError where archives lie beside images."""
+    labels, place = _label_file(paths, options)
+    tars = _tars_in(place[0])
+    shards = place
+    if tars and not holds(place[0], IMAGES):
+        shards = files_of_split({each: each.relative_to(place[0]).as_posix() for each in tars}, options.split, path)
+    elif len(place) > 1 and options.split != "train":
+        shards = files_of_split({each: each.name for each in place}, options.split, path)
+    found = find_files(
+        shards,
+        labels=labels,
+        image=options.image,
+        split=options.split if shards == place else "train",
+        memory_gb=options.memory_gb,
+        others=_others(options, arrays=ARRAY_FILES, table=frozenset(TABLES)),
+    )
+    if options.kind == "auto" and shards == place and len(tars) > len(found.names):
+        ending = next(each for each in TARS if tars[0].name.lower().endswith(each))
+        raise ValueError(
+            f"{path} holds {len(tars)} archives ({ending}) besides {len(found.names)} images; say which are meant: "
+            f"{path}/*{ending}, or --data-options.kind images"
+        )
+    return found
 
 
 def _of_one_file(path: Path, options: DataOptions) -> Source:

@@ -15,6 +15,7 @@ import numpy as np
 
 from justimage.data.arrays import Missing
 from justimage.data.spec import UnreadableSample
+from justimage.disk.reading import first_line
 
 NETCDF = (".nc", ".nc4", ".nc3", ".cdf", ".netcdf", ".h5netcdf")
 ZARR_MARKS = ("zarr.json", ".zgroup", ".zmetadata")
@@ -65,9 +66,7 @@ def open_dataset(path: Path) -> Any:
         raise ValueError(f"{path} needs another package: {error}; pip install 'justimage[science]'") from error
     except Exception as error:  # every backend has its own errors
         _let_go(error)
-        raise ValueError(
-            f"{path} cannot be read; it is damaged, or not NetCDF or Zarr: {_first_line(error)}"
-        ) from error
+        raise ValueError(f"{path} cannot be read; it is damaged, or not NetCDF or Zarr: {first_line(error)}") from error
 
 
 def _let_go(error: BaseException | None) -> None:
@@ -99,7 +98,7 @@ def _check_codecs(store: Path) -> None:
                 found = json.loads(file.read_text())
                 unsafe = _names_codec(found)
             except (OSError, ValueError, RecursionError) as error:
-                raise ValueError(f"{file} cannot be read; it is damaged, or not Zarr: {_first_line(error)}") from error
+                raise ValueError(f"{file} cannot be read; it is damaged, or not Zarr: {first_line(error)}") from error
             if unsafe:
                 raise ValueError(
                     f"{file} names the codec {RUNS_CODE}, which runs code that the store brings along; it is not "
@@ -158,10 +157,6 @@ def check_chunks(path: Path, dataset: Any, names: Iterable[str], missing: Missin
         )
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
 @contextmanager
 def name_damage(name: str) -> Iterator[None]:
     """Turn every error of reading a file into an UnreadableSample that names it."""
@@ -169,5 +164,5 @@ def name_damage(name: str) -> Iterator[None]:
         yield
     except Exception as error:  # every backend has its own errors
         raise UnreadableSample(
-            f"{name} cannot be read; the file may be truncated or damaged: {_first_line(error)}"
+            f"{name} cannot be read; the file may be truncated or damaged: {first_line(error)}"
         ) from error

@@ -13,7 +13,9 @@ import numpy as np
 
 from justimage.data.files import NONE, Files, files_of_split
 from justimage.data.labels import LABEL_COLUMNS, index_labels
+from justimage.data.spec import evenly
 from justimage.disk.cache import state_of
+from justimage.disk.reading import first_line
 
 TABLES = (".parquet", ".arrow")
 SAVED = ("dataset_info.json", "dataset_dict.json")  # what save_to_disk writes
@@ -71,8 +73,7 @@ def open_table(path: str, paths: Sequence[Path], split: str, options: TableOptio
                 return datasets.load_dataset(kind, data_files=list(map(str, files)), split="train", streaming=streaming)
             return datasets.load_dataset(path, options.name or None, split=split, streaming=streaming)
     except Exception as error:  # the library's errors have no common ancestor
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path} cannot be read as a table: {reason}") from error
+        raise ValueError(f"{path} cannot be read as a table: {first_line(error)}") from error
 
 
 def _files_in(paths: Sequence[Path]) -> dict[Path, str]:
@@ -206,7 +207,7 @@ def find_rows(path: str, paths: Sequence[Path], split: str, options: TableOption
     def stamp() -> str:
         digest = hashlib.sha256(f"{len(table)} {classes}".encode())
         digest.update(np.asarray(labels, dtype=np.int64).tobytes())
-        for index in np.linspace(0, len(table) - 1, min(len(table), 64)).astype(int):
+        for index in evenly(len(table), 64).tolist():
             with contextlib.suppress(ValueError, OSError):  # an empty cell is reported where it is decoded
                 digest.update(open_row(int(index)).read())
         return digest.hexdigest()[:16]

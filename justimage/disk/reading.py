@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 
+def first_line(error: Exception) -> str:
+    """What an error of somebody else's library says first; its kind where it says nothing."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
 def nearest(path: Path) -> str:
     """What to write in place of a path that does not exist, to end a message with; empty where nothing is near.
 

@@ -74,6 +74,12 @@ def draws_of(
     return Draws(seeds, drawn, condition, "as in the data")
 
 
+def shared_up(count: int, model: Denoiser) -> int:
+    """At least so many samples: a multiple of the classes, of which each is drawn equally often."""
+    classes = max(model.num_classes, 1)
+    return -(-count // classes) * classes
+
+
 def shared_equally(count: int, model: Denoiser) -> int:
     """The number nearest to count that the classes of a model can share equally."""
     classes = max(model.num_classes, 1)

@@ -32,7 +32,7 @@ def evaluate(
     model: Denoiser,
     judge: Judge,
     draws: Draws,
-    folder: Path | None = None,
+    folder: str | Path | None = None,
     *,
     sampling: Sampling | None = None,
     batch_size: int = 64,
@@ -57,7 +57,7 @@ def evaluate(
     with ExitStack() as stack:
         if folder is None:
             folder = Path(stack.enter_context(TemporaryDirectory(prefix="justimage-rows-")))
-        store = RowStore(folder, looker.kinds()) if processes.first else None
+        store = RowStore(Path(folder), looker.kinds()) if processes.first else None
         began = 0 if store is None else store.count
         draw_rows(
             model,

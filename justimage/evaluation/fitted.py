@@ -13,14 +13,14 @@ from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from justimage.data.held_out import Part
 from justimage.data.loader import batches, model_values, order, read
 from justimage.data.records import from_plain, read_json
-from justimage.data.spec import DataSpec, Item, Source
+from justimage.data.spec import DataSpec, Source
 from justimage.disk.cache import cache_folder
 from justimage.disk.tensors import read_tensors, sum_of, write_tensors
 from justimage.disk.whole import whole, write_text
@@ -75,32 +75,6 @@ class Fit:
     def steps(self, samples: int) -> int:
         """Steps of training for so many samples."""
         return -(-min(self.most, max(self.least, self.epochs * samples)) // self.batch_size)
-
-
-class Part(Source):
-    """Some samples of a source."""
-
-    def __init__(self, source: Source, indices: np.ndarray):
-        self.source, self.indices, self.spec = source, indices, source.spec
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int, /) -> Item:
-        """The sample as the source has it."""
-        return self.source[int(self.indices[index])]
-
-    def name(self, index: int) -> str:
-        """What the source calls it."""
-        return self.source.name(int(self.indices[index]))
-
-    def describe(self) -> str:
-        """How many of them, and of what."""
-        return f"{len(self):,} of {self.source.describe()}"
-
-    def fingerprint(self) -> str:
-        """Of the source's, and of which samples they are."""
-        return hashlib.sha256(self.source.fingerprint().encode() + self.indices.tobytes()).hexdigest()[:16]
 
 
 class FittedNet(nn.Module):

@@ -1,14 +1,11 @@
 """The judge: features and a reference, and all numbers that rows of samples allow."""
 
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
-from justimage import __version__
 from justimage.data.spec import DataSpec, evenly
 from justimage.evaluation.copying import NEAR, copying, reduced
 from justimage.evaluation.features import Features
@@ -18,6 +15,7 @@ from justimage.evaluation.raw import lag_correlation, quantiles, spectrum_distan
 from justimage.evaluation.reference import KEPT, Reference
 from justimage.evaluation.rows import Looker
 from justimage.evaluation.scores import Score, Scores
+from justimage.execution import versions
 
 SPLITS = 10  # of the Inception score
 
@@ -50,7 +48,7 @@ class Judge:
         return {
             "reference": self.reference.facts,
             "features": {"name": self.features.name, "size": self.features.size, **self.features.facts},
-            "versions": {"justimage": __version__, "torch": torch.__version__, "python": platform.python_version()},
+            "versions": versions(),
         }
 
 

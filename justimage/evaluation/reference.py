@@ -56,9 +56,9 @@ def reference_of(
     features: Features,
     *,
     mirrored: bool = False,
-    path: str = "",
+    path: str | Path = "",
     progress: Progress | None = None,
-    device: torch.device | None = None,
+    device: torch.device | str | None = None,
 ) -> Reference:
     """Look at all samples of a source (of a stream, the first FROM_A_STREAM), or remember what was found last time.
 
@@ -77,7 +77,7 @@ def reference_of(
         )
     content = source.content() if source.indexed is True else ""
     facts = {
-        "path": path,
+        "path": str(path),
         "fingerprint": source.fingerprint(),
         "content": content,
         "found": source.describe(),

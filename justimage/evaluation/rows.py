@@ -89,9 +89,6 @@ class RowStore:
         """The rows of the first `count` samples, by name."""
         return {name: self[name][:count] for name in self.kinds}
 
-    def __contains__(self, name: object) -> bool:
-        return name in self.kinds
-
     def __getitem__(self, name: str) -> np.ndarray:
         """All rows of a name (N, ...), mapped from the disk."""
         kind = self.kinds[name]

@@ -12,10 +12,17 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from justimage.networks.conditions import Conditions, Part, Value, parts
-from justimage.networks.layers import MLP, Attention, Block, Head, TimeEmbedding, initialise_layers, zero_modulations
-from justimage.networks.limits import check_grid, check_limits, check_ratio
-from justimage.networks.patch import PatchEmbedding, grid_of, same_axes, unpatchify
+from justimage.networks.conditions import Conditions, Part, Value
+from justimage.networks.layers import (
+    MLP,
+    Attention,
+    Block,
+    Head,
+    TimeEmbedding,
+    initialise_transformer,
+)
+from justimage.networks.limits import check_grid
+from justimage.networks.patch import PatchEmbedding, grid_of, settle, unpatchify
 from justimage.networks.position import sincos_positions
 
 
@@ -47,14 +54,7 @@ class DiTConfig:
     """What the network is conditioned on besides labels; in a recipe: what the data have."""
 
     def __post_init__(self) -> None:
-        for name, value in zip(("size", "patch"), same_axes(self.size, self.patch), strict=True):
-            object.__setattr__(self, name, value)
-        object.__setattr__(self, "conditions", parts(self.conditions))
-        check_limits(self)
-        check_grid(grid_of(self.size, self.patch), self.width)
-        if self.width % self.heads:
-            raise ValueError(f"{self.heads} heads do not divide a width of {self.width}")
-        check_ratio(self.width, self.mlp_ratio)
+        settle(self)
         if any(part.kind == "tokens" for part in self.conditions):
             raise ValueError("a DiT has no in-context tokens; it takes labels, vectors and planes")
 
@@ -128,9 +128,5 @@ class DiT(nn.Module):
         """Fill every parameter and buffer, as JiT does: Xavier-uniform maps, zero adaLN and head (section 3.2)."""
         if next(self.parameters()).device.type == "meta":
             return
-        initialise_layers(self, generator)
-        for weight in (self.time.hidden.weight, self.time.out.weight):
-            nn.init.normal_(weight, std=0.02, generator=generator)
-        self.condition.initialise(generator)
-        zero_modulations(self)
+        initialise_transformer(self, generator)
         self.positions.copy_(sincos_positions(self.config.grid, self.config.width))

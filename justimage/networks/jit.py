@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from justimage.networks.conditions import TOLD, Conditions, Part, Reach, Value, labels_as_value, parts
+from justimage.networks.conditions import TOLD, Conditions, Part, Reach, Value, labels_as_value
 from justimage.networks.layers import (
     MLP,
     Attention,
@@ -25,11 +25,10 @@ from justimage.networks.layers import (
     RMSNorm,
     SwiGLU,
     TimeEmbedding,
-    initialise_layers,
-    zero_modulations,
+    initialise_transformer,
 )
-from justimage.networks.limits import check_grid, check_limits, check_ratio, check_share
-from justimage.networks.patch import PatchEmbedding, grid_of, same_axes, unpatchify
+from justimage.networks.limits import check_grid, check_share
+from justimage.networks.patch import PatchEmbedding, grid_of, settle, unpatchify
 from justimage.networks.position import pairs_per_axis, prepend_identity, rotations, sincos_positions
 
 
@@ -86,14 +85,7 @@ class JiTConfig:
     start); 4 in B and 8 in L (appendix B.3). 0: no classifier."""
 
     def __post_init__(self) -> None:
-        for name, value in zip(("size", "patch"), same_axes(self.size, self.patch), strict=True):
-            object.__setattr__(self, name, value)
-        object.__setattr__(self, "conditions", parts(self.conditions))
-        check_limits(self)
-        check_grid(grid_of(self.size, self.patch), self.width)
-        if self.width % self.heads:
-            raise ValueError(f"{self.heads} heads do not divide a width of {self.width}")
-        check_ratio(self.width, self.mlp_ratio)
+        settle(self)
         check_share("dropout", self.dropout)
         check_share("dropout_scores", self.dropout_scores)
         if self.rotary:
@@ -216,14 +208,7 @@ class JiT(nn.Module):
         rotation = None if all_rotations is None else all_rotations[-patches:]
 
         dtype = self.embedding.up.weight.dtype  # that of the residual stream: float32 even under autocast
-        given = labels_as_value(y)
-        told: tuple[Tensor | None, ...] = (None,) * (len(self.blocks) + 1)
-        if TOLD not in given:
-            time = self.time(t)  # (B, D)
-        else:
-            known: tuple[Tensor, ...] = given[TOLD].split([*self._modulated(), self.config.width], -1)
-            told, time = known[:-1], known[-1]
-            given = {name: each for name, each in given.items() if name != TOLD}
+        time, told, given = self._timed(t, labels_as_value(y))
         unconditioned, modulating, reach = self._conditioned(time, given)
         x = self.embedding(z.to(dtype)) + positions  # (B, T, D)
         if self.planes is not None:
@@ -243,6 +228,13 @@ class JiT(nn.Module):
             x = block(x, unconditioned if i < self.config.classifier_after else modulating, rotation, mask, told[i])
         raw = unpatchify(self.head(x[:, -patches:], modulating, told[len(self.blocks)]), grid, self.config.patch)
         return (raw, beside) if beside else raw
+
+    def _timed(self, t: Tensor, y: Value) -> tuple[Tensor, Sequence[Tensor | None], Value]:
+        """The embedded times (B, D); the modulations of blocks and head, where `told` gave them; and the rest of y."""
+        if TOLD not in y:
+            return self.time(t), (None,) * (len(self.blocks) + 1), y
+        *told, time = y[TOLD].split([*self._modulated(), self.config.width], -1)
+        return time, told, {name: each for name, each in y.items() if name != TOLD}
 
     def _conditioned(self, time: Tensor, y: Value) -> tuple[Tensor, Tensor, Reach]:
         """What modulates blocks before and after a classifier, both (B, D), and all that the condition comes to."""
@@ -304,12 +296,7 @@ class JiT(nn.Module):
         """
         if self.positions.device.type == "meta":
             return
-        initialise_layers(self, generator)
-        for weight in (self.time.hidden.weight, self.time.out.weight):
-            nn.init.normal_(weight, std=0.02, generator=generator)
-        if hasattr(self.condition, "initialise"):
-            self.condition.initialise(generator)
-        zero_modulations(self)
+        initialise_transformer(self, generator)
         for buffer, table in zip((self.positions, self.rotations), self._tables(self.config.grid), strict=True):
             if buffer is not None and table is not None:
                 buffer.copy_(table)

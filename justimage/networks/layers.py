@@ -278,6 +278,17 @@ def initialise_layers(net: nn.Module, generator: torch.Generator | None = None) 
 
 
 @torch.no_grad()
+def initialise_transformer(net: Any, generator: torch.Generator | None = None) -> None:
+    """Fill all parameters of a network with time embedding, condition and modulated blocks (see `JiT.initialise`)."""
+    initialise_layers(net, generator)
+    for weight in (net.time.hidden.weight, net.time.out.weight):
+        nn.init.normal_(weight, std=0.02, generator=generator)
+    if hasattr(net.condition, "initialise"):
+        net.condition.initialise(generator)
+    zero_modulations(net)
+
+
+@torch.no_grad()
 def zero_modulations(net: nn.Module) -> None:
     """Zero every adaLN map, and the head's linear map: blocks become the identity, and the network zero."""
     for module in net.modules():

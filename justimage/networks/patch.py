@@ -2,8 +2,12 @@
 
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 from torch import Tensor, nn
+
+from justimage.networks.conditions import parts
+from justimage.networks.limits import check_grid, check_limits, check_ratio
 
 
 def grid_of(size: Sequence[int], patch: Sequence[int]) -> tuple[int, ...]:
@@ -31,6 +35,22 @@ def unpatchify(tokens: Tensor, grid: Sequence[int], patch: Sequence[int]) -> Ten
     together = [axis for i in range(n) for axis in (1 + i, 2 + n + i)]
     x = x.permute(0, 1 + n, *together)  # (B, C, g1, p1, g2, p2, ...)
     return x.reshape(*x.shape[:2], *(g * p for g, p in zip(grid, patch, strict=True)))
+
+
+def settle(config: Any) -> None:
+    """Fill in what one number stands for in a frozen configuration, and refuse what no transformer on patches can be.
+
+    Raises ValueError where the patch does not divide the size, the heads do not divide the width, or a number is not
+    finite or out of its range.
+    """
+    for name, value in zip(("size", "patch"), same_axes(config.size, config.patch), strict=True):
+        object.__setattr__(config, name, value)
+    object.__setattr__(config, "conditions", parts(config.conditions))
+    check_limits(config)
+    check_grid(grid_of(config.size, config.patch), config.width)
+    if config.width % config.heads:
+        raise ValueError(f"{config.heads} heads do not divide a width of {config.width}")
+    check_ratio(config.width, config.mlp_ratio)
 
 
 def same_axes(size: Sequence[int], patch: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -1,7 +1,7 @@
 """What a network is, and those that configurations on disk refer to by name.
 
 Any nn.Module is a network that maps z (B, C, *S), t (B,) and y to (B, C, *S), and has a frozen `config` with `size`
-and `channels`. Its class names the type of `config` as `Config`. Six more things are used where a network has them:
+and `channels`. Its class names the type of `config` as `Config`. Seven more things are used where a network has them:
 
     condition               what y is (see networks.conditions); without it the network is unconditional
     initialise(generator)   fills every parameter and buffer, so that the weights are a function of the seed
@@ -27,11 +27,10 @@ for each sample, (B, 2) int32, during the forward and the backward pass; outside
 works too: resuming then repeats its masks, other numbers of processes do not.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from torch import Tensor, nn
+from torch import nn
 
 from justimage.networks.dit import DiT, DiTConfig
 from justimage.networks.jit import JiT, JiTConfig
@@ -54,15 +53,6 @@ class NetworkConfig(Protocol):
         def __subclasshook__(cls, other: type) -> bool:
             """The command line asks whether a class is such a configuration: any dataclass with these fields is."""
             return {"size", "channels"} <= set(getattr(other, "__dataclass_fields__", {}))
-
-
-class Network(Protocol):
-    """What the rest of the library asks of a network; an nn.Module."""
-
-    @property
-    def config(self) -> NetworkConfig: ...
-
-    def __call__(self, z: Tensor, t: Tensor, y: Any = None) -> Tensor | tuple[Tensor, Mapping[str, Tensor]]: ...
 
 
 NetworkClass = Callable[[Any], nn.Module]  # a class of networks with `Config`, or a function that has it
@@ -100,8 +90,3 @@ def network_of(name: str, given: NetworkClass | None = None, where: str = "") ->
             f"give its class: load(..., network={name})"
         )
     return NETWORKS[name]
-
-
-def architecture(config: Any) -> dict[str, Any]:
-    """A configuration as plain values for JSON."""
-    return asdict(config)

@@ -10,7 +10,7 @@ import torch
 
 from justimage.data.spec import Source, evenly
 from justimage.denoiser import Denoiser
-from justimage.evaluation.draws import Draws, draws_of
+from justimage.evaluation.draws import Draws, draws_of, shared_up
 from justimage.evaluation.evaluate import evaluate, hash_of, name_of
 from justimage.evaluation.features import Features, Resizing, open_features
 from justimage.evaluation.fitted import Progress
@@ -102,8 +102,8 @@ class Quality:
         except NothingFinite as error:
             return Measured({}, {"failed": str(error)})
         swap_weights(model, run, best.weights)
-        search = _shared_out(self.search, model)
-        draws = draws_of(model, _shared_out(self.count, model), search)  # seeds that the sweep has not seen
+        search = shared_up(self.search, model)
+        draws = draws_of(model, shared_up(self.count, model), search)  # seeds that the sweep has not seen
         numbers, facts, shown = self._judge(model, judge, draws, best, run, progress)
         for name, length in zip(("fd_small", "fd_large"), self.also_at, strict=False):
             at, _, _ = self._judge(model, self.judge_at(setup, given, length, device), draws, best, run, progress)
@@ -120,7 +120,7 @@ class Quality:
     ) -> Candidate:
         if len(candidates) == 1:
             return candidates[0]
-        search = _shared_out(self.search, model)
+        search = shared_up(self.search, model)
         draws = draws_of(model, search)
         halving = Halving(search, first=1 / 2, kept=1 / 4, finalists=2)
         found = sweep(
@@ -146,12 +146,6 @@ class Quality:
         facts = {"fd_error": scores["fd"].error, "floor": judge.reference.floor, "features": judge.features.name}
         facts |= {"held_out_accuracy": judge.features.facts.get("held_out_accuracy"), "nfe": scores.facts["nfe"]}
         return numbers, facts, np.array(RowStore(rows, judge.looker().kinds())["raw"][:SHOWN])
-
-
-def _shared_out(count: int, model: Denoiser) -> int:
-    """At least so many samples: a multiple of the classes, of which each is drawn equally often."""
-    classes = max(model.num_classes, 1)
-    return -(-count // classes) * classes
 
 
 def _indexed(setup: Setup, size: tuple[int, ...], channels: int, given: str) -> Source:

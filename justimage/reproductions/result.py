@@ -1,7 +1,6 @@
 """The result of a reproduction: result.json, made of what was measured, and the README made of nothing else."""
 
 import json
-import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from math import inf
@@ -9,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from justimage import __version__
 from justimage.data.records import from_plain, read_json
 from justimage.evaluation.scores import plain
+from justimage.execution import versions
 from justimage.networks.cost import Cost, cost_of
 from justimage.networks.protocol import network_of
 from justimage.reproductions.family import Cell, Family, Scale, ScaleName
@@ -111,7 +109,7 @@ def result_of(
         "seconds": {"training": round(sum(trainings.values())), "measuring": round(sum(measuring.values()))},
         "threads": sorted({each["threads"] for each in facts.values()}),
         "machines": sorted({each["machine"] for each in facts.values()}),
-        "versions": {"justimage": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": versions(),
     }
 
 

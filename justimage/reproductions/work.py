@@ -5,7 +5,6 @@ import io
 import json
 import multiprocessing
 import os
-import platform
 import signal
 import threading
 import time
@@ -24,13 +23,12 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from justimage import __version__
 from justimage.data.records import read_json
 from justimage.data.spec import Source, StreamSource
 from justimage.disk.hold import held
 from justimage.disk.whole import discard, whole, write_text
 from justimage.evaluation.scores import plain
-from justimage.execution import device_name
+from justimage.execution import device_name, versions
 from justimage.parallel import Processes
 from justimage.reproductions.family import Cell, Measured, Setup
 from justimage.runs.folder import LOG, read_facts, same_data
@@ -182,7 +180,7 @@ def keep(found: Measured, place: Path, folder: Path, seconds: float, device: tor
         "seconds": {"training": round(seconds_of_training(folder), 1), "measuring": round(seconds, 1)},
         "threads": torch.get_num_threads(),
         "machine": device_name(device),
-        "versions": {"justimage": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": versions(),
     }
     write_text(place, json.dumps(facts, indent=1) + "\n")
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from justimage.disk.whole import whole
 from justimage.evaluation.plots import pyplot
 from justimage.runs.health import Measured
-from justimage.runs.record import Record
+from justimage.runs.record import Record, distance_of
 
 EVERY = 2  # of the times of the grid that get a curve
 LINES = ("-", "--", "-.", ":")
@@ -107,12 +107,8 @@ def _single_times(axes: Any, record: Record, look: dict[str, Any]) -> None:
 
 
 def _distance(axes: Any, record: Record, look: dict[str, Any]) -> None:
-    points = []
-    for line in record.evaluations:
-        scores = line.get("scores")
-        fd = scores.get("fd") if isinstance(scores, dict) else None
-        if isinstance(fd, dict) and isinstance(fd.get("value"), float):
-            points.append((line["nimg"], fd["value"]))
+    found = [(line["nimg"], distance_of(line)) for line in record.evaluations]
+    points = [(nimg, distance) for nimg, distance in found if distance is not None]
     if points:
         axes.plot(*zip(*points, strict=True), **{**look, "markersize": 8})
 

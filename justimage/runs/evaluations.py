@@ -17,7 +17,7 @@ from justimage.data.records import read_json
 from justimage.data.spec import Source, StreamSource, UnreadableSample
 from justimage.denoiser import Denoiser
 from justimage.disk.whole import append_json
-from justimage.evaluation.draws import Draws, draws_of
+from justimage.evaluation.draws import Draws, draws_of, shared_up
 from justimage.evaluation.evaluate import evaluate
 from justimage.evaluation.features import open_features
 from justimage.evaluation.fitted import Fit
@@ -31,6 +31,7 @@ from justimage.runs.folder import RESULTS, log_until
 from justimage.runs.preview import default_weights
 from justimage.runs.recipes import Recipe
 from justimage.runs.sinks import Work
+from justimage.training.loop import passed
 from justimage.training.state import TrainingState
 from justimage.weights.folder import CONFIG
 
@@ -153,7 +154,7 @@ def is_due(nimg: int, done_nimg: int, every_nimg: int, duration_nimg: int) -> bo
     """Whether a multiple of `every_nimg` (0: none is), or the end, lies in (done_nimg, nimg]."""
     if every_nimg == 0 or nimg <= done_nimg:
         return False
-    return nimg >= duration_nimg or nimg // every_nimg > done_nimg // every_nimg
+    return nimg >= duration_nimg or passed(done_nimg, nimg, every_nimg)
 
 
 def evaluations_of(
@@ -186,8 +187,7 @@ def _draws(model: Denoiser, count: int, source: Source | StreamSource) -> Draws:
     """At least `count` samples, every class equally often; conditioned on more than classes, as in the data."""
     if any(kind != "labels" for _, kind, *_ in model.needs):
         return draws_of(model, count, 0, "data", source)
-    each = max(1, model.num_classes)
-    return draws_of(model, -(-count // each) * each, 0, "balanced", source)
+    return draws_of(model, shared_up(count, model), 0, "balanced", source)
 
 
 def _judge(source: Source | StreamSource, count: int, device: torch.device, data: str, work: Work) -> Judge:

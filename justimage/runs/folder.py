@@ -16,20 +16,17 @@ adapters/ema-0.9995/   where adapters are trained (lora.rank): these alone, for 
 
 import json
 import os
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from justimage import __version__
-from justimage.data.records import from_plain, known_fields, read_json, replaced
+from justimage.data.records import from_known, read_json, replaced
 from justimage.data.spec import DataSpec, Source, StreamSource
 from justimage.denoiser import Denoiser
 from justimage.disk.hold import is_empty
+from justimage.execution import versions
 from justimage.networks.protocol import OLDEST, name_of
 from justimage.process import LogitNormal
 from justimage.runs.recipes import Recipe
@@ -139,7 +136,7 @@ def facts_of(
         "network": name_of(model.net),
         "recipe": plain,
         "data": {"path": data, "fingerprint": source.fingerprint(), **_content(source), "found": source.describe()},
-        "versions": {"justimage": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "versions": versions(),
     }
     return facts | ({"loss": loss} if loss else {})
 
@@ -187,8 +184,8 @@ def read_facts(folder: Path) -> dict[str, Any] | None:
             raise ValueError(f"{folder / name} is not a file, and a run keeps its {what} there; remove it")
     try:
         old = read_json(path)
-        facts = from_plain(_Facts, known_fields(_Facts, old), str(path))
-        from_plain(_Data, known_fields(_Data, facts.data), str(path), "data")
+        facts = from_known(_Facts, old, str(path))
+        from_known(_Data, facts.data, str(path), "data")
         batch = flat(facts.recipe).get("training.batch_size")
         if not isinstance(batch, int) or isinstance(batch, bool):
             raise ValueError(f"{path}: recipe.training.batch_size is {batch!r}; a whole number is needed")
@@ -303,15 +300,6 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in values.items():
         out |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return out
-
-
-def field_names(recipe: Any, prefix: str = "") -> list[str]:
-    """The dotted names of all fields of a recipe."""
-    names = []
-    for item in fields(recipe):
-        value = getattr(recipe, item.name)
-        names += field_names(value, f"{prefix}{item.name}.") if is_dataclass(value) else [prefix + item.name]
-    return names
 
 
 def log_until(path: Path, nimg: int, *, others: bool = False) -> str:

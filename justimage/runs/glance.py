@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from justimage.data.spec import Source, Unreadable, evenly, looked_at
+from justimage.data.spec import Item, Source, Unreadable, UnreadableSample, evenly, looked_at
 from justimage.training.grid import linear_losses
 
 COARSE = 8  # places along each axis at which labels are looked for
@@ -41,11 +41,19 @@ class Glance:
     """One standard deviation of that."""
 
 
+def some_of(source: Source, most: int) -> list[Item]:
+    """The readable ones of at most so many samples, evenly spread. Raises UnreadableSample where there are none."""
+    looks = [source.look(i) for i in evenly(len(source), most).tolist()]
+    items = [each for each in looks if not isinstance(each, Unreadable)]
+    if not items:
+        raise UnreadableSample(f"none of {len(looks)} samples of {source.describe()} can be read")
+    return items
+
+
 def glance_at(source: Source, noise_scale: float) -> Glance:
     """Look at as many samples as `content` does, which reads the same ones; at fewer that are very large."""
     most = min(looked_at(source.spec, len(source)), max(2, MOST_NUMBERS // prod(source.spec.shape)))
-    looks = [source.look(i) for i in evenly(len(source), most).tolist()]
-    items = [each for each in looks if not isinstance(each, Unreadable)]
+    items = some_of(source, most)
     x = source.spec.encode(torch.stack([torch.from_numpy(raw.copy()) for raw, _ in items]))
     flat = x.transpose(0, 1).flatten(1)
     values = {"low": float(x.min()), "high": float(x.max())}

@@ -18,16 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from justimage.data.spec import DataSpec, Source, StreamSource, Unreadable, evenly
+from justimage.data.spec import DataSpec, Source, StreamSource
 from justimage.denoiser import Denoiser
 from justimage.disk.whole import append_json
 from justimage.execution import autocast, peak_of_process
 from justimage.process import Density
-from justimage.runs.glance import Glance, glance_at
+from justimage.runs.glance import Glance, glance_at, some_of
 from justimage.runs.preview import names_of, weights_named
 from justimage.runs.recipes import Recipe
 from justimage.training.grid import TIMES, Samples, activations, losses, neighbours, others, shifted, without
-from justimage.training.loop import Tick
+from justimage.training.loop import Tick, passed
 from justimage.training.state import TrainingState
 from justimage.training.step import Norms, watch_next
 
@@ -137,7 +137,7 @@ class Health:
             for name, (_, weight, update) in self.norms.items():
                 self.most[name] = max(self.most.get(name, 0.0), _share(update, weight))
         last = tick.stopping or tick.nimg >= self.total
-        if last or tick.nimg // self.every > self.done // self.every:
+        if last or passed(self.done, tick.nimg, self.every):
             first = self.state.processes.first
             # One set of weights after another: those of a sharded run are gathered then, in every process.
             sets = ((name, weights_named(self.state, name, needed=first)) for name in names_of(self.state))
@@ -207,8 +207,7 @@ def without_failures(lines: str) -> str:
 def _read(source: Source, model: Denoiser) -> Samples:
     """Up to SAMPLES of a source, evenly spread, as model values on the model's device."""
     most = max(2, min(SAMPLES, MOST_BYTES // (4 * prod(source.spec.shape))))
-    looks = [source.look(i) for i in evenly(len(source), most).tolist()]
-    items = [each for each in looks if not isinstance(each, Unreadable)]
+    items = some_of(source, most)
     raw = torch.stack([torch.from_numpy(raw.copy()) for raw, _ in items])
     y = {name: torch.stack([torch.as_tensor(each[name]) for _, each in items]) for name in items[0][1]}
     x, y = source.spec.encode(raw), source.spec.encode_given(y)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from justimage.execution import LARGE, blocks_of, device_name, memory_of, peak_of_process
+from justimage.execution import LARGE, blocks_of, device_name, is_compiled, memory_of, name_of_dtype, peak_of_process
 from justimage.networks.protocol import NETWORKS, name_of
 from justimage.precision import probe
 from justimage.runs.hardware import Hardware
@@ -158,7 +158,7 @@ def this_machine(device: torch.device, dtype: torch.dtype) -> Hardware:
     A bandwidth measured now would be that of a moment; GPUs of the table move a byte in 120 to 420 operations.
     """
     rates = {each.precision: each.flops for each in probe(device)}
-    products = rates[str(dtype).removeprefix("torch.")] or rates["float32"] or inf
+    products = rates[name_of_dtype(dtype)] or rates["float32"] or inf
     bandwidth = CPU_BANDWIDTH if device.type == "cpu" else products / OPERATIONS_A_BYTE
     return Hardware(device_name(device), products, bandwidth, memory_of(device) or inf, inf, 0.0, "measured")
 
@@ -179,10 +179,10 @@ def in_a_line(recipe: Recipe, state: TrainingState) -> str:
     if name_of(net) not in NETWORKS or products < HOUR * SLOWEST * here.products:
         return ""
     held = Held.of(net, config.averages)
-    precise = replace(config, precision=str(dtype).removeprefix("torch."))  # type: ignore[arg-type]
+    precise = replace(config, precision=name_of_dtype(dtype))  # type: ignore[arg-type]
     counts = counts_of(state.model, precise, fused_attention=device.type != "cpu")
     work = counts.work(config.batch_size // state.processes.world, config.microbatch)
-    compiled = any(module._compiled_call_impl is not None for module in net.modules())
+    compiled = is_compiled(net)
     seconds = seconds_of(held, work, here, compiled=compiled, every=config.ema_every).total
     left = samples / work.samples * seconds
     if left < HOUR:

@@ -39,11 +39,6 @@ def _gathered(tensor: Tensor, needed: bool, on: torch.device) -> Tensor:
     return full.to(on if needed else "meta")
 
 
-def weights_of(state: TrainingState) -> dict[str, Denoiser]:
-    """All weights of a run, as models: "raw" and "ema-AVERAGE" (see `weights_named`)."""
-    return {name: weights_named(state, name) for name in names_of(state)}
-
-
 def default_weights(state: TrainingState) -> tuple[str, Denoiser]:
     """The weights that a run is sampled with by default, and their name: the first average, once it is one."""
     travelling = state.nimg <= state.ema.start_nimg

@@ -8,7 +8,7 @@ from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
-from justimage.data.records import from_plain, known_fields
+from justimage.data.records import from_known, from_plain, known_fields
 from justimage.disk.hold import is_held
 from justimage.runs.folder import HEALTH, LOG, RESULTS, flat, read_facts
 from justimage.runs.health import FAILED, Measured
@@ -80,6 +80,14 @@ def runs_in(folder: Path, depth: int = 3) -> list[Path]:
     return [run for each in inside for run in runs_in(each, depth - 1)]
 
 
+def distance_of(line: Mapping[str, Any]) -> float | None:
+    """The Frechet distance of a line of evaluations.jsonl; None where it says none."""
+    scores = line.get("scores")
+    fd = scores.get("fd") if isinstance(scores, dict) else None
+    value = fd.get("value") if isinstance(fd, dict) else None
+    return value if isinstance(value, float) else None
+
+
 def nearest_run(path: Path) -> Path:
     """The path, where it is a run. Raises ValueError, with the nearest path that there is, where it is none."""
     if is_run(path):
@@ -141,6 +149,6 @@ def _with_nan(values: dict[str, Any]) -> dict[str, Any]:
 
 def _measured(line: dict[str, Any]) -> list[Measured]:
     try:
-        return [from_plain(Measured, known_fields(Measured, line), HEALTH)]
+        return [from_known(Measured, line, HEALTH)]
     except (TypeError, ValueError):
         return []

@@ -18,7 +18,7 @@ from justimage.data.spec import Source, StreamSource, UnreadableSample
 from justimage.denoiser import Denoiser, Scalings
 from justimage.disk.hold import held
 from justimage.disk.whole import in_words, write_text
-from justimage.execution import best_device
+from justimage.execution import best_device, name_of_dtype
 from justimage.networks.protocol import NetworkClass, name_of
 from justimage.parallel import FailedElsewhere, Processes, any_of, failing_together, in_the_first, wait
 from justimage.runs.evaluations import Evaluations, NotEvaluated, Stopped, evaluations_of
@@ -131,9 +131,9 @@ def train_run(
         own = {"network": network, "preconditioner": preconditioner}
         state, begun = start(recipe, model, folder, processes, given, origin_of(old), **own)
         value = loss(state.model, recipe.training)  # may refuse the recipe, so before it is written
-        changes, log = changes_of(old, facts, changed, state.nimg), log_until(folder / LOG, state.nimg)
-        skipped = log_until(folder / SKIPPED, state.nimg - 1)
-        health = without_failures(log_until(folder / HEALTH, state.nimg))
+        changes = changes_of(old, facts, changed, state.nimg)
+        kept = {LOG: log_until(folder / LOG, state.nimg), SKIPPED: log_until(folder / SKIPPED, state.nimg - 1)}
+        kept[HEALTH] = without_failures(log_until(folder / HEALTH, state.nimg))
         facts |= {"changed": changes} if changes else {}
         facts |= {"init_from": asdict(begun.origin)} if begun.origin else {}
         _announce(console, recipe, source, state, folder, as_before, begun, minutes)
@@ -144,15 +144,12 @@ def train_run(
         wait(processes)  # no process writes before all have looked
         if processes.first:
             write_text(folder / RECIPE, json.dumps(facts, indent=2) + "\n")
-            if (folder / LOG).is_file():
-                write_text(folder / LOG, log)
-            if (folder / SKIPPED).is_file():
-                write_text(folder / SKIPPED, skipped)
             drop_later(folder, state.nimg)
-            if (folder / HEALTH).is_file():
-                write_text(folder / HEALTH, health)
             if (folder / RESULTS).is_file():  # read now: `jit evaluate` may have added to it meanwhile
-                write_text(folder / RESULTS, log_until(folder / RESULTS, state.nimg, others=True))
+                kept[RESULTS] = log_until(folder / RESULTS, state.nimg, others=True)
+            for name, text in kept.items():
+                if (folder / name).is_file():
+                    write_text(folder / name, text)
         if begun.new and begun.origin and (processes.first or state.sharded):
             state.save(folder / "state")  # from now on the run does not need the weights that it began from
         if state.nimg < recipe.training.duration_nimg or evaluations is not None:
@@ -227,11 +224,7 @@ def _train_and_keep(
                     if drawing or any(due):
                         state.check_finite()  # in every process: they have the same, and stop together
                     if drawing:
-                        dtype = recipe.training.dtype(state.processes.device)
-                        image = preview(state, source.spec, report.preview_steps, dtype)
-                        if image is not None:
-                            save(image, folder / "samples" / f"{tick.nimg:09d}.png")
-                            track(tick.nimg, {}, {"samples": image})
+                        _draw_grid(recipe, source, folder, state, track)
                     saves(due)
                     if last or evaluating:
                         saves.write.wait()
@@ -246,19 +239,34 @@ def _train_and_keep(
             message = f"stopped at nimg = {state.nimg:,} and saved; the same command resumes it"
             raise Interrupted(message, in_time=not caught) from None
         except (NonFiniteLoss, NotFinite, UnreadableSample, FailedElsewhere, NotEvaluated, OSError) as error:
-            # An OSError is of writing: one of reading is an UnreadableSample.
-            unwritten = any_of(isinstance(error, OSError), state.processes)
             saves.write.close()
-            if first:
-                note_failure(folder / HEALTH, state.nimg, in_words(error) if isinstance(error, OSError) else str(error))
-            if unwritten:
-                stays = what_stays(error, folder)
-            else:
-                stays = f"{error}\n{kept_in_the_end(state, folder, recipe, error, source.describe())}"
+            stays = _kept_of(error, recipe, source, folder, state)
             if isinstance(error, NonFiniteLoss) and first:
                 note(error.skipped)
             leave_together(state.processes)
             raise Failed(stays) from error
+
+
+def _draw_grid(recipe: Recipe, source: Source | StreamSource, folder: Path, state: TrainingState, track: Track) -> None:
+    """Draw and save the grid of samples of this moment. All processes call this."""
+    dtype = recipe.training.dtype(state.processes.device)
+    image = preview(state, source.spec, recipe.report.preview_steps, dtype)
+    if image is not None:
+        save(image, folder / "samples" / f"{state.nimg:09d}.png")
+        track(state.nimg, {}, {"samples": image})
+
+
+def _kept_of(
+    error: Exception, recipe: Recipe, source: Source | StreamSource, folder: Path, state: TrainingState
+) -> str:
+    """Save what can be saved of a run that cannot go on, and say what stays. All processes call this."""
+    # An OSError is of writing: one of reading is an UnreadableSample.
+    unwritten = any_of(isinstance(error, OSError), state.processes)
+    if state.processes.first:
+        note_failure(folder / HEALTH, state.nimg, in_words(error) if isinstance(error, OSError) else str(error))
+    if unwritten:
+        return what_stays(error, folder)
+    return f"{error}\n{kept_in_the_end(state, folder, recipe, error, source.describe())}"
 
 
 def _announce(
@@ -283,7 +291,7 @@ def _announce(
     patch = f", patch {'x'.join(map(str, config.patch))}" if hasattr(config, "patch") else ""
     world = f", {state.processes.world} processes" if state.processes.world > 1 else ""
     world += ", sharded" if state.sharded else ""
-    dtype = str(recipe.training.dtype(device)).removeprefix("torch.")
+    dtype = name_of_dtype(recipe.training.dtype(device))
     size = "x".join(map(str, config.size))
     for i, line in enumerate(begun.lines):
         say("" if i else "start", line)

@@ -22,7 +22,7 @@ from justimage.runs.preview import names_of, weights_named
 from justimage.runs.recipes import Report
 from justimage.runs.snapshots import snapshot_path
 from justimage.training.adapters import is_adapter, low_rank, merged, scales_of
-from justimage.training.loop import Tick
+from justimage.training.loop import Tick, passed
 from justimage.training.state import TrainingState, keep_newest, write_state
 from justimage.weights.adapters import Base, save_adapters
 from justimage.weights.description import check_kept, describe
@@ -80,11 +80,6 @@ def last_skipped(path: Path) -> int | None:
     """Where the last step began that a run has skipped, by its skipped.jsonl; None where there was none."""
     lines = path.read_text().splitlines() if path.is_file() else []
     return json.loads(lines[-1])["nimg"] if lines else None
-
-
-def passed(before: int, nimg: int, interval: int) -> bool:
-    """Whether a multiple of the interval lies in (before, nimg]; 0: there is none."""
-    return interval > 0 and nimg // interval > before // interval
 
 
 class Saves:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -209,13 +210,7 @@ class Sheet:
     def save(self, path: Path, spec: DataSpec) -> None:
         """Write the grid: a row for each class; without classes, rows of ten."""
         columns = min(self.each if self.titles else len(self.kept), SHEET_COLUMNS)
-        save(_grid(self.kept, spec, columns, self.titles[:SHEET_ROWS]), path)
-
-
-def _grid(samples: list[Tensor], spec: DataSpec, columns: int, titles: Sequence[str]) -> Image.Image:
-    import torch
-
-    return grid(torch.stack(samples), spec, columns, row_titles=titles)
+        save(grid(torch.stack(self.kept), spec, columns, row_titles=self.titles[:SHEET_ROWS]), path)
 
 
 FACTS = "samples.json"

@@ -8,7 +8,7 @@ import torch
 
 from justimage.data.spec import DataSpec
 from justimage.denoiser import Denoiser
-from justimage.execution import check_memory, find_device, memory_of
+from justimage.execution import check_memory, find_device, memory_of, name_of_dtype
 from justimage.precision import probe
 from justimage.runs.hardware import Hardware
 from justimage.runs.plan import (
@@ -170,7 +170,7 @@ def plan_here(
     are carried over to all of them. Raises ValueError for a batch that does not split over the processes.
     """
     device, share = find_device(device_name), _share(recipe, processes)
-    dtype = str(recipe.training.dtype(device)).removeprefix("torch.")
+    dtype = name_of_dtype(recipe.training.dtype(device))
     precise: Any = dtype
     counting = replace(recipe, training=replace(recipe.training, precision=precise))
     least = Held.of(_trained(recipe, spec).net, recipe.training.averages)

@@ -15,7 +15,7 @@ import torch
 
 from justimage.data.sources import open_source
 from justimage.data.spec import Source, StreamSource
-from justimage.execution import find_device, finish
+from justimage.execution import find_device, finish, is_compiled
 from justimage.parallel import Processes
 from justimage.runs.recipes import Recipe
 from justimage.speed.bench import made_up, replaced
@@ -103,7 +103,7 @@ def measure(recipe: Recipe, data: str, batch: int, seconds: float, device_name: 
         until = time.perf_counter() + seconds
         while len(taken) < FEWEST or time.perf_counter() < until:
             taken.append(timed_call(step, device))
-    compiled = any(module._compiled_call_impl is not None for module in state.model.net.modules())
+    compiled = is_compiled(state.model.net)
     quarters = statistics.quantiles(taken, n=4) if len(taken) > 1 else taken * 3
     return Rehearsal(
         batch=batch,

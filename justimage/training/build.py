@@ -23,6 +23,7 @@ from justimage.training.optim import adamw
 from justimage.training.settings import Training
 from justimage.training.shards import outline
 from justimage.training.state import TrainingState
+from justimage.training.work import Held
 
 
 def build(
@@ -101,15 +102,12 @@ def _planned(model: Denoiser, config: Training) -> float:
 
 def _check_memory(model: Denoiser, config: Training, processes: Processes) -> None:
     """Raises ValueError where what training certainly needs is more than the device has, before any of it is made."""
-    sizes = [(each.numel() * each.element_size(), each.requires_grad) for each in model.net.parameters()]
-    trained = sum(size for size, learns in sizes if learns)
-    weights = sum(size for size, _ in sizes)
-    state = weights + trained * (3 + config.averages)
-    state //= processes.world if config.shard else 1
+    held = Held.of(model.net, config.averages)
+    state = held.total // (processes.world if config.shard else 1)
     check_memory(
         state,
         processes.device,
-        f"the parameters ({weights / 4e6:,.1f} M), gradients, moments and averages of this network",
+        f"the parameters ({held.weights / 4e6:,.1f} M), gradients, moments and averages of this network",
         "choose a smaller width or depth, or fewer ema_decays",
     )
     samples = config.batch_size // processes.world  # all of them are read at once, whatever the microbatch

@@ -61,10 +61,10 @@ class NonFiniteLoss(RuntimeError):
     skipped since the last tick.
     """
 
-    def __init__(self, nimg: int, indices: np.ndarray, skipped: tuple[int, ...] = (), most: int = 1):
+    def __init__(self, nimg: int, indices: np.ndarray, skipped: tuple[int, ...] = (), in_a_row: int = 1):
         self.nimg, self.indices, self.skipped = nimg, indices, skipped or (nimg,)
         shown = ", ".join(map(str, indices[:32])) + (f" and {len(indices) - 32} more" if len(indices) > 32 else "")
-        after = f", and in {most} in a row" if most > 1 else ""
+        after = f", and in {in_a_row} in a row" if in_a_row > 1 else ""
         super().__init__(
             f"the loss or its gradient is not finite in the batch that starts at nimg = {nimg}{after}; its samples "
             f"are, by index in the data, {shown}. If they are sound, try a lower learning rate or clip_norm = 1"
@@ -102,7 +102,7 @@ def train(
         workers=workers,
         pinned=processes.device.type == "cuda",
     )
-    meter, row = _Meter(processes.device), ()
+    meter, streak = _Meter(processes.device), ()
     dtype, dropouts, unkeyed = config.dtype(processes.device), keyed_dropouts(model.net), unkeyed_dropouts(model.net)
     state.runner.train()
     while state.nimg < config.duration_nimg:
@@ -116,18 +116,23 @@ def train(
         meter.add(began, losses, norm, bad, config.clip_norm)
         lr = _update(state, config, bad)
         if processes.device.type == "cpu" and bad:
-            _check_row(row, meter, source, config)
+            _streak_of(streak, meter, source, config)  # raises at once; at a tick, it is taken on
         if processes.pulse is not None:
             processes.pulse.nimg = state.nimg
 
         step = state.nimg // config.batch_size
         asked_to_stop = (processes.world == 1 or step % STOP_STEPS == 0) and any_of(stop(), processes)
         over = state.nimg >= config.duration_nimg
-        if asked_to_stop or over or state.nimg // tick_nimg > began // tick_nimg:
-            row = _check_row(row, meter, source, config)
+        if asked_to_stop or over or passed(began, state.nimg, tick_nimg):
+            streak = _streak_of(streak, meter, source, config)
             yield meter.tick(state, config, lr, stopping=asked_to_stop and not over)
             meter = _Meter(processes.device)
             state.runner.train()
+
+
+def passed(before: int, nimg: int, interval: int) -> bool:
+    """Whether a multiple of the interval lies in (before, nimg]; 0: there is none."""
+    return interval > 0 and nimg // interval > before // interval
 
 
 def _next_batch(reader: Generator[Batch, None, None], state: TrainingState) -> Batch:
@@ -200,14 +205,14 @@ def _update(state: TrainingState, config: Training, bad: Tensor) -> float:
     return lr
 
 
-def _check_row(
-    row: tuple[int, ...], meter: "_Meter", source: Source | StreamSource, config: Training
+def _streak_of(
+    streak: tuple[int, ...], meter: "_Meter", source: Source | StreamSource, config: Training
 ) -> tuple[int, ...]:
-    """Where the steps began that were skipped one after another up to now; row: those up to the last tick.
+    """Where the steps began that were skipped one after another up to now; streak: those up to the last tick.
 
     Raises NonFiniteLoss where they are as many as the run may skip.
     """
-    bad_ones = list(row)
+    bad_ones = list(streak)
     for nimg, bad in meter.steps():
         bad_ones = [*bad_ones, nimg] if bad else []
         if len(bad_ones) >= config.most_skipped:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from justimage.data.records import from_plain, known_fields, read_json
+from justimage.data.records import from_known, read_json
 from justimage.denoiser import Denoiser
 from justimage.disk.tensors import read_tensors, sum_of, write_tensors
 from justimage.disk.whole import whole, write_text
@@ -78,7 +78,7 @@ def _read_config(folder: Path) -> _Config:
     values = read_json(where)
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise ValueError(f'{where} is not of the format "{FORMAT}": it is damaged, or was written by other code')
-    return from_plain(_Config, known_fields(_Config, values), str(where))
+    return from_known(_Config, values, str(where))
 
 
 def on_base(folder: Path, base: Denoiser, **own: Any) -> Denoiser:

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from justimage.data.records import from_plain, known_fields
+from justimage.data.records import from_known, from_plain
 from justimage.data.spec import DataSpec
 from justimage.denoiser import SCALINGS, Denoiser, Scalings
-from justimage.execution import not_finite
-from justimage.networks.protocol import NETWORKS, OLDEST, NetworkClass, architecture, name_of, network_of
+from justimage.execution import name_of_dtype, not_finite
+from justimage.networks.protocol import NETWORKS, OLDEST, NetworkClass, name_of, network_of
 from justimage.process import Space
 from justimage.samplers import Sampling
 from justimage.weights.folder import write_folder
@@ -48,7 +48,7 @@ def describe(model: Denoiser) -> dict[str, Any]:
     """Everything but the tensors, as plain values."""
     return {
         "network": name_of(model.net),
-        "architecture": architecture(model.config),
+        "architecture": asdict(model.config),
         "prediction": {
             "space": model.space,
             "t_eps": model.t_eps,
@@ -98,7 +98,7 @@ def restore_model(
     where: what the description is called in messages. Raises ValueError where the description has unknown fields or
     names, or values of other types, and where the tensors are not the network's, or not finite.
     """
-    said = from_plain(Description, known_fields(Description, description), where)
+    said = from_known(Description, description, where)
     config_class, network_class = network_of(said.network, network, where)
     config = from_plain(config_class, said.architecture, where, "architecture")
     spec = None if said.data is None else DataSpec.from_json(said.data, where, "data")
@@ -210,7 +210,7 @@ def save(model: Denoiser, folder: Path) -> None:
 
 def check_kept(net: nn.Module) -> None:
     """Raises ValueError where the parameters are no longer float32."""
-    kept = {str(p.dtype).removeprefix("torch.") for p in net.parameters()}
+    kept = {name_of_dtype(p.dtype) for p in net.parameters()}
     if kept - {"float32"}:
         raise ValueError(
             f"the parameters are {', '.join(sorted(kept))}, and saving them would lose precision; "

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from justimage.disk.reading import nearest
+from justimage.disk.reading import first_line, nearest
 from justimage.weights.folder import CONFIG, TENSORS
 
 
@@ -14,9 +14,8 @@ def from_hub(repository: str, revision: str | None = None) -> Path:
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=[TENSORS, CONFIG]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
-            f"{repository}: there is no such folder, and the hub does not provide it ({reason})"
+            f"{repository}: there is no such folder, and the hub does not provide it ({first_line(error)})"
             f"{nearest(Path(repository))}"
         ) from error
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from justimage.data.records import from_plain, known_fields, read_json
+from justimage.data.records import from_known, read_json
 from justimage.data.tables import is_hub_id
 from justimage.denoiser import Denoiser, Scalings
 from justimage.disk.reading import nearest
@@ -103,11 +103,16 @@ def read(
         raise ValueError(f"{source} needs no base: it does not hold adapters alone")
     if path.is_file():
         return load_official(path, weights, context_start, allow_non_finite=allow_non_finite)
-    if is_run(path):
-        path = find_weights(path, weights)
-    elif weights is not None:
+    return from_folder_or_hub(_folder_of(source, weights), allow_non_finite=allow_non_finite, **own)
+
+
+def _folder_of(source: str | Path, weights: str | None) -> Path:
+    """The weights folder in a run, or the folder itself. Raises ValueError where there is nothing to choose from."""
+    if is_run(source):
+        return find_weights(Path(source), weights)
+    if weights is not None:
         raise ValueError(f"{source} holds one set of weights; {weights!r} cannot be chosen from it")
-    return from_folder_or_hub(path, allow_non_finite=allow_non_finite, **own)
+    return Path(source)
 
 
 def _on_base(folder: Path, base: str | Path | None, *, allow_non_finite: bool, **own: Any) -> Denoiser:
@@ -244,12 +249,9 @@ def swap_weights(model: Denoiser, source: str | Path, weights: str | None = None
         other = load_official(path, weights, getattr(model.config, "context_start", None))
         tensors, description = other.net.state_dict(), describe(other)
     else:
-        if is_run(path):
-            path = find_weights(path, weights)
-        elif weights is not None:
-            raise ValueError(f"{source} holds one set of weights; {weights!r} cannot be chosen from it")
+        path = _folder_of(path, weights)
         tensors, description = read_folder(path)
-    said = from_plain(Description, known_fields(Description, description), str(path))
+    said = from_known(Description, description, str(path))
     check_same_meaning(model, said, source)
     kept = {name: (each.device, each.dtype) for name, each in model.net.state_dict().items()}
     moved = {name: t.to(*kept[name]) if name in kept else t for name, t in tensors.items()}

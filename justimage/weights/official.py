@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from justimage.data.records import from_plain, known_fields
+from justimage.data.records import from_known
 from justimage.data.spec import DataSpec
 from justimage.denoiser import Denoiser
 from justimage.disk.growing import File
@@ -88,7 +88,7 @@ def load_official(
     weights that are not finite, unless they are allowed.
     """
     tensors, args = read_official(path, weights)
-    said = from_plain(Arguments, known_fields(Arguments, vars(args)), str(path), "args")
+    said = from_known(Arguments, vars(args), str(path), "args")
     context_start = said.context_start if context_start is None else context_start
     if context_start is None:
         letter = OFFICIAL_VARIANTS.get(said.model.partition("/")[0])
