@@ -342,7 +342,7 @@ def _entries(name: str, value: Any, kind: str, shape: tuple[int, ...]) -> Tensor
     Tokens and their masks may be shorter. Raises ValueError, with the name, for other shapes and non-numbers.
     """
     try:
-        tensor = value if isinstance(value, Tensor) else torch.tensor(np.asarray(value))
+        tensor = value.cpu() if isinstance(value, Tensor) else torch.tensor(np.asarray(value))
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"the condition {name} is not made of numbers: {error}") from error
     found = tuple(tensor.shape)

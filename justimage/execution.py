@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -106,37 +107,40 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 LARGE = 50_000_000  # parameters; on a GPU, smaller networks are done before the compiler is
-LONG = 5e13  # multiply-adds on a CPU: minutes
+LONG, LONG_ON_GPU = 5e13, 1e16  # multiply-adds that take minutes
 
 
 def compiling_pays(
     net: nn.Module, device: torch.device, dtype: torch.dtype, planned: Callable[[], float] | None = None
 ) -> bool:
-    """Whether compiling is worth its half minute: large networks on GPUs, and on CPUs whatever takes minutes.
+    """Whether compiling is worth its half minute: for minutes of work, of large networks on GPUs, and others on CPUs.
 
-    planned: counts the multiply-adds of all that is to be done, where that is known. In float32 on a CPU the products
-    take nearly all the time of large networks, and fusing the rest gains nothing (benchmarks/results).
+    planned: counts the multiply-adds of all that is to be done; without it, on a GPU it is much, as in training, and on
+    a CPU little. In float32 on a CPU the products take nearly all the time of large networks, and fusing the rest gains
+    nothing (benchmarks/results).
     """
     large = sum(p.numel() for p in net.parameters()) >= LARGE
     if device.type != "cpu":
-        return large and (device.type == "cuda" or dtype != torch.float32)
+        pays = large and (device.type == "cuda" or dtype != torch.float32)
+        return pays and (planned is None or planned() >= LONG_ON_GPU) and compiler_works(device)
     fast = dtype != torch.float32 or not large
-    return fast and planned is not None and planned() >= LONG and compiler_works()
+    return fast and planned is not None and planned() >= LONG and compiler_works(device)
 
 
-def compiler_works() -> bool:
-    """Whether torch.compile yields code for this CPU, which takes a C++ compiler; tried once, and remembered."""
+def compiler_works(device: torch.device) -> bool:
+    """Whether torch.compile yields code for a device, which takes a C or C++ compiler; tried once, and remembered."""
 
     def tried() -> dict[str, bool]:
         try:
-            torch.compile(lambda x: x.sin() + 1)(torch.ones(8))
+            torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device))
         except Exception:  # whatever it is: there is another way
             return {"works": False}
         return {"works": True}
 
     keep_compiled()
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-    return cached(f"{compiler} for torch {torch.__version__} on {platform.machine()}", tried)["works"]
+    where = platform.machine() if device.type == "cpu" else device_name(device)
+    return cached(f"{compiler} for torch {torch.__version__} on {where}", tried)["works"]
 
 
 def keep_compiled() -> None:
@@ -148,7 +152,8 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
     """Mixed precision for training: matrix products in `dtype`, parameters and residual stream in float32."""
     if dtype == torch.float32:
         return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=dtype)
+    # A weight is used once in a forward pass: keeping its cast until the end would only take memory.
+    return torch.autocast(device.type, dtype=dtype, cache_enabled=False)
 
 
 def cast_parameters(net: nn.Module, dtype: torch.dtype) -> None:
@@ -177,6 +182,8 @@ def blocks_of(net: nn.Module) -> Iterator[nn.Module]:
 def compile_blocks(net: nn.Module) -> None:
     """torch.compile each block in place: one compilation serves all, as they are alike."""
     keep_compiled()
+    # DDP would cut each block into parts, to exchange gradients early: blocks are such parts already.
+    torch._dynamo.config.optimize_ddp = False
     for block in blocks_of(net):
         block.compile()
 
@@ -185,7 +192,12 @@ def checkpoint_blocks(net: nn.Module) -> None:
     """Recompute activations in the backward pass instead of keeping them: less memory, a third more work."""
     for block in blocks_of(net):
         if not isinstance(block.forward, partial):  # it is already otherwise
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+            block.forward = partial(_checkpointed, block.forward)
+
+
+def _checkpointed(forward: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    """A call of its own: the compiler does not look into PyTorch's `checkpoint`, and takes it as part of this one."""
+    return checkpoint(forward, *inputs, use_reentrant=False)
 
 
 def is_compiled(net: nn.Module) -> bool:

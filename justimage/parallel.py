@@ -87,14 +87,20 @@ def leave(processes: Processes) -> None:
 
 @contextlib.contextmanager
 def naming_the_gone(processes: Processes) -> Iterator[None]:
-    """Where a connection breaks in the block, since a process has died or left, raise Gone with its name."""
+    """Where a connection breaks in the block, since a process has died or left, raise Gone with its name.
+
+    Where it is this process alone that has failed, `leave` tells the others why, and does not wait for them.
+    """
     try:
         yield
     except RuntimeError as error:
         told = "" if processes.pulse is None else processes.pulse.gone(SEARCH)
-        if not told:
-            raise
-        raise Gone(told) from error
+        if told:
+            raise Gone(told) from error
+        if processes.pulse is not None:
+            first = str(error).partition("\n")[0]
+            processes.pulse.found = f"process {processes.rank} has failed: {first or type(error).__name__}"
+        raise
 
 
 def replicate(model: nn.Module, processes: Processes) -> nn.Module:

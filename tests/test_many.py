@@ -26,6 +26,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from test_run import TINY
 from test_train import ALONE, CONFIG, CPU, begin, equal, go_on, waves
+from torch._dynamo.utils import counters
 
 from justimage.denoiser import Denoiser
 from justimage.disk.tensors import sum_of
@@ -104,12 +105,31 @@ def test_masks_are_the_same_in_any_microbatch_and_when_activations_are_computed_
 @pytest.mark.slow
 def test_masks_are_the_same_in_compiled_blocks():
     """To rounding, in training with dropout of features and of probabilities; a mask that differs would be seen."""
-    if not compiler_works():
+    if not compiler_works(CPU):
         pytest.skip("no compiler")
     source, config = waves(), replace(CONFIG, duration_nimg=64)
     plain, compiled = begin(source, config, **DROPPING), begin(source, replace(config, compile=True), **DROPPING)
     losses = [[tick.loss for tick in go_on(state, source, config)] for state in (plain, compiled)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    for name, tensor in plain.tensors().items():
+        torch.testing.assert_close(compiled.tensors()[name], tensor, atol=5e-5, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_blocks_that_are_computed_again_are_compiled_all_the_same():
+    """The compiler would leave out, without a word, what PyTorch's `checkpoint` calls from elsewhere."""
+    if not compiler_works(CPU):
+        pytest.skip("no compiler")
+    source, config = waves(), replace(CONFIG, duration_nimg=32)
+    network: dict[str, Any] = {**DROPPING, "depth": 1, "context_tokens": 0}  # one graph, of one shape
+    plain = begin(source, config, **network)
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = begin(source, replace(config, checkpoint=True, compile=True), **network)
+    losses = [[tick.loss for tick in go_on(state, source, config)] for state in (plain, compiled)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
     for name, tensor in plain.tensors().items():
         torch.testing.assert_close(compiled.tensors()[name], tensor, atol=5e-5, rtol=1e-3)
 

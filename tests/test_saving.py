@@ -14,7 +14,7 @@ from test_train import ALONE, CONFIG, waves
 from test_writing import small_disk, visible  # noqa: F401 (a fixture)
 
 import justimage as ji
-from justimage.commands.sweep import SweepCommand, _sets
+from justimage.commands.sweep import SweepCommand, sets_of
 from justimage.disk.whole import Unwritten
 from justimage.runs import saving
 from justimage.runs.run import Failed, train_run
@@ -138,7 +138,7 @@ def test_milestones_stay_and_are_weights_like_any_other(tmp_path, monkeypatch):
     sets = weight_sets(tmp_path / "r")
     milestones = [f"{name}@{nimg:09d}" for name in ("ema-0.9", "raw") for nimg in (480, 960)]
     assert sets == sorted(["ema-0.9", "raw", *milestones])
-    assert _sets(SweepCommand(("r",))) == [("r", name) for name in sets]
+    assert sets_of(SweepCommand(("r",))) == [("r", name) for name in sets]
     name = "ema-0.9@000000480"
     assert (
         here("sample", "r", "--weights", name, "--classes", "0", "--count", "1", "--steps", "1", "--device", "cpu") == 0

@@ -669,14 +669,14 @@ def test_noising_and_loss_are_one_graph(loss_space):
 def test_compiling_pays_where_there_is_much_to_do(cache, monkeypatch):
     small = small_net()
     for works in (True, False):
-        monkeypatch.setattr(execution, "compiler_works", lambda works=works: works)
+        monkeypatch.setattr(execution, "compiler_works", lambda device, works=works: works)
         assert not execution.compiling_pays(small, CPU, torch.bfloat16)
         assert not execution.compiling_pays(small, CPU, torch.float32, lambda: 1e13)
         assert execution.compiling_pays(small, CPU, torch.float32, lambda: 1e15) == works
 
 
 def test_drawing_compiles_large_networks_where_there_is_much_to_draw(cache, monkeypatch):
-    monkeypatch.setattr(execution, "compiler_works", lambda: True)
+    monkeypatch.setattr(execution, "compiler_works", lambda device: True)
     monkeypatch.setattr(load_module, "LARGE", 0)
     monkeypatch.setattr(execution, "LARGE", 0)
     model = prepare(tiny_model(), device="cpu", dtype=torch.bfloat16)
@@ -698,7 +698,7 @@ def test_without_a_compiler_nothing_is_compiled(cache, monkeypatch):
 
     monkeypatch.setattr(torch, "compile", compiler)
     monkeypatch.setattr(torch, "__version__", "0.2.test")
-    assert [execution.compiler_works() for _ in range(2)] == [False, False]
+    assert [execution.compiler_works(CPU) for _ in range(2)] == [False, False]
     assert len(tried) == 1
     monkeypatch.setattr(execution, "LONG", 0.0)  # multiply-adds
     source = made_up(TINY)

@@ -86,6 +86,8 @@ def main(arguments: Sequence[str]) -> int:
     _show("sampling", result["sampling"])
     _show_samples(result["sampling"])
     if recipe is not None and source is not None:
+        if asked.out is not None:  # what there is, should training not fit
+            write_text(asked.out, json.dumps(result, indent=1) + "\n")
         del model
         result["training"] = training_rows(recipe, source, batch, rounds, device)
         _show("training", result["training"])

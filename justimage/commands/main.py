@@ -223,7 +223,8 @@ def _in_words(error: RuntimeError) -> str:
     if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         return (
             f"{str(error).splitlines()[0]}\nThe device has no memory left. Drawing takes less with a smaller "
-            "--batch-size, training with --training.microbatch N or --training.checkpoint; `jit plan` says how much"
+            "--batch-size, replay with --microbatch N, training with --training.microbatch N or --training.checkpoint "
+            "(`jit plan` says how much)"
         )
     return ""
 

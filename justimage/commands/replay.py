@@ -37,6 +37,8 @@ class Replay:
     """Where the step begins."""
     data: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None
     """Where the data of the run are now, if they have moved."""
+    microbatch: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
+    """Samples taken at once; by default as many as the run takes, whose processes may have shared the batch."""
     device: Annotated[str | None, tyro.conf.arg(metavar="DEVICE")] = None
     """cpu, cuda, ...; the accelerator by default, if there is one."""
 
@@ -54,7 +56,12 @@ def main(arguments: Sequence[str]) -> int:
     source = open_source(reading.path, network.size, network.channels, recipe.data_options)
     with bars() as progress:
         found = replay(
-            asked.run, asked.nimg, source, processes=Processes(device=find_device(asked.device)), progress=progress
+            asked.run,
+            asked.nimg,
+            source,
+            processes=Processes(device=find_device(asked.device)),
+            microbatch=asked.microbatch,
+            progress=progress,
         )
     say("\n".join(_lines(found)))
     return DONE

@@ -184,7 +184,10 @@ def batches(
     if workers == 0:
         for job in jobs:
             yield job()
-    pool, closing = ThreadPoolExecutor(workers, thread_name_prefix="data"), contextlib.ExitStack()
+    # Threads begin on the first GPU, and asking for pinned memory would make a context there.
+    stay = partial(torch.cuda.set_device, torch.cuda.current_device()) if pinned else None
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="data", initializer=stay)
+    closing = contextlib.ExitStack()
     closing.callback(pool.shutdown, wait=False, cancel_futures=True)
     if isinstance(jobs, Generator):
         closing.callback(jobs.close)

@@ -249,18 +249,18 @@ def _examine(net: FittedNet, held_out: Source, spec: DataSpec, config: Fit, devi
     which a constant explains none.
     """
     features, labels, right, errors = [], [], 0, 0.0
-    total = squares = torch.zeros((), dtype=torch.float64, device=device)
+    total = squares = torch.zeros((), dtype=torch.float64)  # on the CPU, as some accelerators have no float64
     for start in range(0, len(held_out), config.batch_size):
         batch = read(held_out, range(start, min(start + config.batch_size, len(held_out))), config.seed)
         x = spec.encode(to_device(batch.raw, device))
         these, found = net(x)
-        features.append(these.double())
+        features.append(these.cpu().double())
         if net.classes:
             labels.append(batch.y["labels"])
             right += int((found.argmax(1).cpu() == labels[-1]).sum())
         else:
-            cells = net.encoder.reduce(x).double()
-            errors += float((found - cells).square().sum())
+            cells = net.encoder.reduce(x).cpu().double()
+            errors += float((found.cpu() - cells).square().sum())
             total, squares = total + cells.sum(0), squares + cells.square().sum(0)
     seen = torch.cat(features)
     net.unit.copy_(seen.var(0, correction=0).mean().sqrt().clamp_min(torch.finfo(torch.float32).tiny))

@@ -167,6 +167,6 @@ SHAPES: dict[Shape, Callable[[int, np.random.Generator], np.ndarray]] = {
 
 def on_plane(x: Tensor, projection: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Vectors (N, 1, D) -> their coordinates in the plane (N, 2), and their distance from it (N,)."""
-    rows = x[:, 0].double().cpu().numpy()
+    rows = x[:, 0].cpu().double().numpy()
     inside = rows @ projection
     return inside, np.linalg.norm(rows - inside @ projection.T, axis=1)

@@ -127,11 +127,13 @@ def replay(
     loss: Any = flow_matching,
     network: NetworkClass | None = None,
     preconditioner: Scalings | None = None,
+    microbatch: int | None = None,
     progress: Work = unseen,
 ) -> Found:
     """Train from the newest state up to nimg, which writes nothing, and make the step that begins there, watched.
 
-    loss, network, preconditioner: as for `train_run`, where they are the user's own. Blocks are neither compiled nor
+    loss, network, preconditioner: as for `train_run`, where they are the user's own. microbatch: in place of the run's,
+    whose processes may have shared a batch that is too much for one. Blocks are neither compiled nor
     recomputed, so that every module is seen. Raises ValueError where the folder holds no run, no step begins there, the
     data are others than the run's, where settings were changed (--changed) on the way from the state to the step, or
     where it comes before the oldest state of a run that began from weights.
@@ -165,6 +167,7 @@ def replay(
         )
     recipe = replaced(recipe, at, f"{RECIPE}: ")
     config = replace(recipe.training, compile=False, checkpoint=False, most_skipped=MOST_NIMG)
+    config = config if microbatch is None else replace(config, microbatch=microbatch)
     state = build(model, config, processes, anew=() if origin is None else origin.anew)
     if before:
         state.restore(before[-1])

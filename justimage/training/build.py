@@ -7,6 +7,7 @@ of saved tensors stay those of the plain network.
 """
 
 from collections.abc import Collection
+from functools import partial
 from math import prod
 
 import torch
@@ -69,7 +70,8 @@ def build(
         checkpoint_blocks(net)
     dtype, compiled = config.dtype(processes.device), config.compile
     if compiled is None:
-        compiled = compiling_pays(net, processes.device, dtype, lambda: _planned(model, config))
+        planned = partial(_planned, model, config) if processes.device.type == "cpu" else None  # a GPU trains for long
+        compiled = compiling_pays(net, processes.device, dtype, planned)
     if compiled:
         compile_blocks(net)
     plain = outline(model) if sharded else None

@@ -196,9 +196,11 @@ def _update(state: TrainingState, config: Training, bad: Tensor) -> float:
     )
     for group in state.optimizer.param_groups:
         group["lr"] = lr
-    # The fused step leaves everything as it is where found_inf is 1, and the host need not look.
+    # The fused step leaves everything as it is where found_inf is 1, and the host need not look; on MPS only in newer
+    # versions of torch.
     state.optimizer.found_inf = bad.float()  # pyright: ignore[reportAttributeAccessIssue]
-    state.optimizer.step()
+    if state.processes.device.type != "mps" or not bad:
+        state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     state.nimg += config.batch_size
     state.ema.update(state.nimg)

@@ -15,6 +15,7 @@ from justimage.execution import (
     compile_blocks,
     compiling_pays,
     find_device,
+    is_compiled,
     precision_of,
 )
 from justimage.networks.cost import cost_of
@@ -179,11 +180,10 @@ def load(
     network, preconditioner: the class and the function, where the model was trained with the user's own.
     allow_non_finite: take weights that hold NaN or infinity, which draw nothing.
     base: the weights that adapters are for, where they are no longer where they were.
-    device, dtype, compile: by default the accelerator if there is one, bfloat16 where that is faster, and compiled
-    blocks where that pays: on GPUs, and see `compile_for`; in float32 on a CPU, wide layers in pieces where that does
-    (weights.pieces). dtype=torch.float32, compile=False is the reference;
+    device, dtype: by default the accelerator if there is one, and bfloat16 where that is faster; in float32 on a CPU,
+    wide layers in pieces where that is (weights.pieces). dtype=torch.float32, compile=False is the reference;
     dtype=torch.int8 rounds the linear maps of the blocks (weights.int8), which is fast on CPUs without AMX, and such a
-    model can only sample.
+    model can only sample. compile: the blocks, which takes half a minute and pays where much is drawn (`compile_for`).
 
     Raises ValueError where the source does not exist, is truncated or foreign, does not hold these weights, or holds
     some that are not finite.
@@ -213,23 +213,27 @@ def prepare(
         dtype = fast_dtype(where) if name_of(model.net) in NETWORKS else torch.float32
     model.to(where).eval()
     if dtype == torch.int8:
+        if where.type != "cpu":
+            raise ValueError(
+                f"int8 is for CPUs; on {where.type} load with dtype=torch.bfloat16, or --precision bfloat16"
+            )
         use_int8(model.net)
     else:
         cast_parameters(model.net, dtype)
     if dtype == torch.float32 and compile is None and name_of(model.net) in NETWORKS:
         use_pieces(model.net, where)
-    if compiling_pays(model.net, where, dtype) if compile is None else compile:
+    if compile:
         compile_blocks(model.net)
     return model
 
 
 def compile_for(model: Denoiser, evaluations: int) -> None:
-    """Compile the blocks of a loaded model on a CPU, where so many evaluations of the network are worth it.
+    """Compile the blocks of a loaded model, where so many evaluations of the network are worth it.
 
     Compiling takes longer than a few samples gain. Small networks gain less than that in drawing any usual number.
     """
     small = sum(p.numel() for p in model.net.parameters()) < LARGE
-    if small or model.device.type != "cpu" or name_of(model.net) not in NETWORKS:
+    if small or is_compiled(model.net) or name_of(model.net) not in NETWORKS:
         return
     dtype = SAMPLING_PRECISIONS[precision_of(model.net)]
     if compiling_pays(model.net, model.device, dtype, lambda: evaluations * cost_of(model.config).multiply_adds):
