@@ -14,6 +14,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ from justimage.disk.tensors import sum_of
 from justimage.execution import compiler_works
 from justimage.meeting import Seat, device_of, meet, seat_of
 from justimage.networks.dropout import Dropout, kept
-from justimage.parallel import Processes
+from justimage.parallel import Processes, leave, naming_the_gone
 from justimage.pulse import Pulse
 from justimage.runs.recipes import Recipe, Report
 from justimage.runs.run import train_run
@@ -121,11 +122,10 @@ def test_blocks_that_are_computed_again_are_compiled_all_the_same():
     if not compiler_works(CPU):
         pytest.skip("no compiler")
     source, config = waves(), replace(CONFIG, duration_nimg=32)
-    network: dict[str, Any] = {**DROPPING, "depth": 1, "context_tokens": 0}  # one graph, of one shape
-    plain = begin(source, config, **network)
+    plain = begin(source, config, **ONE_BLOCK)
     torch._dynamo.reset()
     counters.clear()
-    compiled = begin(source, replace(config, checkpoint=True, compile=True), **network)
+    compiled = begin(source, replace(config, checkpoint=True, compile=True), **ONE_BLOCK)
     losses = [[tick.loss for tick in go_on(state, source, config)] for state in (plain, compiled)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     assert counters["stats"]["unique_graphs"] == 1
@@ -255,6 +255,45 @@ def test_two_processes_are_one_with_dropout_replicated_and_sharded(tmp_path):
         assert found.keys() == alone.tensors().keys()
         for name, tensor in alone.tensors().items():
             torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=1e-5)
+
+
+def test_a_process_that_fails_alone_says_why_and_waits_for_nobody():
+    """The others would find that it has left, and a group of GPUs would wait for them."""
+    pulse: Any = SimpleNamespace(found="", gone=lambda seconds: "", stop=lambda: None)
+    processes = Processes(1, 2, CPU, None, pulse)
+    with pytest.raises(RuntimeError, match="no memory"), naming_the_gone(processes):
+        raise RuntimeError("no memory is left\nof 80 GB")
+    assert pulse.found == "process 1 has failed: no memory is left"
+    leave(processes)
+
+
+ONE_BLOCK: dict[str, Any] = {**DROPPING, "depth": 1, "context_tokens": 0}  # of one shape, so one graph
+COMPILED = """
+from torch._dynamo.utils import counters
+from test_many import ONE_BLOCK
+for shard in (False, True):
+    config = replace(CONFIG, duration_nimg=32, checkpoint=True, compile=True, shard=shard)
+    state = begin(waves(), config, processes, **ONE_BLOCK)
+    counters.clear()
+    losses = [tick.loss for tick in go_on(state, waves(), config)]
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"], (shard, counters)
+    torch._dynamo.reset()
+    if processes.first:
+        (Path(sys.argv[1]) / f"shard-{shard}").write_text(json.dumps(losses))
+leave(processes)
+"""
+
+
+@pytest.mark.slow
+def test_blocks_of_two_processes_are_compiled_and_computed_again(tmp_path):
+    """Replicated and sharded: one graph for a block, and the losses of one process that does neither."""
+    if not compiler_works(CPU):
+        pytest.skip("no compiler")
+    run_together(tmp_path, COMPILED, tmp_path)
+    config = replace(CONFIG, duration_nimg=32)
+    alone = [tick.loss for tick in go_on(begin(waves(), config, **ONE_BLOCK), waves(), config)]
+    for shard in (False, True):
+        assert json.loads((tmp_path / f"shard-{shard}").read_text()) == pytest.approx(alone, rel=1e-4)
 
 
 def run_until(folder: Path, nimg: int, processes: Processes = ALONE, *, shard: bool = False) -> TrainingState:

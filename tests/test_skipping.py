@@ -246,7 +246,7 @@ def test_a_run_that_began_from_weights_is_replayed_from_its_states_alone(tmp_pat
     source, quiet = waves(), Console(file=io.StringIO())
     train_run(recipe_of_waves(duration_nimg=96), source, tmp_path / "first", processes=ALONE, console=quiet)
     tuned = recipe_of_waves(lora=ji.LoRA(rank=rank))
-    tuned = replace(tuned, network=replace(tuned.network, patch=(2, 2)))
+    tuned = replace(tuned, network=small_config((8, 8), 2, channels=2, num_classes=2))
     for keep_states, name in ((9, "all"), (1, "last")):
         report = replace(tuned.report, keep_states=keep_states)
         recipe, weights = replace(tuned, report=report), tmp_path / "first"

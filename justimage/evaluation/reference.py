@@ -119,7 +119,7 @@ def _look(
     count: int,
     mirrored: bool,
     progress: Progress | None,
-    device: torch.device | None,
+    device: torch.device | str | None,
 ) -> None:
     """Write what is to be known of a source into a folder."""
     looker = Looker(source.spec, features, keep_raw=False)
