@@ -327,6 +327,21 @@ def test_a_condition_passes_through_the_commands(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["data", "inspect", "--data", "photos/", "--size", "32"], "without --data: jit data inspect photos/"),
+        (["data", "pack", "--path=photos/"], "without --path: jit data pack photos/"),
+        (["sample", "--count", "3", "--model", "runs/x"], "without --model: jit sample runs/x"),
+        (["doctor", "--run", "runs/x"], "without --run: jit doctor runs/x"),
+        (["replay", "--run"], "RUN stands without --run"),
+    ],
+)
+def test_what_stands_by_its_place_is_no_option(capsys, words, said):
+    assert main(words) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     "error",
     [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB"), RuntimeError("can't allocate memory: 9")],
 )

@@ -77,18 +77,37 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
 }
 
 
+# What a command takes by its place -> what others give by these options.
+BY_PLACE = {"path": ("path", "data"), "model": ("model", "ckpt", "checkpoint"), "run": ("run", "model")}
+
+
 def parse(kind: type[Parsed], arguments: Sequence[str], prog: str, default: Parsed | None = None) -> Parsed:
     """The arguments as a dataclass, starting from a default if there is one.
 
     Raises ValueError, with the likeliest option, for what is not understood; exits with 2 where a value is of the wrong
     type, and with 0 after --help.
     """
+    _check_places(kind, arguments, prog)
     start: dict[str, Any] = {} if default is None else {"default": default}
     parsed, unknown = tyro.cli(kind, args=list(arguments), prog=prog, return_unknown_args=True, **start)
     if unknown:
         options = list(dict.fromkeys(option_names(parsed)))
         raise ValueError(f"{_instead(unknown[0], options)}\nAll options: {prog} --help")
     return parsed
+
+
+def _check_places(kind: type, arguments: Sequence[str], prog: str) -> None:
+    """Raises ValueError where something that a command takes by its place is given as an option."""
+    hints = get_type_hints(kind, include_extras=True)
+    names = {item.name for item in fields(kind)}  # type: ignore[arg-type]
+    places = {name for name in names if NOT_OPTIONS & set(map(repr, get_args(hints[name])[1:]))}
+    for name in places & BY_PLACE.keys():
+        wrong = {f"--{option}" for option in BY_PLACE[name] if option not in names - places}
+        for i, each in enumerate(arguments):
+            option, _, value = each.partition("=")
+            if option in wrong:
+                value = value or next(iter(arguments[i + 1 :]), "")
+                raise ValueError(f"{name.upper()} stands without {option}: {prog} {value} ...")
 
 
 def option_names(values: Any) -> Iterator[str]:
