@@ -3,6 +3,7 @@
 python docs/speed.py writes it; tests/test_speed.py fails where it is out of date.
 """
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,7 +123,7 @@ def presets() -> str:
 def sooner() -> str:
     """What the recipes need today of the time before."""
     rows = []
-    for name, told in found("sooner-*.json"):
+    for name, told in itertools.chain(found("sooner-*.json"), found("hour-*.json")):
         recipe, all_of = told["settings"]["options"]["recipe"], told["summary"]
         for which in ("before", "today"):
             numbers, config = all_of[which], told["settings"]["training"][which]
