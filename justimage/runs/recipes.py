@@ -270,7 +270,7 @@ RECIPES: dict[str, Recipe] = {
         promise=PROMISES["cifar10-dae"],
         training=replace(CIFAR10.training, loss_space="x", times=LogitNormal(ONE_LEVEL, 0.0)),
         sampling=Sampling(steps=1, sampler="euler", final="x"),
-        report=replace(CIFAR10.report, preview_steps=1, evaluate_nimg=0),  # what it draws from noise is no measure
+        report=replace(CIFAR10.report, preview_steps=1),
     ),
     "fields": Recipe(
         promise=PROMISES["fields"],
