@@ -786,7 +786,7 @@ def test_the_readme_says_how_fast_b16_is():
     assert f"B/16 draws {paper:.0f} times as fast as that network does plainly, and {fast:.0f} times with" in text
     eight, whole = (times_plain(f"bench-b16-256-{name}-batch-1") for name in ("int8-vnni", "float32-avx2"))
     share = result("bench-b16-256-float32-avx2-batch-1")["sampling"]["rows"][2]["share_of_peak"]
-    assert f"B/16 is drawn {whole['paper']:.1f} times as fast as the same network draws" in text
+    assert f"B/16 is drawn {whole['paper']:.2f} times as fast as the same network draws" in text
     assert f"{100 * share:.0f} % of what the processor can do, and {whole['fast']:.0f} times" in text
     many = times_plain("bench-b16-256-float32-avx2-batch-8")
     assert f"{many['paper']:.2f} and {many['fast']:.1f} times where eight are drawn at once" in text
