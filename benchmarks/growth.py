@@ -170,7 +170,7 @@ def main(options: Options) -> None:
         counts = sorted({1, 2, os.cpu_count() or 1})
         rows += [side_by_side(count) for count in counts if count <= (os.cpu_count() or 1)]
     path = result_path("growth", device, ".json")
-    path.write_text(json.dumps({"machine": facts(device), "rows": rows}, indent=1) + "\n")
+    path.write_text(json.dumps({"machine": facts(device), "memory": "of one training", "rows": rows}, indent=1) + "\n")
     plot(rows, path.with_suffix(".png"))
     print(f"wrote {path} and the plot beside it")
 

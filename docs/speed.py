@@ -147,7 +147,9 @@ def sooner() -> str:
 def growth() -> str:
     """The plots of how cost grows."""
     return "\n\n".join(
-        f"{where(told['machine'])}, one thread a process (`{name}.json`); dotted: in proportion to multiply-adds.\n\n"
+        f"{where(told['machine'])}, one thread a process (`{name}.json`); dotted: in proportion to multiply-adds."
+        + ("" if "memory" in told else " Memory is of two trainings there, ours and the plain one.")
+        + "\n\n"
         f"![cost against batch, tokens, width, processes and size](../benchmarks/results/{name}.png)"
         for name, told in found("growth-*.json")
     )
