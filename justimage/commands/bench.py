@@ -64,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
             raise ValueError(f"--data {asked.data} counts for nothing beside --probe, which multiplies matrices alone")
         _show_products(device)
         _write(asked.out, facts(device))
-        return DONE
+        return _said(asked.out)
     result: dict[str, Any] = {"what": asked.model, **facts(device)}
     say(f"{asked.model} on {result['device']}, {result['threads']} threads, torch {result['torch']}")
     recipe, source = None, None
@@ -86,20 +86,25 @@ def main(arguments: Sequence[str]) -> int:
     _show("sampling", result["sampling"])
     _show_samples(result["sampling"])
     if recipe is not None and source is not None:
-        if asked.out is not None:  # what there is, should training not fit
-            write_text(asked.out, json.dumps(result, indent=1) + "\n")
+        _write(asked.out, result)  # what there is, should training not fit
         del model
         result["training"] = training_rows(recipe, source, batch, rounds, device)
         _show("training", result["training"])
     _write(asked.out, result)
-    return DONE
+    return _said(asked.out)
 
 
 def _write(out: Path | None, result: Mapping[str, Any]) -> None:
     """Into the file that was asked for, if one was."""
     if out is not None:
         write_text(out, json.dumps(result, indent=1) + "\n")
+
+
+def _said(out: Path | None) -> int:
+    """Say where everything is; returns the exit code."""
+    if out is not None:
         say(f"everything is in {out}")
+    return DONE
 
 
 def _source(recipe: Recipe, data: str) -> Source:

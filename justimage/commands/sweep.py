@@ -119,7 +119,8 @@ def _best_is_a_copy(run: Path, there: Sequence[str]) -> bool:
     """Whether the best weights of a run are also another of its sets: those of a save at the same moment."""
 
     def moment(name: str) -> tuple[str, Any]:
-        said = read_json(run / "weights" / name / CONFIG).get("training") or {}
+        config = read_json(run / "weights" / name / CONFIG)
+        said = (config.get("training") if isinstance(config, dict) else None) or {}
         return str(said.get("weights", name)).partition("@")[0], said.get("nimg")
 
     return moment(BEST.name) in {moment(name) for name in there if name != BEST.name}

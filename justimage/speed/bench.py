@@ -13,7 +13,7 @@ from justimage.data.arrays import Arrays
 from justimage.data.loader import batches
 from justimage.data.spec import Source
 from justimage.denoiser import Denoiser
-from justimage.execution import device_name, precision_of
+from justimage.execution import device_name, name_of_dtype, precision_of
 from justimage.networks.cost import cost_of
 from justimage.networks.layers import MLP, Attention, Modulation, SwiGLU
 from justimage.parallel import Processes
@@ -160,7 +160,7 @@ def training_rows(recipe: Recipe, source: Source, batch: int, rounds: int, devic
     """
     recipe = recipe.fitted_to(source.spec)
     flop = 3 * 2 * cost_of(recipe.network).multiply_adds
-    precision = _name(recipe.training.dtype(device))
+    precision = name_of_dtype(recipe.training.dtype(device))
     model, config = recipe.model(source.spec), replace(recipe.training, microbatch=0, duration_nimg=10**12)
     if not batch:
         batch = fitting_batch(flop, _rate(precision, device), recipe.training.batch_size)
@@ -407,7 +407,3 @@ def replaced(owner: Any, method: str, clock: Clock, name: str) -> Iterator[None]
         yield
     finally:
         delattr(owner, method)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
